@@ -1,0 +1,71 @@
+/* ops.c - context: which backend, scratch memory, call counts. */
+#include "ops/ops.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(_OPENMP)
+#include <omp.h>
+#else
+static int omp_get_max_threads(void)
+{
+    return 1;
+}
+static int omp_get_thread_num(void)
+{
+    return 0;
+}
+#endif
+
+fp8flow_status fp8flow_context_create(const fp8flow_context_options *options, fp8flow_context **context)
+{
+    F8_REQUIRE(options && context, EINVAL, "context_create: NULL argument");
+    F8_REQUIRE(options->backend == FP8FLOW_CPU || options->backend == FP8FLOW_REFERENCE, EINVAL,
+               "context_create: unknown backend %d", (int)options->backend);
+    F8_REQUIRE(options->num_threads >= 0 && options->num_threads <= 4096, EINVAL,
+               "context_create: %d threads, expected 0 to 4096", options->num_threads);
+    fp8flow_context *c = calloc(1, sizeof *c);
+    F8_REQUIRE(c, ENOMEM, "context_create: no memory for %zu bytes", sizeof *c);
+    c->ops = options->backend == FP8FLOW_CPU ? f8_ops_cpu() : &f8_ops_reference;
+    c->device = f8_device_cpu();
+    c->num_threads = options->num_threads ? options->num_threads : omp_get_max_threads();
+    size_t bytes = (size_t)c->num_threads * F8_SCRATCH_BYTES;
+    fp8flow_status status = c->device->alloc(bytes, (void **)&c->scratch);
+    if (status != FP8FLOW_OK) {
+        free(c);
+        return f8_fail_in(status, "context_create: %d threads", options->num_threads);
+    }
+    *context = c;
+    return FP8FLOW_OK;
+}
+
+void fp8flow_context_destroy(fp8flow_context *c)
+{
+    if (!c) return;
+    c->device->free(c->scratch);
+    free(c);
+}
+
+int64_t fp8flow_context_calls(const fp8flow_context *c, const char *op)
+{
+    static const char *const names[] = {
+#define F8_X(name) #name,
+        F8_OPS(F8_X)
+#undef F8_X
+    };
+    for (int i = 0; c && op && i < F8_NUM_OPS; i++)
+        if (strcmp(names[i], op) == 0) return c->calls[i];
+    return -1;
+}
+
+void *f8_scratch(fp8flow_context *c)
+{
+    return c->scratch + (size_t)omp_get_thread_num() * F8_SCRATCH_BYTES;
+}
+
+int f8_threads_for(const fp8flow_context *c, int64_t work)
+{
+    enum { WORK_PER_THREAD = 16384 };
+    int64_t useful = work / WORK_PER_THREAD;
+    return useful < 1 ? 1 : useful < c->num_threads ? (int)useful : c->num_threads;
+}

@@ -1,0 +1,67 @@
+/* ops.h - the list of operators, the table of a backend, the context. Contracts: fp8flow_ops.h.
+ *
+ * Each operator has one file <op>.c with its public entry (checks the contract, then F8_RUN) and its
+ * reference f8_ref_<op>, and where it pays a neighbour <op>_avx2.c with f8_avx2_<op> (later <op>.cu).
+ * Implementations assume the contract. A backend is a table of functions: the reference table is complete
+ * by construction, the CPU table is a copy of it with overrides (ops_cpu.c).
+ */
+#ifndef F8_OPS_OPS_H
+#define F8_OPS_OPS_H
+
+#include "base/status.h"
+#include "base/tensor.h"
+#include "device/device.h"
+
+/* clang-format off */
+#define F8_OPS(X)                                                                              \
+    X(quantize) X(dequantize) X(transpose)                                                     \
+    X(permute_plan) X(permute) X(unpermute)                                                    \
+    X(swiglu) X(swiglu_backward)                                                               \
+    X(router) X(router_loss) X(router_backward) X(router_bias_update)                          \
+    X(gemm) X(add)                                                                             \
+    X(rmsnorm) X(rmsnorm_backward) X(rope) X(attention) X(attention_backward)                  \
+    X(embed) X(embed_backward) X(cross_entropy)                                                \
+    X(square_sum) X(adamw) X(measure)
+/* clang-format on */
+
+typedef enum {
+#define F8_X(op) F8_OP_##op,
+    F8_OPS(F8_X)
+#undef F8_X
+    F8_NUM_OPS
+} f8_op;
+
+typedef struct {
+    const char *name;
+#define F8_X(op) fp8flow_status (*op)(fp8flow_context *, const fp8flow_##op##_args *);
+    F8_OPS(F8_X)
+#undef F8_X
+} f8_ops;
+
+#define F8_X(op) fp8flow_status f8_ref_##op(fp8flow_context *c, const fp8flow_##op##_args *a);
+F8_OPS(F8_X)
+#undef F8_X
+
+/* Reference table; CPU table for this processor (ops_cpu.c). */
+extern const f8_ops f8_ops_reference;
+const f8_ops *f8_ops_cpu(void);
+
+struct fp8flow_context {
+    const f8_ops *ops;
+    const f8_device *device;
+    int num_threads;
+    char *scratch; /* num_threads * F8_SCRATCH_BYTES */
+    int64_t calls[F8_NUM_OPS];
+};
+
+/* Scratch memory of one thread, 64-byte aligned; contents are lost between operator calls. */
+enum { F8_SCRATCH_BYTES = 8 << 20 };
+void *f8_scratch(fp8flow_context *c);
+
+/* 1 in an operator's OpenMP loops means: too little work to share. `work` is about one simple operation. */
+int f8_threads_for(const fp8flow_context *c, int64_t work);
+
+/* Count the call and run the context's implementation of an operator whose contract has been checked. */
+#define F8_RUN(context, op, args) ((context)->calls[F8_OP_##op]++, (context)->ops->op((context), (args)))
+
+#endif
