@@ -8,6 +8,7 @@
 #ifndef F8_OPS_OPS_H
 #define F8_OPS_OPS_H
 
+#include "base/arena.h"
 #include "base/status.h"
 #include "base/tensor.h"
 #include "device/device.h"
@@ -52,7 +53,11 @@ struct fp8flow_context {
     int num_threads;
     char *scratch; /* num_threads * F8_SCRATCH_BYTES */
     int64_t calls[F8_NUM_OPS];
+    f8_arena workspace; /* of layers and models; empty between their calls */
 };
+
+/* Make the workspace at least this large. For *_create functions: it must be empty. */
+fp8flow_status f8_context_reserve(fp8flow_context *c, size_t bytes);
 
 /* Scratch memory of one thread, 64-byte aligned; contents are lost between operator calls. */
 enum { F8_SCRATCH_BYTES = 8 << 20 };
