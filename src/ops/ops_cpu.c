@@ -13,7 +13,7 @@ const f8_ops f8_ops_reference = {
 
 /* clang-format off */
 /* Operators with an AVX2 implementation (<op>_avx2.c). */
-#define F8_AVX2_OPS(X)
+#define F8_AVX2_OPS(X) X(permute) X(unpermute)
 /* clang-format on */
 
 #define F8_X(op) fp8flow_status f8_avx2_##op(fp8flow_context *c, const fp8flow_##op##_args *a);
