@@ -37,15 +37,15 @@ extern "C" {
 /* ---- Status --------------------------------------------------------------------------------- */
 
 /* Status codes; the values are part of the ABI. */
-#define FP8FLOW_STATUS_LIST(X)                                                   \
-    X(OK, 0, "success")                                                          \
-    X(EINVAL, 1, "invalid argument")                                             \
-    X(ESHAPE, 2, "shape not allowed")                                            \
-    X(ENOMEM, 3, "out of memory")                                                \
-    X(EBACKEND, 4, "backend failure")                                            \
-    X(ECOMM, 5, "communication failure")                                         \
-    X(EIO, 6, "input or output failure")                                         \
-    X(EFORMAT, 7, "malformed file or configuration")                             \
+#define FP8FLOW_STATUS_LIST(X)                       \
+    X(OK, 0, "success")                              \
+    X(EINVAL, 1, "invalid argument")                 \
+    X(ESHAPE, 2, "shape not allowed")                \
+    X(ENOMEM, 3, "out of memory")                    \
+    X(EBACKEND, 4, "backend failure")                \
+    X(ECOMM, 5, "communication failure")             \
+    X(EIO, 6, "input or output failure")             \
+    X(EFORMAT, 7, "malformed file or configuration") \
     X(ENOSYS, 8, "not available in this build or on this machine")
 
 typedef enum {
@@ -142,8 +142,7 @@ typedef struct {
 } fp8flow_context_options;
 
 /* Create / destroy. Errors: EINVAL, ENOMEM. destroy(NULL) is allowed. */
-FP8FLOW_API fp8flow_status fp8flow_context_create(const fp8flow_context_options *options,
-                                                  fp8flow_context **context);
+FP8FLOW_API fp8flow_status fp8flow_context_create(const fp8flow_context_options *options, fp8flow_context **context);
 FP8FLOW_API void fp8flow_context_destroy(fp8flow_context *context);
 
 /* Calls of the named operator ("quantize") on this context so far; -1 for an unknown name. */
@@ -339,8 +338,8 @@ typedef struct {
     int64_t num_experts, top_k; /* 1 <= k <= E */
     fp8flow_score score;
     fp8flow_gate_rule gate_rule;
-    float gate_scale;                      /* gates are multiplied by this (routed_scaling_factor) */
-    int64_t num_groups, top_groups;        /* group-limited choice; 1, 1: off. E % num_groups == 0 */
+    float gate_scale;               /* gates are multiplied by this (routed_scaling_factor) */
+    int64_t num_groups, top_groups; /* group-limited choice; 1, 1: off. E % num_groups == 0 */
     fp8flow_group_score group_score;
     int64_t sequence_length;               /* S: tokens per sequence for the sequence loss; T % S == 0 */
     float aux_coef, sequence_coef, z_coef; /* losses below */
@@ -374,8 +373,8 @@ FP8FLOW_API fp8flow_status fp8flow_router(fp8flow_context *c, const fp8flow_rout
 /* Load figures of a batch that may span several ranks; the caller adds up counts and score_sums over
  * sequences and ranks before router_loss and router_backward. */
 typedef struct {
-    int64_t total_tokens;         /* tokens of all ranks */
-    const int64_t *total_counts;  /* [E] over all ranks */
+    int64_t total_tokens;          /* tokens of all ranks */
+    const int64_t *total_counts;   /* [E] over all ranks */
     const float *total_score_sums; /* [E] over all ranks */
 } fp8flow_router_load;
 
@@ -424,8 +423,7 @@ typedef struct {
     float rate;
     float *bias;
 } fp8flow_router_bias_update_args;
-FP8FLOW_API fp8flow_status fp8flow_router_bias_update(fp8flow_context *c,
-                                                      const fp8flow_router_bias_update_args *a);
+FP8FLOW_API fp8flow_status fp8flow_router_bias_update(fp8flow_context *c, const fp8flow_router_bias_update_args *a);
 
 /* ---- Matrix products ------------------------------------------------------------------------ */
 
@@ -497,8 +495,7 @@ typedef struct {
     fp8flow_tensor *dx;
     float *dweight;
 } fp8flow_rmsnorm_backward_args;
-FP8FLOW_API fp8flow_status fp8flow_rmsnorm_backward(fp8flow_context *c,
-                                                    const fp8flow_rmsnorm_backward_args *a);
+FP8FLOW_API fp8flow_status fp8flow_rmsnorm_backward(fp8flow_context *c, const fp8flow_rmsnorm_backward_args *a);
 
 typedef enum { FP8FLOW_ROTATE = 1, FP8FLOW_ROTATE_BACK = -1 } fp8flow_rotation;
 
@@ -544,8 +541,7 @@ typedef struct {
     float scale;
     fp8flow_tensor *grad_q, *grad_k, *grad_v;
 } fp8flow_attention_backward_args;
-FP8FLOW_API fp8flow_status fp8flow_attention_backward(fp8flow_context *c,
-                                                      const fp8flow_attention_backward_args *a);
+FP8FLOW_API fp8flow_status fp8flow_attention_backward(fp8flow_context *c, const fp8flow_attention_backward_args *a);
 
 /* embed: y[t] = table[ids[t]].  table [V, H] BF16, ROWS; ids [T] int32 in [0, V); y [T, H] BF16, ROWS.
  * Exactness E.  Errors EINVAL (id out of range: CPU only), ESHAPE.  Source none needed. */
@@ -610,15 +606,15 @@ FP8FLOW_API fp8flow_status fp8flow_adamw(fp8flow_context *c, const fp8flow_adamw
 
 /* What quantisation did to a tensor. Zeros (+0 and -0) in the input are not underflows. */
 typedef struct {
-    int64_t count;      /* elements in valid rows */
-    int64_t zeros;      /* +-0 in x */
-    int64_t underflow;  /* nonzero finite x whose code is +-0 */
-    int64_t subnormal;  /* codes that are subnormal and not 0 */
-    int64_t saturated;  /* finite |x| > max * scale, and Inf */
-    int64_t nonfinite;  /* NaN and Inf in x */
+    int64_t count;                      /* elements in valid rows */
+    int64_t zeros;                      /* +-0 in x */
+    int64_t underflow;                  /* nonzero finite x whose code is +-0 */
+    int64_t subnormal;                  /* codes that are subnormal and not 0 */
+    int64_t saturated;                  /* finite |x| > max * scale, and Inf */
+    int64_t nonfinite;                  /* NaN and Inf in x */
     int32_t min_exponent, max_exponent; /* of the scales, powers of two; TENSOR: floor(log2) */
-    double amax;         /* largest finite |x| */
-    double signal, noise; /* sum x^2 and sum (x - q)^2 over finite x; SQNR = 10 log10(signal / noise) */
+    double amax;                        /* largest finite |x| */
+    double signal, noise;               /* sum x^2 and sum (x - q)^2 over finite x; SQNR = 10 log10(signal / noise) */
 } fp8flow_tensor_stats;
 
 /* measure: compare an FP8 tensor with the values that it stands for.

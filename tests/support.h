@@ -26,12 +26,12 @@
     } while (0)
 
 /* The call must fail with this status, and its message must contain `text`. */
-#define assert_fails(call, status, text)                                                             \
-    do {                                                                                             \
-        fp8flow_status status_ = (call);                                                             \
-        if (status_ != (status)) fail_msg("%s: got %s", #call, fp8flow_status_name(status_));        \
-        if (!strstr(fp8flow_last_error(), (text)))                                                   \
-            fail_msg("%s: message \"%s\" lacks \"%s\"", #call, fp8flow_last_error(), (text));        \
+#define assert_fails(call, status, text)                                                      \
+    do {                                                                                      \
+        fp8flow_status status_ = (call);                                                      \
+        if (status_ != (status)) fail_msg("%s: got %s", #call, fp8flow_status_name(status_)); \
+        if (!strstr(fp8flow_last_error(), (text)))                                            \
+            fail_msg("%s: message \"%s\" lacks \"%s\"", #call, fp8flow_last_error(), (text)); \
     } while (0)
 
 static inline fp8flow_context *make_context(fp8flow_backend backend, int32_t num_threads)
@@ -78,11 +78,11 @@ static inline void assert_same_tensor(const fp8flow_tensor *a, const fp8flow_ten
 
 /* Kinds of test data. Every class E operator must agree with its reference on all of them. */
 typedef enum {
-    DATA_NORMAL,       /* N(0, 1) */
-    DATA_HEAVY_TAILED, /* rows scaled by 2^u, u in -20..20: every shift of the transpose occurs */
-    DATA_OUTLIERS,     /* N(0, 1) with every 17th column scaled by 2^12 */
-    DATA_ZERO_BLOCKS,  /* N(0, 1) with all-zero rows and columns, and -0 */
-    DATA_SPECIAL,      /* N(0, 1) with NaN, Inf, -Inf, -0, subnormals, largest finite values sprinkled in */
+    DATA_NORMAL,         /* N(0, 1) */
+    DATA_HEAVY_TAILED,   /* rows scaled by 2^u, u in -20..20: every shift of the transpose occurs */
+    DATA_OUTLIERS,       /* N(0, 1) with every 17th column scaled by 2^12 */
+    DATA_ZERO_BLOCKS,    /* N(0, 1) with all-zero rows and columns, and -0 */
+    DATA_SPECIAL,        /* N(0, 1) with NaN, Inf, -Inf, -0, subnormals, largest finite values sprinkled in */
     DATA_SMALL_INTEGERS, /* integers -3..3 */
     NUM_DATA_KINDS
 } data_kind;

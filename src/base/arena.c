@@ -5,10 +5,10 @@
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
-#define POISON(address, bytes) ASAN_POISON_MEMORY_REGION(address, bytes)
+#define POISON(address, bytes)   ASAN_POISON_MEMORY_REGION(address, bytes)
 #define UNPOISON(address, bytes) ASAN_UNPOISON_MEMORY_REGION(address, bytes)
 #else
-#define POISON(address, bytes) ((void)0)
+#define POISON(address, bytes)   ((void)0)
 #define UNPOISON(address, bytes) ((void)0)
 #endif
 

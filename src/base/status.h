@@ -11,31 +11,29 @@
 
 /* Record a formatted message for this thread and return `status`. Long messages are cut at 1023 bytes;
  * control characters (a hostile file name, a key of a JSON file) are replaced by '?'. */
-fp8flow_status f8_fail(fp8flow_status status, const char *format, ...)
-    __attribute__((format(printf, 2, 3)));
+fp8flow_status f8_fail(fp8flow_status status, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* Prefix the message of this thread with "prefix: "; returns `status`. For callers that know a name
  * (a file, a tensor, a layer) which the failing function did not. */
-fp8flow_status f8_fail_in(fp8flow_status status, const char *format, ...)
-    __attribute__((format(printf, 2, 3)));
+fp8flow_status f8_fail_in(fp8flow_status status, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 #define F8_FAIL(code, ...) f8_fail(FP8FLOW_##code, __VA_ARGS__)
 
-#define F8_REQUIRE(condition, code, ...)                        \
-    do {                                                        \
-        if (!(condition)) return F8_FAIL(code, __VA_ARGS__);    \
+#define F8_REQUIRE(condition, code, ...)                     \
+    do {                                                     \
+        if (!(condition)) return F8_FAIL(code, __VA_ARGS__); \
     } while (0)
 
-#define F8_TRY(expression)                                      \
-    do {                                                        \
-        fp8flow_status f8_try_status = (expression);            \
-        if (f8_try_status != FP8FLOW_OK) return f8_try_status;  \
+#define F8_TRY(expression)                                     \
+    do {                                                       \
+        fp8flow_status f8_try_status = (expression);           \
+        if (f8_try_status != FP8FLOW_OK) return f8_try_status; \
     } while (0)
 
-#define F8_TRY_GOTO(status, expression)                         \
-    do {                                                        \
-        (status) = (expression);                                \
-        if ((status) != FP8FLOW_OK) goto fail;                  \
+#define F8_TRY_GOTO(status, expression)        \
+    do {                                       \
+        (status) = (expression);               \
+        if ((status) != FP8FLOW_OK) goto fail; \
     } while (0)
 
 #endif

@@ -152,8 +152,8 @@ fp8flow_status f8_groups_check(const char *op, const fp8flow_groups *groups, int
                "%s: groups: count %lld or a NULL array", op, (long long)groups->count);
     for (int64_t g = 0; g < groups->count; g++) {
         int32_t begin = groups->offset[g], end = groups->offset[g + 1], rows = groups->rows[g];
-        F8_REQUIRE(begin >= 0 && begin <= end && end <= capacity, ESHAPE,
-                   "%s: expert %lld has rows %d to %d of %lld", op, (long long)g, begin, end, (long long)capacity);
+        F8_REQUIRE(begin >= 0 && begin <= end && end <= capacity, ESHAPE, "%s: expert %lld has rows %d to %d of %lld",
+                   op, (long long)g, begin, end, (long long)capacity);
         F8_REQUIRE(rows >= 0 && rows <= end - begin, ESHAPE, "%s: expert %lld uses %d of its %d rows", op, (long long)g,
                    rows, end - begin);
         F8_REQUIRE(begin % align == 0, ESHAPE, "%s: expert %lld starts at row %d, not a multiple of %lld", op,

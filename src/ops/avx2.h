@@ -48,8 +48,8 @@ F8_AVX2 __m256i f8v_encode(__m256 x, fp8flow_dtype dtype)
     __m256i subnormal = _mm256_sub_epi32(_mm256_castps_si256(grid), magic);
     __m256i lsb = _mm256_and_si256(_mm256_srli_epi32(a, drop), _mm256_set1_epi32(1));
     __m256i rounded = _mm256_add_epi32(a, _mm256_add_epi32(lsb, _mm256_set1_epi32((1 << (drop - 1)) - 1)));
-    __m256i normal = _mm256_sub_epi32(_mm256_srli_epi32(rounded, drop),
-                                      _mm256_set1_epi32((127 - f.bias) << f.mantissa_bits));
+    __m256i normal =
+        _mm256_sub_epi32(_mm256_srli_epi32(rounded, drop), _mm256_set1_epi32((127 - f.bias) << f.mantissa_bits));
     normal = _mm256_min_epi32(normal, _mm256_set1_epi32((int)f.max_code));
     __m256i code = _mm256_or_si256(sign, _mm256_blendv_epi8(normal, subnormal, small));
     return _mm256_blendv_epi8(code, _mm256_set1_epi32(0x7F), nan);

@@ -28,7 +28,7 @@ typedef enum {
 #define F8_X(op) F8_OP_##op,
     F8_OPS(F8_X)
 #undef F8_X
-    F8_NUM_OPS
+        F8_NUM_OPS
 } f8_op;
 
 typedef struct {
