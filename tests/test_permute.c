@@ -335,7 +335,7 @@ static void test_permute_gathers_rows_and_zeroes_only_padding(void **state)
                 test_plan t = make_plan(&shapes[i], kind, 3);
                 fp8flow_tensor x = make_x(formats[f], shapes[i].tokens, cols[(i + f) % 3], DATA_SPECIAL);
                 float *gate = make_gate(&t.plan);
-                permuted out = run_permute(contexts[(i + kind) % 2], &t, &x, gate, FP8FLOW_UNSCALED);
+                permuted out = run_permute(contexts[(i + (int)kind) % 2], &t, &x, gate, FP8FLOW_UNSCALED);
                 check_gathered(&t, &x, gate, &out);
                 free_permuted(&out);
                 free(gate);

@@ -38,7 +38,9 @@ typedef struct {
 #undef F8_X
 } f8_ops;
 
-#define F8_X(op) fp8flow_status f8_ref_##op(fp8flow_context *c, const fp8flow_##op##_args *a);
+#define F8_X(op)                                                                     \
+    fp8flow_status f8_ref_##op(fp8flow_context *c, const fp8flow_##op##_args *a);    \
+    fp8flow_status f8_avx2_##op(fp8flow_context *c, const fp8flow_##op##_args *a); /* where ops_cpu.c lists it */
 F8_OPS(F8_X)
 #undef F8_X
 
