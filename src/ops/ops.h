@@ -42,6 +42,11 @@ typedef struct {
 F8_OPS(F8_X)
 #undef F8_X
 
+/* Declared for every operator, defined for those that ops_cpu.c lists in F8_AVX2_OPS. */
+#define F8_X(op) fp8flow_status f8_avx2_##op(fp8flow_context *c, const fp8flow_##op##_args *a);
+F8_OPS(F8_X)
+#undef F8_X
+
 /* Reference table; CPU table for this processor (ops_cpu.c). */
 extern const f8_ops f8_ops_reference;
 const f8_ops *f8_ops_cpu(void);
