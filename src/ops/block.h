@@ -85,6 +85,27 @@ static inline f8_place f8_place_at(const fp8flow_tensor *t, f8_span span, int64_
     return (f8_place){ span, col, f8_min(t->cols - col, F8_BLOCK) };
 }
 
+/* ---- Contract checks that operators on blocks share ---- */
+
+/* t has the shape of `like`. */
+static inline fp8flow_status f8_check_shape(const char *op, const char *name, const fp8flow_tensor *t,
+                                            const fp8flow_tensor *like)
+{
+    F8_REQUIRE(t->rows == like->rows && t->cols == like->cols, ESHAPE, "%s: %s is [%lld, %lld], expected [%lld, %lld]",
+               op, name, (long long)t->rows, (long long)t->cols, (long long)like->rows, (long long)like->cols);
+    return FP8FLOW_OK;
+}
+
+/* The rows of t are grouped in a way that its row blocks can follow. */
+static inline fp8flow_status f8_check_groups(const char *op, const char *name, const fp8flow_tensor *t,
+                                             const fp8flow_groups *groups)
+{
+    F8_REQUIRE(!groups || t->group_rows == 0, EINVAL, "%s: %s has %lld rows per expert, groups must be NULL", op, name,
+               (long long)t->group_rows);
+    int blocked = t->scaling == FP8FLOW_TILE128 || t->scaling == FP8FLOW_COL128;
+    return groups ? f8_groups_check(op, groups, t->rows, blocked ? F8_BLOCK : 1) : FP8FLOW_OK;
+}
+
 /* ---- Tiles ---- */
 
 typedef struct {
@@ -187,6 +208,16 @@ static inline void f8_count_shift(uint64_t *histogram, uint8_t code, int d, fp8f
 {
     if (histogram && (code & 0x7F) && (code & 0x7Fu) <= f8_format_of(dtype).max_code)
         histogram[d < 0 ? 0 : d < F8_SHIFT_BINS ? d : F8_SHIFT_BINS - 1]++;
+}
+
+/* Adds the counts of one tile; threads may do so at the same time, sums of integers have no order. */
+static inline void f8_add_shift_counts(uint64_t *histogram, const uint64_t counts[F8_SHIFT_BINS])
+{
+    for (int bin = 0; bin < F8_SHIFT_BINS; bin++) {
+        if (counts[bin] == 0) continue;
+#pragma omp atomic
+        histogram[bin] += counts[bin];
+    }
 }
 
 /* y is a column form in TILE128 or COL128. histogram: F8_SHIFT_BINS counters, may be NULL. */

@@ -223,16 +223,16 @@ F8_AVX2 void f8v_shift_row(const uint8_t *in, int d, fp8flow_dtype dtype, uint8_
     }
 }
 
-/* Number of the 128 codes that are nonzero and finite; whether any is not +-0. */
-F8_AVX2 int64_t f8v_count_finite_nonzero(const uint8_t *codes, fp8flow_dtype dtype)
+/* Number of the 128 codes that are nonzero and finite. */
+F8_AVX2 uint64_t f8v_count_finite_nonzero(const uint8_t *codes, fp8flow_dtype dtype)
 {
     const __m256i max_code = _mm256_set1_epi8((char)f8_format_of(dtype).max_code);
-    int64_t count = 0;
+    uint64_t count = 0;
     for (int i = 0; i < F8_BLOCK; i += 32) {
         __m256i code = _mm256_loadu_si256((const __m256i *)(codes + i));
         __m256i a = _mm256_and_si256(code, _mm256_set1_epi8(0x7F));
         __m256i skipped = _mm256_or_si256(_mm256_cmpeq_epi8(a, _mm256_setzero_si256()), _mm256_cmpgt_epi8(a, max_code));
-        count += 32 - __builtin_popcount((uint32_t)_mm256_movemask_epi8(skipped));
+        count += 32u - (unsigned)__builtin_popcount((uint32_t)_mm256_movemask_epi8(skipped));
     }
     return count;
 }
@@ -258,7 +258,7 @@ F8_AVX2 void f8v_shift_to_tile(f8_place p, const f8_code_tile *x, const fp8flow_
         if (d <= 0) memcpy(bytes->code[r], x->code[r], F8_BLOCK);
         else f8v_shift_row(x->code[r], d, dtype, bytes->code[r]);
         if (histogram && r < p.span.valid)
-            histogram[f8_max(0, f8_min(d, F8_SHIFT_BINS - 1))] += (uint64_t)f8v_count_finite_nonzero(x->code[r], dtype);
+            histogram[f8_max(0, f8_min(d, F8_SHIFT_BINS - 1))] += f8v_count_finite_nonzero(x->code[r], dtype);
     }
 }
 
@@ -358,6 +358,33 @@ static inline uint64_t f8v_load_tile(f8_place p, const fp8flow_tensor *x, f8_til
     }
     memset(tile->at + p.span.valid, 0, (size_t)(F8_BLOCK - p.span.valid) * sizeof tile->at[0]);
     return nonfinite;
+}
+
+/* Codes of an FP8 tensor of either layout, brought into row form; 0 outside the valid rows and columns. */
+static inline void f8v_load_codes(f8_place p, const fp8flow_tensor *x, uint8_t code[F8_BLOCK][F8_BLOCK])
+{
+    const uint8_t *in = (const uint8_t *)x->data + f8_element(x, p.span.row, p.col);
+    if (p.span.valid < F8_BLOCK || p.cols < F8_BLOCK) memset(code, 0, F8_BLOCK * sizeof code[0]);
+    if (x->layout == FP8FLOW_ROWS) {
+        for (int64_t r = 0; r < p.span.valid; r++) memcpy(code[r], in + r * x->stride, (size_t)p.cols);
+        return;
+    }
+    for (int64_t c0 = 0; c0 < p.cols; c0 += 32) {
+        uint8_t lines[32][F8_BLOCK];
+        if (p.span.valid < F8_BLOCK || c0 + 32 > p.cols) memset(lines, 0, sizeof lines);
+        for (int64_t c = c0; c < f8_min(c0 + 32, p.cols); c++)
+            memcpy(lines[c - c0], in + c * x->stride, (size_t)p.span.valid);
+        for (int r = 0; r < F8_BLOCK; r += 16) f8v_transpose_32x16(&lines[0][r], F8_BLOCK, &code[r][c0], F8_BLOCK);
+    }
+}
+
+/* f8_load_code_tile. */
+static inline void f8v_load_code_tile(f8_place p, const fp8flow_tensor *x, f8_code_tile *tile)
+{
+    f8v_load_codes(p, x, tile->code);
+    memset(tile->scale, 1, sizeof tile->scale);
+    int64_t index = f8_scale_index(x, p.span.row, p.col, p.span.group), step = f8_ceil_div(x->cols, F8_BLOCK);
+    for (int64_t r = 0; r < p.span.valid; r++) tile->scale[r] = ((const uint8_t *)x->scale)[index + r * step];
 }
 
 #endif

@@ -12,7 +12,9 @@ const f8_ops f8_ops_reference = { "reference",
 
 /* clang-format off */
 /* Operators with an AVX2 implementation (<op>_avx2.c). */
-#define F8_AVX2_OPS(X) X(permute) X(unpermute) X(swiglu) X(swiglu_backward)
+#define F8_AVX2_OPS(X)                                                                         \
+    X(quantize) X(dequantize) X(transpose)                                                     \
+    X(permute) X(unpermute) X(swiglu) X(swiglu_backward)
 /* clang-format on */
 
 #if defined(__clang__)
