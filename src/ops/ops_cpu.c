@@ -12,12 +12,10 @@ const f8_ops f8_ops_reference = { "reference",
 
 /* clang-format off */
 /* Operators with an AVX2 implementation (<op>_avx2.c). */
-#define F8_AVX2_OPS(X)
+#define F8_AVX2_OPS(X)                                                                         \
+    X(quantize) X(dequantize) X(transpose)                                                     \
+    X(permute) X(unpermute) X(swiglu) X(swiglu_backward)
 /* clang-format on */
-
-#define F8_X(op) fp8flow_status f8_avx2_##op(fp8flow_context *c, const fp8flow_##op##_args *a);
-F8_AVX2_OPS(F8_X)
-#undef F8_X
 
 #if defined(__clang__)
 #pragma clang diagnostic ignored "-Winitializer-overrides"
