@@ -42,6 +42,13 @@ typedef struct {
 F8_OPS(F8_X)
 #undef F8_X
 
+/* Operators with an implementation on OpenBLAS (<op>_blas.c), used on every processor. */
+#define F8_BLAS_OPS(X) X(gemm) X(attention) X(attention_backward)
+
+#define F8_X(op) fp8flow_status f8_blas_##op(fp8flow_context *c, const fp8flow_##op##_args *a);
+F8_BLAS_OPS(F8_X)
+#undef F8_X
+
 /* Reference table; CPU table for this processor (ops_cpu.c). */
 extern const f8_ops f8_ops_reference;
 const f8_ops *f8_ops_cpu(void);
