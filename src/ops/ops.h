@@ -29,7 +29,7 @@ typedef enum {
 #define F8_X(op) F8_OP_##op,
     F8_OPS(F8_X)
 #undef F8_X
-    F8_NUM_OPS
+        F8_NUM_OPS
 } f8_op;
 
 typedef struct {
@@ -43,8 +43,10 @@ typedef struct {
 F8_OPS(F8_X)
 #undef F8_X
 
-/* Declared for every operator, defined for those that ops_cpu.c lists in F8_AVX2_OPS. */
-#define F8_X(op) fp8flow_status f8_avx2_##op(fp8flow_context *c, const fp8flow_##op##_args *a);
+/* Declared for every operator, defined for those that ops_cpu.c lists. */
+#define F8_X(op)                                                                   \
+    fp8flow_status f8_avx2_##op(fp8flow_context *c, const fp8flow_##op##_args *a); \
+    fp8flow_status f8_blas_##op(fp8flow_context *c, const fp8flow_##op##_args *a);
 F8_OPS(F8_X)
 #undef F8_X
 
