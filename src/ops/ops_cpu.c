@@ -12,7 +12,9 @@ const f8_ops f8_ops_reference = { "reference",
 
 /* clang-format off */
 /* Operators with an AVX2 implementation (<op>_avx2.c). */
-#define F8_AVX2_OPS(X)
+#define F8_AVX2_OPS(X)                                                                         \
+    X(router) X(add) X(rmsnorm) X(rmsnorm_backward) X(rope)                                    \
+    X(embed_backward) X(cross_entropy) X(square_sum) X(adamw)
 /* clang-format on */
 
 #define F8_X(op) fp8flow_status f8_avx2_##op(fp8flow_context *c, const fp8flow_##op##_args *a);
