@@ -10,7 +10,8 @@
 #define F8_AVX2_OPS(X)                                                                         \
     X(quantize) X(dequantize) X(transpose)                                                     \
     X(permute) X(unpermute) X(swiglu) X(swiglu_backward)                                       \
-    X(add) X(rmsnorm) X(rmsnorm_backward) X(cross_entropy) X(square_sum) X(adamw)
+    X(router) X(add) X(rmsnorm) X(rmsnorm_backward) X(rope)                                    \
+    X(embed_backward) X(cross_entropy) X(square_sum) X(adamw)
 
 #define REFERENCE(op) .op = f8_ref_##op,
 #define BLAS(op)      .op = f8_blas_##op,
