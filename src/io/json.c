@@ -163,7 +163,7 @@ fp8flow_status f8_json_section(const f8_json *json, const char *key, f8_json *se
     F8_TRY(required(json, key, &found));
     if (!json_is_object(found)) return fail_value(json, key, found, "an object");
     f8_json result = { .file = json->file, .object = found };
-    snprintf(result.section, sizeof result.section, "%s%s.", json->section, key);
+    snprintf(result.section, sizeof result.section, "%.39s%.38s.", json->section, key);
     *section = result;
     return FP8FLOW_OK;
 }
