@@ -163,13 +163,14 @@ tsan: ## the tests of the thread transport under ThreadSanitizer
 check-tsan: $(tsan_tests)
 	@OMP_NUM_THREADS=1 $(run_tests) $(tsan_tests)
 
-lint: lib $(tidy_ok) ## format, style, layers, symbols, contracts, OPERATORS.md, clang-tidy
+lint: lib man $(tidy_ok) ## format, style, layers, symbols, contracts, OPERATORS.md, clang-tidy
 	@CLANG_FORMAT='$(CLANG_FORMAT)' tools/check_style.sh
 	@tools/check_layers.sh
 	@tools/check_symbols.sh $(B)
 	@tools/check_contracts.sh include
 	@awk -f tools/make_operators_md.awk include/fp8flow_ops.h | cmp -s - docs/OPERATORS.md || \
 	    { echo "docs/OPERATORS.md is out of date; run: make docs" >&2; exit 1; }
+	@if command -v groff >/dev/null && groff -man -ww -z $(B)/fp8flow.1 2>&1 | grep .; then exit 1; fi
 
 format: ## clang-format -i on every C file
 	@$(CLANG_FORMAT) -i $(c_files) $(all_headers)

@@ -2,6 +2,8 @@
 # test_install.sh - install into a temporary prefix, build and run a small program against what lies there (pkg-config
 # shared and static, CMake both ways where cmake is), and see that uninstall leaves no file.
 set -eu
+# The makes below are of their own: no job server, no variant of a caller.
+unset MAKEFLAGS MFLAGS MAKELEVEL
 cd "$(dirname "$0")/.."
 work=$(mktemp -d)
 trap 'status=$?; [ $status -eq 0 ] || echo "test_install: failed: $doing" >&2; rm -rf "$work"' EXIT
@@ -54,7 +56,7 @@ export PKG_CONFIG_PATH="$prefix/lib/pkgconfig"
     doing="a program with pkg-config, static"
     $cc "$work/main.c" -o "$work/static" $(pkg-config --static --cflags --libs fp8flow | sed 's/-lfp8flow/-l:libfp8flow.a/')
     runs "$work/static"
-    ! readelf -d "$work/static" | grep -q 'NEEDED.*fp8flow'
+    [ "$(readelf -d "$work/static" | grep -c 'NEEDED.*fp8flow')" -eq 0 ]
 }
 
 if command -v cmake >/dev/null 2>&1; then
@@ -74,7 +76,7 @@ END
     runs "$work/cmake/static"
     doing="CMake refuses another series"
     sed -i 's/fp8flow 0\.1/fp8flow 0.2/' "$work/CMakeLists.txt"
-    ! cmake -S "$work" -B "$work/cmake2" -DCMAKE_PREFIX_PATH="$prefix" >/dev/null 2>&1
+    if cmake -S "$work" -B "$work/cmake2" -DCMAKE_PREFIX_PATH="$prefix" >/dev/null 2>&1; then false; fi
 else
     echo "cmake not found: the CMake package was not tested"
 fi
