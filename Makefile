@@ -113,7 +113,7 @@ $(B)/tidy/%.ok: %.c .clang-tidy $(all_headers)
 -include $(patsubst %.c,$(B)/%.d,$(c_files))
 
 # ---- Targets ----
-.PHONY: help require-deps deps deps-test lib cli check check-long check-all-floats check-cli check-install test asan \
+.PHONY: help require-deps deps deps-test lib cli check check-long check-all-floats check-cli check-tools check-install test asan \
         ubsan tsan lint format matrix fuzz fuzz-regress bench demo man docs install uninstall dist clean \
         check-tsan run-fuzz
 help: ## this list
@@ -146,6 +146,9 @@ check-all-floats: $(B)/tests/long_formats ## every one of the 2^32 floats throug
 
 check-cli: cli ## the command line from end to end (tests/*.sh)
 	@$(run_tests) $(wildcard tests/*.sh)
+
+check-tools: ## the checks of lint find what they are for
+	@$(run_tests) tools/test_checks.sh
 
 check-install: lib cli man ## install, build and run a program against it, uninstall
 	@$(run_tests) tools/test_install.sh

@@ -1,7 +1,7 @@
 # make_operators_md.awk - docs/OPERATORS.md from the contract comments of include/fp8flow_ops.h.
 #
-# Takes the header comment as introduction, a heading from every "---- Title ----" line, and of every operator its comment
-# and the declarations that stand in the same paragraph. Written in two passes over memory: the table comes first.
+# Takes the header comment as introduction, a heading from every "---- Title ----" line, and of every operator its
+# comment and the declarations that stand in the same paragraph. The table comes first, so all of it waits for the end.
 
 function strip(line) { # comment decoration
     sub(/ ?\*\/$/, "", line)

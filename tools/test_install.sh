@@ -54,7 +54,8 @@ export PKG_CONFIG_PATH="$prefix/lib/pkgconfig"
     doing="the shared library as the program's only dependency of ours"
     readelf -d "$work/shared" | grep -q 'NEEDED.*\[libfp8flow.so.0\]'
     doing="a program with pkg-config, static"
-    $cc "$work/main.c" -o "$work/static" $(pkg-config --static --cflags --libs fp8flow | sed 's/-lfp8flow/-l:libfp8flow.a/')
+    $cc "$work/main.c" -o "$work/static" \
+        $(pkg-config --static --cflags --libs fp8flow | sed 's/-lfp8flow/-l:libfp8flow.a/')
     runs "$work/static"
     [ "$(readelf -d "$work/static" | grep -c 'NEEDED.*fp8flow')" -eq 0 ]
 }
