@@ -7,6 +7,7 @@
 #include "comm/comm.h"
 
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -73,7 +74,7 @@ static void threads_abort(fp8flow_comm *comm, const char *message)
     if (!t->failed) {
         t->failed = 1;
         t->failed_rank = comm->rank;
-        strncpy(t->message, message, MESSAGE_BYTES - 1);
+        snprintf(t->message, MESSAGE_BYTES, "%s", message);
     }
     pthread_cond_broadcast(&t->all_here);
     pthread_mutex_unlock(&t->mutex);
@@ -170,7 +171,7 @@ static void *run_rank(void *argument)
 #endif
     rank->status = rank->body(&rank->base, rank->user);
     if (rank->status != FP8FLOW_OK) {
-        strncpy(rank->message, fp8flow_last_error(), MESSAGE_BYTES - 1);
+        snprintf(rank->message, MESSAGE_BYTES, "%.*s", MESSAGE_BYTES - 1, fp8flow_last_error());
         pthread_mutex_lock(&rank->team->mutex);
         rank->first_failure = !rank->team->failed;
         pthread_mutex_unlock(&rank->team->mutex);
