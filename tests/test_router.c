@@ -11,9 +11,11 @@ typedef struct {
 
 static routing make_routing(const fp8flow_router_config *config, int64_t num_tokens)
 {
-    routing r = { num_tokens, config->num_experts, config->top_k, num_tokens / config->sequence_length,
-                  NULL,       NULL,                NULL,          NULL,
-                  NULL,       NULL };
+    routing r = { num_tokens,    config->num_experts,
+                  config->top_k, num_tokens / config->sequence_length,
+                  NULL,          NULL,
+                  NULL,          NULL,
+                  NULL,          NULL };
     r.expert = poisoned(num_tokens * r.top_k * 4);
     r.gate = poisoned(num_tokens * r.top_k * 4);
     r.scores = poisoned(num_tokens * r.num_experts * 4);
@@ -230,8 +232,8 @@ static void check_statistics(const fp8flow_router_config *config, const routing 
 
 /* Shapes: E, k, T, S. */
 static const int64_t shapes[][4] = {
-    { 1, 1, 3, 1 },    { 2, 1, 5, 5 },   { 2, 2, 4, 2 },   { 8, 2, 12, 4 },   { 60, 4, 6, 3 },
-    { 64, 6, 8, 8 },   { 127, 8, 5, 1 }, { 256, 8, 4, 2 }, { 384, 8, 2, 1 },  { 16, 16, 4, 4 },
+    { 1, 1, 3, 1 },    { 2, 1, 5, 5 },   { 2, 2, 4, 2 },   { 8, 2, 12, 4 },    { 60, 4, 6, 3 },
+    { 64, 6, 8, 8 },   { 127, 8, 5, 1 }, { 256, 8, 4, 2 }, { 384, 8, 2, 1 },   { 16, 16, 4, 4 },
     { 1024, 9, 2, 2 }, { 33, 32, 3, 3 }, { 8, 3, 1, 1 },   { 512, 200, 2, 1 },
 };
 enum { NUM_SHAPES = sizeof shapes / sizeof shapes[0] };
@@ -458,10 +460,10 @@ static void test_router_bad_arguments_are_named(void **state)
     fp8flow_router_config good = make_config(8, 2, FP8FLOW_SCORE_SIGMOID), config = good;
     routing r = make_routing(&good, 6);
     fp8flow_router_args args = router_args(&config, &logits, NULL, &r);
-#define EXPECT(change, status, text)                       \
-    do {                                                   \
-        config = good;                                     \
-        change;                                            \
+#define EXPECT(change, status, text)                          \
+    do {                                                      \
+        config = good;                                        \
+        change;                                               \
         assert_fails(fp8flow_router(c, &args), status, text); \
     } while (0)
     EXPECT(config.num_experts = 7, FP8FLOW_ESHAPE, "logits has 8 columns, num_experts is 7");

@@ -213,7 +213,7 @@ static void test_router_backward_is_the_same_for_any_number_of_threads(void **st
         result[i] = poisoned(sizeof logits);
         fp8flow_router_args forward = { &config, &x, NULL, expert, gate, scores, lse, counts, sums };
         assert_ok(fp8flow_router(c, &forward));
-        fp8flow_router_backward_args args = { &config, TOKENS, logits, scores, lse,  expert,
+        fp8flow_router_backward_args args = { &config, TOKENS, logits, scores, lse,      expert,
                                               counts,  &load,  gate,   1.0f,   result[i] };
         assert_ok(fp8flow_router_backward(c, &args));
         fp8flow_context_destroy(c);
