@@ -1,5 +1,6 @@
 /* test_router.c - choice of experts, gate weights and statistics against an FP64 model; CPU against reference, bit for
  * bit. Losses and gradients: test_router_backward.c. */
+#include "ops/router.h"
 #include "support.h"
 
 /* Everything that router writes for one batch. */
@@ -518,6 +519,19 @@ static void test_router_bias_update_moves_by_the_sign_of_the_load(void **state)
     fp8flow_context_destroy(c);
 }
 
+/* The shared logarithm of log_sum_exp, over all sums that can occur. */
+static void test_router_logarithm_is_within_two_ulp(void **state)
+{
+    (void)state;
+    for (uint32_t bits = f8_bits(1.0f); bits <= f8_bits(4096.0f); bits += 997) {
+        float x = f8_from_bits(bits);
+        double expected = log((double)x);
+        assert_near((double)f8_logf(x), expected, 0x1p-22 * expected);
+    }
+    assert_true(f8_logf(1.0f) == 0.0f);
+    assert_true(f8_logf(NAN) != f8_logf(NAN));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -532,6 +546,7 @@ int main(void)
         cmocka_unit_test(test_router_no_tokens_writes_nothing),
         cmocka_unit_test(test_router_strided_logits_ignore_the_gap),
         cmocka_unit_test(test_router_bad_arguments_are_named),
+        cmocka_unit_test(test_router_logarithm_is_within_two_ulp),
         cmocka_unit_test(test_router_bias_update_moves_by_the_sign_of_the_load),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
