@@ -226,6 +226,25 @@ static void test_adamw_weight_decay_is_decoupled(void **state)
     }
 }
 
+/* 1 - beta^step of a beta near 1 has few bits left in FP32; the second moment stands alone here (eps 0, m 1). */
+static void test_adamw_bias_corrections_keep_their_bits(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 2; i++)
+        for (int64_t step = 2; step < 40; step++) {
+            fp8flow_context *c = make_numbered_context(i);
+            float master = 0.0f, m = 1.0f, v = 1.0f, grad = 0.0f;
+            fp8flow_adamw_args args = {
+                1, &master, &m, &v, &grad, NULL, 1.0f, 0.999f, 0.9995f, 0.0f, 0.0f, 1.0f, step
+            };
+            assert_ok(fp8flow_adamw(c, &args));
+            double beta1 = (double)args.beta1, beta2 = (double)args.beta2;
+            double first = beta1 / (1.0 - pow(beta1, (double)step)), second = beta2 / (1.0 - pow(beta2, (double)step));
+            assert_within((double)master, -first / sqrt(second), first / sqrt(second));
+            fp8flow_context_destroy(c);
+        }
+}
+
 static void test_optimizer_bad_arguments_are_named(void **state)
 {
     (void)state;
@@ -265,6 +284,7 @@ int main(void)
         cmocka_unit_test(test_adamw_is_within_its_bound),
         cmocka_unit_test(test_adamw_is_the_same_for_any_threads_and_any_cut),
         cmocka_unit_test(test_adamw_weight_decay_is_decoupled),
+        cmocka_unit_test(test_adamw_bias_corrections_keep_their_bits),
         cmocka_unit_test(test_optimizer_bad_arguments_are_named),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
