@@ -288,7 +288,8 @@ static void check_rope(const int64_t *shape, fp8flow_rotation rotation)
     for (int64_t row = 0; row < x.rows; row++)
         for (int64_t col = 0; col < x.cols; col++) {
             int64_t i = col % width % half, low = col / width * width + i;
-            double angle = (double)(shape[4] + row % length) * pow(1e6, -2.0 * (double)i / (double)width) * rotation;
+            double angle = (double)(shape[4] + row % length) * pow(1e6, -2.0 * (double)i / (double)width);
+            if (rotation == FP8FLOW_ROTATE_BACK) angle = -angle;
             double a = (double)f8_value(&x, row, low, 0), b = (double)f8_value(&x, row, low + half, 0);
             double expected = col == low ? a * cos(angle) - b * sin(angle) : b * cos(angle) + a * sin(angle);
             for (int k = 0; k < 2; k++)

@@ -1,5 +1,5 @@
 /* test_router_backward.c - losses and logit gradients of the router against an FP64 model of the whole objective,
- * differentiated numerically with the choice of experts frozen. */
+ * differentiated numerically with the choice of experts frozen; the update of the bias. */
 #include "support.h"
 
 enum { NUM_TOKENS = 6, LENGTH = 3, MAX_EXPERTS = 16, MAX_TOP_K = 16, NUM_SEQUENCES = NUM_TOKENS / LENGTH };
@@ -316,6 +316,34 @@ static void test_router_backward_bad_arguments_are_named(void **state)
     fp8flow_context_destroy(c);
 }
 
+static void test_router_bias_update_moves_by_the_sign_of_the_load(void **state)
+{
+    (void)state;
+    fp8flow_context *c = make_context(FP8FLOW_CPU, 1);
+    float bias[4] = { 0.0f, 0.0f, 0.0f, 0.5f };
+    int64_t counts[4] = { 10, 0, 3, 1 }; /* mean 3.5 */
+    fp8flow_router_bias_update_args args = { 4, counts, 0.25f, bias };
+    assert_ok(fp8flow_router_bias_update(c, &args));
+    const float expected[4] = { -0.25f, 0.25f, 0.25f, 0.75f };
+    assert_memory_equal(bias, expected, sizeof expected);
+    int64_t balanced[4] = { 7, 7, 7, 7 };
+    args.counts = balanced;
+    assert_ok(fp8flow_router_bias_update(c, &args));
+    assert_memory_equal(bias, expected, sizeof expected);
+    /* E * count would overflow; FP64 could not tell these apart. */
+    int64_t big = (int64_t)1 << 60, huge[4] = { big, big + 1, big, big };
+    args.counts = huge;
+    assert_ok(fp8flow_router_bias_update(c, &args));
+    const float after[4] = { 0.0f, 0.0f, 0.5f, 1.0f };
+    assert_memory_equal(bias, after, sizeof after);
+    int64_t wrong[4] = { 1, -2, 3, 4 };
+    args.counts = wrong;
+    assert_fails(fp8flow_router_bias_update(c, &args), FP8FLOW_EINVAL, "counts[1] is -2");
+    args.num_experts = 0;
+    assert_fails(fp8flow_router_bias_update(c, &args), FP8FLOW_EINVAL, "num_experts is 0");
+    fp8flow_context_destroy(c);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -325,6 +353,7 @@ int main(void)
         cmocka_unit_test(test_router_loss_equals_fp64_formula),
         cmocka_unit_test(test_router_loss_is_the_coefficient_when_balanced),
         cmocka_unit_test(test_router_backward_and_loss_accept_no_tokens),
+        cmocka_unit_test(test_router_bias_update_moves_by_the_sign_of_the_load),
         cmocka_unit_test(test_router_backward_bad_arguments_are_named),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -228,9 +228,9 @@ static void backward_token(const fp8flow_router_backward_args *a, int64_t token)
 
 fp8flow_status f8_ref_router_backward(fp8flow_context *c, const fp8flow_router_backward_args *a)
 {
-    enum { OPERATIONS = 16 }; /* per score: up to two exponentials */
-#pragma omp parallel for schedule(static) \
-    num_threads(f8_threads_for(c, a->num_tokens * a->config->num_experts * OPERATIONS))
+    enum { OPERATIONS = 8 }; /* per score: the balance losses in FP64, perhaps an exponential */
+    int64_t work = a->num_tokens * a->config->num_experts * OPERATIONS;
+#pragma omp parallel for schedule(static) num_threads(f8_threads_for(c, work))
     for (int64_t token = 0; token < a->num_tokens; token++) backward_token(a, token);
     return FP8FLOW_OK;
 }

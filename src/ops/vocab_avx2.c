@@ -86,7 +86,8 @@ fp8flow_status f8_avx2_cross_entropy(fp8flow_context *c, const fp8flow_cross_ent
 {
     enum { OPERATIONS = 8 }; /* two exponentials */
     int64_t num_tokens = a->logits->rows, vocabulary = a->logits->cols;
-#pragma omp parallel for schedule(static) num_threads(f8_threads_for(c, num_tokens *vocabulary *OPERATIONS))
+    int64_t work = num_tokens * vocabulary * OPERATIONS;
+#pragma omp parallel for schedule(static) num_threads(f8_threads_for(c, work))
     for (int64_t t = 0; t < num_tokens; t++) {
         logit_row row = { NULL, NULL, vocabulary };
         if (a->logits->dtype == FP8FLOW_F32) row.f32 = f8_f32_row(a->logits, t);
@@ -103,7 +104,8 @@ fp8flow_status f8_avx2_embed_backward(fp8flow_context *c, const fp8flow_embed_ba
 {
     enum { SLICE = 64 }; /* columns; a multiple of a cache line of dtable */
     int64_t num_tokens = a->dy->rows, width = a->dy->cols, num_slices = f8_ceil_div(width, SLICE);
-#pragma omp parallel for schedule(static) num_threads(f8_threads_for(c, num_tokens *width))
+    int64_t work = num_tokens * width;
+#pragma omp parallel for schedule(static) num_threads(f8_threads_for(c, work))
     for (int64_t slice = 0; slice < num_slices; slice++) {
         int64_t first = slice * SLICE, last = first + SLICE < width ? first + SLICE : width;
         for (int64_t t = 0; t < num_tokens; t++) {
