@@ -348,6 +348,7 @@ typedef struct {
 /* router: scores, choice and gate weights of each token.
  *   logits        [T, E]    F32, ROWS                                                       in
  *   bias          [E]       F32 added to the scores for the choice only; NULL means 0       in
+ *                           (SOFTMAX_TOPK: to the logits, which are its choice scores)
  *   expert        [T, k]    int32 chosen experts in descending order of choice score        out
  *   gate          [T, k]    F32 gate weights from the scores without bias                   out
  *   scores        [T, E]    F32: softmax over all experts, or sigmoid; kept for backward    out
@@ -355,8 +356,10 @@ typedef struct {
  *   counts        [T/S, E]  int32 tokens of each sequence that chose the expert             out
  *   score_sums    [T/S, E]  F32 sum over the sequence's tokens of the normalised scores     out
  * Ties go to the lower expert index (and lower group index). NaN scores rank lowest. Chosen groups: the
- * top_groups groups by group score (with bias). Sums over experts in the order of f8_sum32; over
- * tokens ascending. SIGMOID normalisation divides by (sum + 1e-20).
+ * top_groups groups by group score (with bias); they must hold k experts. A group of one expert has its
+ * score. gate = fl(fl(score / sum) * gate_scale), RAW without the division; SOFTMAX_TOPK always divides.
+ * Sums over experts in the order of f8_sum32 (gates: slots ascending); over tokens ascending. SIGMOID
+ * normalisation divides by (sum + 1e-20). E <= 4096. A NaN output is 0x7FC00000.
  * Exactness E.  Errors EINVAL, ESHAPE.
  * Source    numerics contract section 4; Qwen3-MoE, DeepSeek-V2, DeepSeek-V3 reports. */
 typedef struct {
@@ -383,7 +386,8 @@ typedef struct {
  *   sequence  = sequence_coef * (T / N) * mean over this rank's sequences of
  *               E * sum_e (counts_se / (S k)) * (score_sums_se / S)
  *   z         = z_coef * (1 / N) * sum over this rank's tokens of log_sum_exp^2
- * with N = total_tokens. losses[0..2] = aux, sequence, z (F64).  T = 0 gives 0.
+ * with N = total_tokens. losses[0..2] = aux, sequence, z (F64).  T = 0 gives 0. What only losses with
+ * coefficient 0 read may be NULL, here and in router_backward.
  * Exactness R (FP64 sums; bound 2^-20 relative).  Errors EINVAL, ESHAPE.
  * Source Switch Transformer (aux), DeepSeek-V3 report (sequence), ST-MoE (z). */
 typedef struct {
@@ -398,7 +402,7 @@ FP8FLOW_API fp8flow_status fp8flow_router_loss(fp8flow_context *c, const fp8flow
 
 /* router_backward: gradient of the logits.
  *   dgate    [T, k]  F32 gradient of the gate weights                                        in
- *   dlogits  [T, E]  F32: d(sum gate*dgate + loss_scale * losses)/d logits                   out
+ *   dlogits  [T, E]  F32: d(sum gate*dgate + loss_scale * losses of all ranks)/d logits      out
  * Counts are constants; the choice has no gradient. Other arguments as written by router.
  * Exactness R (bound 2^-18 * (|terms| sum)).  Errors EINVAL, ESHAPE.  Source as router. */
 typedef struct {
@@ -415,7 +419,7 @@ FP8FLOW_API fp8flow_status fp8flow_router_backward(fp8flow_context *c, const fp8
 
 /* router_bias_update: bias_e += rate * sign(mean load - load_e): DeepSeek-V3's balancing without loss.
  *   counts [E] int64 tokens of each expert over all ranks and micro-batches of a step; bias [E] F32.
- * sign by exact integer comparison; sign(0) = 0. Exactness E.  Errors EINVAL.
+ * sign by exact integer comparison; sign(0) = 0. Exactness E.  Errors EINVAL (also a negative count).
  * Source DeepSeek-V3 report section 2.1.2. */
 typedef struct {
     int64_t num_experts;
@@ -471,7 +475,7 @@ FP8FLOW_API fp8flow_status fp8flow_add(fp8flow_context *c, const fp8flow_add_arg
  *   weight  [N]       F32                                                         in
  *   y       [M, J*N]  BF16, ROWS; may be x                                        out
  *   rstd    [M, J]    F32: r                                                      out, may be NULL
- * N = width; x->cols % width == 0.  Exactness R: FP32 statistics, one rounding; |error| <= 2^-7.9 |y|.
+ * N = width <= 65536; x->cols % width == 0.  Exactness R: FP32 statistics, one rounding; |error| <= 2^-7.9 |y|.
  * Errors EINVAL, ESHAPE.  Source Zhang & Sennrich 2019; Qwen3 (query/key norm). */
 typedef struct {
     const fp8flow_tensor *x;
@@ -487,7 +491,8 @@ FP8FLOW_API fp8flow_status fp8flow_rmsnorm(fp8flow_context *c, const fp8flow_rms
  *   dy       [M, J*N]  BF16, ROWS                    in
  *   dx       [M, J*N]  BF16, ROWS; may be dy         out
  *   dweight  [N]       F32, accumulated (fixed order)  in, out
- * Exactness R: |error| <= 2^-7 * (largest |term| of the row).  Errors EINVAL, ESHAPE. Source as rmsnorm. */
+ * Exactness R: |error| <= 2^-7 * (largest |term| of the row); dweight 2^-12 * sum |dy*u| up to 2^17 segments.
+ * Errors EINVAL, ESHAPE.  Source as rmsnorm. */
 typedef struct {
     const fp8flow_tensor *x, *dy;
     const float *weight, *rstd;
@@ -500,7 +505,7 @@ FP8FLOW_API fp8flow_status fp8flow_rmsnorm_backward(fp8flow_context *c, const fp
 typedef enum { FP8FLOW_ROTATE = 1, FP8FLOW_ROTATE_BACK = -1 } fp8flow_rotation;
 
 /* rope: rotary position embedding in place, halves convention (element i pairs with i + D/2).
- *   x  [B*S, J*D]  BF16, ROWS: J heads of width D = head_dim (even); row b*S+s has position
+ *   x  [B*S, J*D]  BF16, ROWS: J heads of width D = head_dim (even, <= 2048); row b*S+s has position
  *      first_position + s                                                     in, out
  * Angle position * theta^(-2i/D), cosine and sine in FP64 rounded to FP32. ROTATE_BACK is the gradient.
  * Exactness R: one rounding, |error| <= 2^-7.9 * (|x_i| + |x_j|).  Errors EINVAL, ESHAPE.
@@ -565,6 +570,7 @@ FP8FLOW_API fp8flow_status fp8flow_embed_backward(fp8flow_context *c, const fp8f
  *   logits  [T, V]  F32 or BF16, ROWS; replaced by (softmax - onehot) * grad_scale when grad_scale != 0
  *   target  [T]     int32 in [0, V), or -1: no loss, gradient 0                                in
  *   loss    [T]     F32, natural logarithm                                                    out
+ * A NaN or +Inf among the logits makes the loss NaN.
  * Exactness R: FP32 with the maximum taken out; |loss error| <= 2^-18 (1 + |loss|).
  * Errors EINVAL (target out of range: CPU only), ESHAPE.  Source none needed. */
 typedef struct {
@@ -578,7 +584,7 @@ FP8FLOW_API fp8flow_status fp8flow_cross_entropy(fp8flow_context *c, const fp8fl
 /* ---- Optimiser ------------------------------------------------------------------------------ */
 
 /* square_sum: sum of squares of n FP32 values, in FP64, fixed blocks of 4096 added in ascending order.
- * Exactness R: 2^-50 relative.  Errors EINVAL.  Source none needed. */
+ * Exactness R: (4096 + n / 4096) * 2^-53 relative.  Errors EINVAL.  Source none needed. */
 typedef struct {
     int64_t count;
     const float *x;
@@ -590,7 +596,8 @@ FP8FLOW_API fp8flow_status fp8flow_square_sum(fp8flow_context *c, const fp8flow_
  *   g = grad * grad_scale;  m = beta1 m + (1-beta1) g;  v = beta2 v + (1-beta2) g^2
  *   master -= lr * (m / (1-beta1^step) / (sqrt(v / (1-beta2^step)) + eps) + weight_decay * master)
  *   weight = RNE_BF16(master), if not NULL
- * All arrays [n] F32 (weight: BF16). Exactness R: FP32, 8 ulp of the update.  Errors EINVAL.
+ * All arrays [n] F32 (weight: BF16). The same bits however the parameters are cut into calls.
+ * Exactness R: FP32; |error| <= 2^-20 * (sum of the magnitudes of the terms).  Errors EINVAL.
  * Source Loshchilov & Hutter 2019. */
 typedef struct {
     int64_t count;
