@@ -4,7 +4,7 @@
 #include "ops/block_avx2.h"
 #include "ops/ops.h"
 
-enum { STRIP = 8 }; /* column blocks of a task */
+enum { STRIP = 64 }; /* column blocks of a task */
 
 /* Magnitude bits of the largest finite value of row r. */
 F8_AVX2 uint32_t row_amax_as(const fp8flow_tensor *x, int64_t r, fp8flow_dtype dtype)
@@ -48,14 +48,14 @@ F8_AVX2 uint64_t quantize_block(f8_place p, int64_t row, const fp8flow_tensor *x
     float value[F8_BLOCK];
     uint8_t code[F8_BLOCK], *out = (uint8_t *)y->data + f8_element(y, row, p.col);
     uint8_t *scale = (uint8_t *)y->scale + f8_scale_index(y, row, p.col, 0);
-    f8v_load_row(x->data, f8_element(x, row, p.col), p.cols, from, value);
+    uint32_t most = f8v_load_row(x->data, f8_element(x, row, p.col), p.cols, from, value);
     if (p.cols == F8_BLOCK) {
-        *scale = f8v_quantize_row(value, to, out);
+        *scale = f8v_quantize_row(value, most, to, out);
     } else {
-        *scale = f8v_quantize_row(value, to, code);
+        *scale = f8v_quantize_row(value, most, to, code);
         memcpy(out, code, (size_t)p.cols);
     }
-    return f8v_count_nonfinite(value);
+    return most < F8V_INFINITY ? 0 : f8v_count_nonfinite(value);
 }
 
 /* ROW128 of a strip, row by row. */
