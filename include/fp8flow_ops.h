@@ -154,7 +154,7 @@ FP8FLOW_API int64_t fp8flow_context_calls(const fp8flow_context *context, const 
 /* quantize: codes and scales from real values, row form, column form or both from one read.
  *   x        [M, N]  F32 or BF16, ROWS                                   in
  *   rows     [M, N]  E4M3/E5M2, ROW128 / TILE128 / TENSOR, ROWS          out, may be NULL
- *   columns  [M, N]  E4M3/E5M2, COL128 / TILE128 / TENSOR, COLUMNS       out, NULL if rows is given
+ *   columns  [M, N]  E4M3/E5M2, COL128 / TILE128 / TENSOR, COLUMNS       out, may be NULL (one of both is given)
  * Weights (outputs with group_rows > 0) take no groups: their experts are the M / group_rows row ranges, each
  *          with a TENSOR scale of its own. Groups need offsets that are multiples of 128 for TILE128 and
  *          COL128 only. x may leave group_rows at 0.

@@ -10,6 +10,9 @@
 #include "ops/avx2.h"
 #include "ops/block.h"
 
+/* Column blocks of a task that walks a span: long lines of memory, yet several tasks in a wide span. */
+enum { F8V_STRIP = 16 };
+
 /* Codes of a tile on their way to a tensor, row form. */
 typedef struct {
     uint8_t code[F8_BLOCK][F8_BLOCK];
