@@ -28,13 +28,13 @@ enum { NUM_SHAPES = sizeof shapes / sizeof *shapes };
 static int32_t route_slot(route kind, const plan_shape *s, int64_t token, int64_t slot)
 {
     uint64_t experts = (uint64_t)s->experts;
+    if (kind == ROUTE_NOWHERE) return -1;
     int32_t expert = (int32_t)f8_shuffle((uint64_t)token, (uint64_t)slot, experts);
     switch (kind) {
     case ROUTE_HOT: return slot == 0 ? 0 : expert == 0 ? -1 : expert;
     case ROUTE_ONE: return slot == s->top_k - 1 ? (int32_t)s->experts - 1 : -1;
     case ROUTE_EVEN_ONLY: return expert % 2 ? -1 : expert;
     case ROUTE_DROPPED: return f8_random(7, (uint64_t)token, (uint64_t)slot) & 1 ? -1 : expert;
-    case ROUTE_NOWHERE: return -1;
     default: return expert;
     }
 }
