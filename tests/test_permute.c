@@ -19,8 +19,8 @@ typedef struct {
 } plan_shape;
 
 static const plan_shape shapes[] = {
-    { 0, 1, 4, 128 },   { 1, 1, 1, 128 },  { 1, 2, 4, 128 },    { 127, 1, 1, 128 }, { 128, 2, 3, 128 },
-    { 129, 2, 3, 128 }, { 300, 3, 8, 128 }, { 64, 8, 8, 128 },  { 40, 6, 6, 1 },    { 200, 2, 5, 16 },
+    { 0, 1, 4, 128 },   { 1, 1, 1, 128 },   { 1, 2, 4, 128 },     { 127, 1, 1, 128 }, { 128, 2, 3, 128 },
+    { 129, 2, 3, 128 }, { 300, 3, 8, 128 }, { 64, 8, 8, 128 },    { 40, 6, 6, 1 },    { 200, 2, 5, 16 },
     { 17, 4, 64, 128 }, { 700, 1, 2, 256 }, { 3, 256, 256, 128 },
 };
 enum { NUM_SHAPES = sizeof shapes / sizeof *shapes };
@@ -196,7 +196,8 @@ static void test_plan_rejects_bad_arguments(void **state)
     fp8flow_permute_plan_args args = { t.expert, &t.plan };
     assert_fails(fp8flow_permute_plan(NULL, &args), FP8FLOW_EINVAL, "NULL");
     assert_fails(fp8flow_permute_plan(c, NULL), FP8FLOW_EINVAL, "NULL");
-    assert_fails(fp8flow_permute_plan(c, &(fp8flow_permute_plan_args){ t.expert, NULL }), FP8FLOW_EINVAL, "plan is NULL");
+    assert_fails(fp8flow_permute_plan(c, &(fp8flow_permute_plan_args){ t.expert, NULL }), FP8FLOW_EINVAL,
+                 "plan is NULL");
     assert_fails(fp8flow_permute_plan(c, &(fp8flow_permute_plan_args){ NULL, &t.plan }), FP8FLOW_EINVAL,
                  "expert is NULL");
     t.plan.num_tokens = (int64_t)1 << 30;
@@ -265,8 +266,8 @@ static permuted run_permute(fp8flow_context *c, const test_plan *t, const fp8flo
                             fp8flow_scaling scaling)
 {
     int64_t capacity = t->plan.capacity;
-    permuted out = { .rows = make_tensor((f8_tensor_format){ x->dtype, x->scaling, FP8FLOW_ROWS }, capacity, x->cols,
-                                         0, 0),
+    permuted out = { .rows =
+                         make_tensor((f8_tensor_format){ x->dtype, x->scaling, FP8FLOW_ROWS }, capacity, x->cols, 0, 0),
                      .gate_rows = poisoned(capacity * 4) };
     fp8flow_permute_args args = { .x = x, .plan = &t->plan, .rows = &out.rows, .gate = gate };
     args.gate_rows = gate ? out.gate_rows : NULL;
@@ -538,8 +539,7 @@ static void test_unpermute_of_permute_counts_copies(void **state)
             fp8flow_tensor y = make_tensor(bf16_rows, shapes[i].tokens, 80, 0, 0);
             float *gate = make_gate(&t.plan), *back = make_gate(&t.plan);
             permuted out = run_permute(c, &t, &x, gate, FP8FLOW_UNSCALED);
-            assert_ok(fp8flow_unpermute(
-                c, &(fp8flow_unpermute_args){ &out.rows, &t.plan, &y, out.gate_rows, back }));
+            assert_ok(fp8flow_unpermute(c, &(fp8flow_unpermute_args){ &out.rows, &t.plan, &y, out.gate_rows, back }));
             for (int64_t token = 0; token < x.rows; token++) {
                 int copies = 0;
                 for (int64_t s = token * t.plan.top_k; s < (token + 1) * t.plan.top_k; s++) {

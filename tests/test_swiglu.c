@@ -19,7 +19,7 @@ typedef struct {
 
 static const int32_t mixed_sizes[5] = { 5, 0, 128, 130, 0 }, one_size[1] = { 200 };
 static const grouping groupings[] = {
-    { NULL, 0, 0 }, { NULL, 0, 1 },   { NULL, 0, 127 },        { NULL, 0, 128 },
+    { NULL, 0, 0 },   { NULL, 0, 1 },     { NULL, 0, 127 },        { NULL, 0, 128 },
     { NULL, 0, 129 }, { one_size, 1, 0 }, { mixed_sizes, 5, 128 },
 };
 enum { NUM_GROUPINGS = sizeof groupings / sizeof *groupings };
@@ -104,8 +104,8 @@ static outputs forward(fp8flow_context *c, const inputs *in, f8_tensor_format ro
 static outputs backward(fp8flow_context *c, const inputs *in, f8_tensor_format rows, f8_tensor_format columns)
 {
     outputs out = make_outputs(in, 2 * in->width, rows, columns);
-    fp8flow_swiglu_backward_args args = { &in->h,       in->gate,      in->groups, &in->dv,       &out.rows,
-                                          &out.columns, &out.v_columns, out.dgate, &out.nonfinite };
+    fp8flow_swiglu_backward_args args = { &in->h,       in->gate,       in->groups, &in->dv,       &out.rows,
+                                          &out.columns, &out.v_columns, out.dgate,  &out.nonfinite };
     assert_ok(fp8flow_swiglu_backward(c, &args));
     return out;
 }

@@ -19,8 +19,8 @@ static fp8flow_status check_output(const char *op, const char *name, const fp8fl
 {
     F8_REQUIRE(y->rows == h->rows, ESHAPE, "%s: h has %lld rows, %s has %lld", op, (long long)h->rows, name,
                (long long)y->rows);
-    F8_REQUIRE(y->cols == cols, ESHAPE, "%s: h has %lld columns, %s needs %lld, got %lld", op,
-               (long long)h->cols, name, (long long)cols, (long long)y->cols);
+    F8_REQUIRE(y->cols == cols, ESHAPE, "%s: h has %lld columns, %s needs %lld, got %lld", op, (long long)h->cols, name,
+               (long long)cols, (long long)y->cols);
     F8_REQUIRE(y->group_rows == 0, ESHAPE, "%s: %s has %lld rows per expert, expected an activation", op, name,
                (long long)y->group_rows);
     return FP8FLOW_OK;
@@ -64,8 +64,8 @@ void f8_swiglu_tile(const fp8flow_tensor *h, const float *gate, f8_place p, f8_t
     for (int64_t r = 0; r < p.span.valid; r++)
         for (int64_t c = 0; c < p.cols; c++) {
             int64_t row = p.span.row + r, col = p.col + c;
-            tile->at[r][c] = f8_swiglu_value(f8_bf16_at(h, row, col), f8_bf16_at(h, row, half + col),
-                                             f8_swiglu_gate(gate, row));
+            tile->at[r][c] =
+                f8_swiglu_value(f8_bf16_at(h, row, col), f8_bf16_at(h, row, half + col), f8_swiglu_gate(gate, row));
         }
 }
 
