@@ -39,7 +39,7 @@ static int32_t route_slot(route kind, const plan_shape *s, int64_t token, int64_
     }
 }
 
-/* A plan with memory of its own, filled from a routing. `spare` rows of capacity beyond what is needed. */
+/* A plan with memory of its own, filled from a routing. */
 typedef struct {
     fp8flow_plan plan;
     int32_t *expert;
@@ -57,6 +57,7 @@ static int64_t rows_needed(const plan_shape *s, const int32_t *expert)
     return rows;
 }
 
+/* Not filled yet; capacity for `spare` rows more than are needed. */
 static test_plan empty_plan(const plan_shape *s, route kind, int64_t spare)
 {
     int64_t pairs = s->tokens * s->top_k;
@@ -68,6 +69,8 @@ static test_plan empty_plan(const plan_shape *s, route kind, int64_t spare)
     t.plan.offset = poisoned((s->experts + 1) * 4);
     t.plan.row_of = poisoned(pairs * 4);
     t.plan.source = poisoned(t.plan.capacity * 4);
+    /* 0xFF bytes would be -1, what padding must be set to. */
+    memset(t.plan.source, 0x5A, (size_t)t.plan.capacity * 4);
     return t;
 }
 
@@ -148,7 +151,6 @@ static void test_plan_leaves_spare_capacity_alone(void **state)
 {
     (void)state;
     test_plan t = empty_plan(&shapes[6], ROUTE_BALANCED, 100);
-    memset(t.plan.source, 0x5A, (size_t)t.plan.capacity * 4);
     fp8flow_context *c = make_context(FP8FLOW_CPU, 0);
     assert_ok(fp8flow_permute_plan(c, &(fp8flow_permute_plan_args){ t.expert, &t.plan }));
     for (int64_t row = t.rows; row < t.plan.capacity; row++) assert_int_equal(t.plan.source[row], 0x5A5A5A5A);
