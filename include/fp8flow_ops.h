@@ -153,10 +153,14 @@ FP8FLOW_API int64_t fp8flow_context_calls(const fp8flow_context *context, const 
 /* quantize: codes and scales from real values, row form, column form or both from one read.
  *   x        [M, N]  F32 or BF16, ROWS                                   in
  *   rows     [M, N]  E4M3/E5M2, ROW128 / TILE128 / TENSOR, ROWS          out, may be NULL
- *   columns  [M, N]  E4M3/E5M2, COL128 / TILE128 / TENSOR, COLUMNS       out, may be NULL
+ *   columns  [M, N]  E4M3/E5M2, COL128 / TILE128 / TENSOR, COLUMNS       out, may be NULL (one of both is given)
+ * Weights (outputs with group_rows > 0) take no groups: their experts are the M / group_rows row ranges, each
+ *          with a TENSOR scale of its own. Groups need offsets that are multiples of 128 for TILE128 and
+ *          COL128 only. x may leave group_rows at 0.
  * Block scale  a = largest finite |x| of the block; a = 0: byte 1. Else a = 2^e (1+f), q = 8 (E4M3) or
  *          15 (E5M2): scale 2^(e-q) if 1+f <= 1.75 else 2^(e-q+1), clamped to [2^-126, 2^127].
- * TENSOR scale  s = max(fl(a / 448), 2^-126) (57344 for E5M2), code of fl(x * fl(1/s)).
+ * TENSOR scale  s = max(fl(a / 448), 2^-126) (57344 for E5M2), code of fl(x * fl(1/s)); 2^-126 for a group
+ *          without rows.
  * Code     RNE(x / scale), saturating: |x| > max and Inf give max, NaN gives 0x7F, -0 stays -0.
  * Both forms with the same scaling (TILE128, TENSOR) hold the same codes; rows->scale and
  * columns->scale may then be the same array.
@@ -174,7 +178,9 @@ FP8FLOW_API fp8flow_status fp8flow_quantize(fp8flow_context *c, const fp8flow_qu
 /* dequantize: y = code * scale.
  *   x  [M, N]  E4M3/E5M2, any scaling, any layout   in
  *   y  [M, N]  F32 or BF16 (RNE), ROWS              out
- * Exactness E (F32: exact; NaN codes give NaN).  Errors EINVAL, ESHAPE.
+ * Padding rows of y are written as 0. Groups as in quantize.
+ * Exactness E (block scales: exact in F32, Inf beyond its range; TENSOR: one FP32 rounding; BF16 rounds the
+ * FP32 value; NaN codes give NaN).  Errors EINVAL, ESHAPE.
  * Source    numerics contract section 2. */
 typedef struct {
     const fp8flow_tensor *x;
@@ -186,7 +192,7 @@ FP8FLOW_API fp8flow_status fp8flow_dequantize(fp8flow_context *c, const fp8flow_
 /* transpose: the column form of a row-form FP8 tensor, without leaving FP8.
  *   x  [M, N]  E4M3/E5M2, ROWS      in
  *   y  [M, N]  same dtype, COLUMNS  out
- * TENSOR -> TENSOR, TILE128 -> TILE128: bytes and scales are copied.
+ * TENSOR -> TENSOR, TILE128 -> TILE128: bytes and scales are copied (all d = 0). Groups as in quantize.
  * ROW128 -> TILE128: target exponent = largest row exponent of the tile among rows whose codes in the
  *   tile are not all +-0; byte 1 if there is none. ROW128 -> COL128: the scale rule on the column's own
  *   values. With d = target - row exponent the new code is RNE(value * 2^-d), subnormal results and
@@ -613,7 +619,7 @@ typedef struct {
     int64_t subnormal;                  /* codes that are subnormal and not 0 */
     int64_t saturated;                  /* finite |x| > max * scale, and Inf */
     int64_t nonfinite;                  /* NaN and Inf in x */
-    int32_t min_exponent, max_exponent; /* of the scales, powers of two; TENSOR: floor(log2) */
+    int32_t min_exponent, max_exponent; /* floor(log2) of the scales of nonzero x; 0, 0 without any */
     double amax;                        /* largest finite |x| */
     double signal, noise;               /* sum x^2 and sum (x - q)^2 over finite x; SQNR = 10 log10(signal / noise) */
 } fp8flow_tensor_stats;
