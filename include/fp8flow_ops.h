@@ -232,7 +232,7 @@ typedef struct {
  *   plan    shape fields set by the caller, arrays written                          out
  * P = sum over experts of ceil(rows/align)*align. Two slots of one token may not name one expert
  * (not checked on the device). Exactness E.
- * Errors EINVAL (expert id out of range: CPU only), ESHAPE (T*k >= 2^31; P > capacity: CPU only).
+ * Errors EINVAL (expert id out of range or named twice: CPU only), ESHAPE (T*k >= 2^31; P > capacity: CPU only).
  * Source numerics contract section 6; replaces the row_id_map of arXiv 2511.02302's code. */
 typedef struct {
     const int32_t *expert;
@@ -266,7 +266,7 @@ FP8FLOW_API fp8flow_status fp8flow_permute(fp8flow_context *c, const fp8flow_per
  *   gate_rows  [P]     F32 per row (gradient of the gate weights)             in, may be NULL
  *   gate       [T, k]  F32, 0 where a slot has no row                         out, with gate_rows
  * y = RNE(FP32 sum over the token's rows in ascending row order, which is ascending expert order,
- * starting from the first row's value).
+ * starting from the first row's value); NaN is written as 0x7FC0.
  * Exactness E.  Errors EINVAL, ESHAPE.  Source numerics contract section 4. */
 typedef struct {
     const fp8flow_tensor *x;
@@ -286,7 +286,8 @@ FP8FLOW_API fp8flow_status fp8flow_unpermute(fp8flow_context *c, const fp8flow_u
  *   columns  [P, F]   FP8 TILE128 or COL128, COLUMNS                                out, may be NULL
  * FP32, no intermediate rounding, in this order: s = 1 / (1 + exp(-a)); v = ((a * s) * b) * w, exp as
  * in f8_expf (docs/FORMATS.md). FP8 outputs are quantised from v by the rule of quantize; both forms
- * are rounded once, from v. The format of the outputs selects the fused kernel.
+ * are rounded once, from v. The format of the outputs selects the fused kernel. NaN is written as 0x7FC0
+ * (BF16), 0x7FC00000 (F32), here and in swiglu_backward.
  * Exactness E.  Errors EINVAL, ESHAPE.  nonfinite: non-finite v in valid rows.
  * Source    numerics contract sections 3, 4; arXiv 2511.02302 (fused SwiGLU + quantise). */
 typedef struct {
