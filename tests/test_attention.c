@@ -64,17 +64,18 @@ static void free_problem(problem *p)
 
 static fp8flow_status forward(fp8flow_context *context, problem *p)
 {
-    fp8flow_attention_args args = { &p->q, &p->k, &p->v, p->s.batch, p->s.num_heads, p->s.num_kv_heads, p->s.head_dim,
-                                    p->scale, &p->o, p->lse };
+    fp8flow_attention_args args = { &p->q,         &p->k,    &p->v, p->s.batch, p->s.num_heads, p->s.num_kv_heads,
+                                    p->s.head_dim, p->scale, &p->o, p->lse };
     return fp8flow_attention(context, &args);
 }
 
 static fp8flow_status backward(fp8flow_context *context, problem *p)
 {
-    fp8flow_attention_backward_args args = { &p->q,     &p->k,     &p->v,     &p->o,
-                                             &p->grad_o, p->lse,    p->s.batch, p->s.num_heads,
-                                             p->s.num_kv_heads, p->s.head_dim, p->scale, &p->grad_q,
-                                             &p->grad_k, &p->grad_v };
+    fp8flow_attention_backward_args args = { &p->q,         &p->k,          &p->v,
+                                             &p->o,         &p->grad_o,     p->lse,
+                                             p->s.batch,    p->s.num_heads, p->s.num_kv_heads,
+                                             p->s.head_dim, p->scale,       &p->grad_q,
+                                             &p->grad_k,    &p->grad_v };
     return fp8flow_attention_backward(context, &args);
 }
 
@@ -83,8 +84,8 @@ static fp8flow_status backward(fp8flow_context *context, problem *p)
 typedef struct {
     int64_t queries, keys, dim;
     double scale;
-    double *q, *k, *v, *grad_o;                        /* inputs */
-    double *o, *lse, *p, *grad_q, *grad_k, *grad_v;    /* results */
+    double *q, *k, *v, *grad_o;                     /* inputs */
+    double *o, *lse, *p, *grad_q, *grad_k, *grad_v; /* results */
 } head_oracle;
 
 static double *zeros(int64_t count)
@@ -252,9 +253,8 @@ static void assert_backward_is_near(const problem *p, oracle_output output)
 /* ---- Values ---- */
 
 static const shape square_shapes[] = {
-    { 1, 1, 1, 8, 1, 1 },      { 2, 4, 4, 32, 17, 17 },  { 1, 8, 2, 64, 129, 129 },
-    { 2, 4, 1, 13, 128, 128 }, { 1, 2, 2, 128, 300, 300 }, { 1, 2, 1, 1, 70, 70 },
-    { 1, 1, 1, 16, 600, 600 }, { 1, 1, 1, 1000, 30, 30 },
+    { 1, 1, 1, 8, 1, 1 },       { 2, 4, 4, 32, 17, 17 }, { 1, 8, 2, 64, 129, 129 }, { 2, 4, 1, 13, 128, 128 },
+    { 1, 2, 2, 128, 300, 300 }, { 1, 2, 1, 1, 70, 70 },  { 1, 1, 1, 16, 600, 600 }, { 1, 1, 1, 1000, 30, 30 },
 };
 enum { NUM_SQUARE = sizeof square_shapes / sizeof square_shapes[0] };
 
@@ -326,8 +326,11 @@ static void test_oracle_gradients_match_finite_differences(void **state)
 static void test_fewer_queries_than_keys_are_the_last_rows(void **state)
 {
     (void)state;
-    static const shape shapes[] = { { 2, 4, 2, 32, 1, 300 }, { 1, 2, 1, 40, 7, 260 }, { 2, 2, 2, 16, 150, 151 },
-                                    { 1, 2, 2, 64, 1, 1 },   { 1, 1, 1, 8, 130, 1000 } };
+    static const shape shapes[] = { { 2, 4, 2, 32, 1, 300 },
+                                    { 1, 2, 1, 40, 7, 260 },
+                                    { 2, 2, 2, 16, 150, 151 },
+                                    { 1, 2, 2, 64, 1, 1 },
+                                    { 1, 1, 1, 8, 130, 1000 } };
     for (int backend = FP8FLOW_CPU; backend <= FP8FLOW_REFERENCE; backend++) {
         fp8flow_context *context = make_context((fp8flow_backend)backend, 2);
         for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
@@ -450,7 +453,8 @@ static void test_sequences_do_not_see_each_other(void **state)
 {
     (void)state;
     fp8flow_context *context = make_context(FP8FLOW_CPU, 2);
-    problem one = make_problem((shape){ 1, 4, 2, 32, 150, 150 }, 1.0f), two = make_problem((shape){ 2, 4, 2, 32, 150, 150 }, 1.0f);
+    problem one = make_problem((shape){ 1, 4, 2, 32, 150, 150 }, 1.0f),
+            two = make_problem((shape){ 2, 4, 2, 32, 150, 150 }, 1.0f);
     size_t half = (size_t)(150 * two.fused.stride) * 2;
     memset((char *)two.fused.data + half, 0xFF, half); /* NaN */
     assert_ok(forward(context, &one));

@@ -35,8 +35,8 @@ static fp8flow_status check_tensor(const call *x, const char *name, const fp8flo
     F8_REQUIRE(t->dtype == FP8FLOW_BF16 && t->layout == FP8FLOW_ROWS && t->group_rows == 0, EINVAL,
                "%s: %s is %s in %s, expected bf16 rows", x->op, name, f8_dtype_name(t->dtype),
                f8_layout_name(t->layout));
-    F8_REQUIRE(t->cols == num_heads * x->head_dim, ESHAPE, "%s: %s has %lld columns, %lld heads of %lld need %lld", x->op,
-               name, (long long)t->cols, (long long)num_heads, (long long)x->head_dim,
+    F8_REQUIRE(t->cols == num_heads * x->head_dim, ESHAPE, "%s: %s has %lld columns, %lld heads of %lld need %lld",
+               x->op, name, (long long)t->cols, (long long)num_heads, (long long)x->head_dim,
                (long long)(num_heads * x->head_dim));
     return FP8FLOW_OK;
 }
@@ -84,10 +84,14 @@ static fp8flow_status check_backward(const fp8flow_attention_backward_args *a)
         const fp8flow_tensor *tensor;
         int64_t num_heads;
     } tensors[] = {
-        { "q", a->q, a->num_heads },           { "k", a->k, a->num_kv_heads },
-        { "v", a->v, a->num_kv_heads },        { "o", a->o, a->num_heads },
-        { "grad_o", a->grad_o, a->num_heads }, { "grad_q", a->grad_q, a->num_heads },
-        { "grad_k", a->grad_k, a->num_kv_heads }, { "grad_v", a->grad_v, a->num_kv_heads },
+        { "q", a->q, a->num_heads },
+        { "k", a->k, a->num_kv_heads },
+        { "v", a->v, a->num_kv_heads },
+        { "o", a->o, a->num_heads },
+        { "grad_o", a->grad_o, a->num_heads },
+        { "grad_q", a->grad_q, a->num_heads },
+        { "grad_k", a->grad_k, a->num_kv_heads },
+        { "grad_v", a->grad_v, a->num_kv_heads },
     };
     for (size_t i = 0; i < sizeof tensors / sizeof tensors[0]; i++) {
         F8_TRY(check_tensor(&x, tensors[i].name, tensors[i].tensor, tensors[i].num_heads));

@@ -173,7 +173,7 @@ fp8flow_status f8_blas_attention(fp8flow_context *c, const fp8flow_attention_arg
     g.keys = a->k->rows / a->batch;
     int64_t blocks = f8_ceil_div(g.queries, QUERIES), num_items = a->batch * g.num_heads * blocks;
     int entered = f8_blas_enter();
-#pragma omp parallel for schedule(dynamic, 1) num_threads(f8_threads_for(c, num_items * F8_BLAS_ITEM_WORK))
+#pragma omp parallel for schedule(dynamic, 1) num_threads(f8_threads_for(c, num_items *F8_BLAS_ITEM_WORK))
     for (int64_t i = 0; i < num_items; i++)
         forward_item(&g, a, i / blocks, span_at(i % blocks * QUERIES, QUERIES, g.queries), f8_scratch(c));
     f8_blas_leave(entered);
@@ -297,11 +297,13 @@ fp8flow_status f8_blas_attention_backward(fp8flow_context *c, const fp8flow_atte
     int64_t kv_items = a->batch * a->num_kv_heads * key_blocks;
     int64_t num_items = kv_items + a->batch * g.num_heads * query_blocks;
     int entered = f8_blas_enter();
-#pragma omp parallel for schedule(dynamic, 1) num_threads(f8_threads_for(c, num_items * F8_BLAS_ITEM_WORK))
+#pragma omp parallel for schedule(dynamic, 1) num_threads(f8_threads_for(c, num_items *F8_BLAS_ITEM_WORK))
     for (int64_t i = 0; i < num_items; i++) {
         int64_t j = i - kv_items;
         if (j < 0) grad_kv_item(&g, a, i / key_blocks, span_at(i % key_blocks * KEYS, KEYS, g.keys), f8_scratch(c));
-        else grad_q_item(&g, a, j / query_blocks, span_at(j % query_blocks * QUERIES, QUERIES, g.queries), f8_scratch(c));
+        else
+            grad_q_item(&g, a, j / query_blocks, span_at(j % query_blocks * QUERIES, QUERIES, g.queries),
+                        f8_scratch(c));
     }
     f8_blas_leave(entered);
     return FP8FLOW_OK;

@@ -78,10 +78,13 @@ F8_AVX2 __m256 f8v_decode(const uint8_t *p, fp8flow_dtype dtype)
     __m256i sign = _mm256_slli_epi32(_mm256_and_si256(c, _mm256_set1_epi32(0x80)), 24);
     __m256i a = _mm256_and_si256(c, _mm256_set1_epi32(0x7F));
     const f8_format f = f8_format_of(dtype);
-    /* Exponent and mantissa moved into place as a tiny FP32 number, then scaled exactly: subnormals too. */
-    __m256 tiny = _mm256_castsi256_ps(_mm256_slli_epi32(a, 23 - f.mantissa_bits));
-    __m256 scale = _mm256_castsi256_ps(_mm256_set1_epi32((127 + 127 - f.bias) << 23));
-    __m256i value = _mm256_castps_si256(_mm256_mul_ps(tiny, scale));
+    /* Subnormal codes go through an integer: as FP32 subnormals they would cost a microcode assist each. */
+    __m256i bias = _mm256_set1_epi32((127 - f.bias) << 23);
+    __m256i normal = _mm256_add_epi32(_mm256_slli_epi32(a, 23 - f.mantissa_bits), bias);
+    __m256 ulp = _mm256_castsi256_ps(_mm256_set1_epi32((128 - f.bias - f.mantissa_bits) << 23));
+    __m256 subnormal = _mm256_mul_ps(_mm256_cvtepi32_ps(a), ulp);
+    __m256i small = _mm256_cmpgt_epi32(_mm256_set1_epi32(1 << f.mantissa_bits), a);
+    __m256i value = _mm256_blendv_epi8(normal, _mm256_castps_si256(subnormal), small);
     __m256i special;
     if (dtype == FP8FLOW_E5M2) {
         special = _mm256_cmpgt_epi32(a, _mm256_set1_epi32(0x7B));

@@ -37,8 +37,9 @@ static float plain_dot(const float *x, const float *y, int64_t count)
     return sum;
 }
 
-static const f8_lines plain = { plain_decode_bf16, plain_decode_fp8, plain_encode_bf16,
-                                plain_exp,         plain_max,        plain_dot };
+static const f8_lines plain = {
+    plain_decode_bf16, plain_decode_fp8, plain_encode_bf16, plain_exp, plain_max, plain_dot
+};
 
 const f8_lines *f8_lines_cpu(void)
 {

@@ -78,5 +78,4 @@ static float avx2_dot(const float *x, const float *y, int64_t count)
     return sum;
 }
 
-const f8_lines f8_lines_avx2 = { avx2_decode_bf16, avx2_decode_fp8, avx2_encode_bf16,
-                                 avx2_exp,         avx2_max,        avx2_dot };
+const f8_lines f8_lines_avx2 = { avx2_decode_bf16, avx2_decode_fp8, avx2_encode_bf16, avx2_exp, avx2_max, avx2_dot };

@@ -2,10 +2,9 @@
  * with faster rows where it has AVX2, FMA and F16C. */
 #include "ops/ops.h"
 
-const f8_ops f8_ops_reference = {
-    "reference",
+const f8_ops f8_ops_reference = { "reference",
 #define F8_X(op) f8_ref_##op,
-    F8_OPS(F8_X)
+                                  F8_OPS(F8_X)
 #undef F8_X
 };
 
@@ -20,13 +19,12 @@ const f8_ops f8_ops_reference = {
 #pragma GCC diagnostic ignored "-Woverride-init"
 #endif
 
-static const f8_ops ops_blas = {
-    .name = "blas",
+static const f8_ops ops_blas = { .name = "blas",
 #define F8_X(op) .op = f8_ref_##op,
-    F8_OPS(F8_X)
+                                 F8_OPS(F8_X)
 #undef F8_X
 #define F8_X(op) .op = f8_blas_##op,
-        F8_BLAS_OPS(F8_X)
+                                     F8_BLAS_OPS(F8_X)
 #undef F8_X
 };
 
@@ -36,16 +34,15 @@ static const f8_ops ops_blas = {
 F8_AVX2_OPS(F8_X)
 #undef F8_X
 
-static const f8_ops ops_avx2 = {
-    .name = "avx2",
+static const f8_ops ops_avx2 = { .name = "avx2",
 #define F8_X(op) .op = f8_ref_##op,
-    F8_OPS(F8_X)
+                                 F8_OPS(F8_X)
 #undef F8_X
 #define F8_X(op) .op = f8_blas_##op,
-        F8_BLAS_OPS(F8_X)
+                                     F8_BLAS_OPS(F8_X)
 #undef F8_X
 #define F8_X(op) .op = f8_avx2_##op,
-        F8_AVX2_OPS(F8_X)
+                                         F8_AVX2_OPS(F8_X)
 #undef F8_X
 };
 
