@@ -530,7 +530,8 @@ FP8FLOW_API fp8flow_status fp8flow_rope(fp8flow_context *c, const fp8flow_rope_a
  *   o    [B*Sq, J*D]  BF16, ROWS                                                   out
  *   lse  [B*Sq, J]    F32: log-sum-exp of the scaled scores                        out, may be NULL
  * Query s of a sequence sees keys 0 .. s + Sk - Sq; Sk >= Sq >= 1. Head j uses key head j / (J/G).
- * Exactness R: FP32 scores and sums; |error| <= 2^-7 * max|v| of the head.  Errors EINVAL, ESHAPE.
+ * Exactness R: FP32 scores and sums; |error| <= 2^-7 * max|v| of the head.
+ * head_dim <= 1024.  Errors EINVAL, ESHAPE.
  * Source Vaswani et al. 2017; GQA (Ainslie et al. 2023). */
 typedef struct {
     const fp8flow_tensor *q, *k, *v;
@@ -544,7 +545,8 @@ FP8FLOW_API fp8flow_status fp8flow_attention(fp8flow_context *c, const fp8flow_a
 /* attention_backward: gradients of attention; Sk == Sq.
  *   q, k, v, o, lse as in attention; grad_o [B*S, J*D] BF16                          in
  *   grad_q [B*S, J*D], grad_k, grad_v [B*S, G*D]  BF16, ROWS                         out
- * Exactness R: FP32 sums in a fixed order; |error| <= 2^-6.5 * (largest |gradient| of the head).
+ * Exactness R: FP32 sums in a fixed order; against the same formulas in FP64 on the given o and lse,
+ * |error| <= 2^-6.5 * (largest |gradient| of the head). No aliasing.
  * Errors EINVAL, ESHAPE.  Source FlashAttention-2 (Dao 2023), backward formulas. */
 typedef struct {
     const fp8flow_tensor *q, *k, *v, *o, *grad_o;
