@@ -47,10 +47,11 @@ static inline const char *in_folder(const char *name)
     return path;
 }
 
-/* Plain stdio, independent of the code under test. */
+/* Plain stdio, independent of the code under test. A new file each time: ext4 flushes truncated ones at close. */
 static inline const char *put_file(const char *name, const void *bytes, size_t count)
 {
     const char *path = in_folder(name);
+    remove(path);
     FILE *file = fopen(path, "wb");
     assert_non_null(file);
     assert_int_equal(fwrite(bytes, 1, count, file), count);
