@@ -291,7 +291,7 @@ static void test_files_that_change_are_named(void **state)
     assert_fails(f8_data_validation(data, 2, 1, ids, targets), FP8FLOW_EIO, "/two: has shrunk");
     put_file("two", text, sizeof text);
     assert_ok(f8_data_validation(data, 2, 1, ids, targets)); /* 590..600 */
-    assert_int_equal(truncate(in_folder("two"), 150), 0); /* now while it is open */
+    assert_int_equal(truncate(in_folder("two"), 150), 0);    /* now while it is open */
     assert_fails(f8_data_validation(data, 2, 1, ids, targets), FP8FLOW_EIO, "/two: offset 189: wanted 11 bytes, got 0");
     f8_data_close(data);
     put_file("two", text, sizeof text);

@@ -234,8 +234,8 @@ static void test_kill_leaves_a_complete_file(void **state)
 static void test_path_join(void **state)
 {
     (void)state;
-    static const char *const cases[][3] = { { "a", "b", "a/b" },   { "a/", "b", "a/b" }, { "", "b", "b" },
-                                            { "a", "/b", "/b" },   { "/", "b", "/b" },   { "a", "b/c", "a/b/c" } };
+    static const char *const cases[][3] = { { "a", "b", "a/b" }, { "a/", "b", "a/b" }, { "", "b", "b" },
+                                            { "a", "/b", "/b" }, { "/", "b", "/b" },   { "a", "b/c", "a/b/c" } };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         char *path;
         assert_ok(f8_path_join(cases[i][0], cases[i][1], &path));
@@ -363,12 +363,46 @@ static void test_json_rejects_malformed_text(void **state)
 {
     (void)state;
     static const char *const texts[] = {
-        "", " ", "{", "}", "{]", "[1,2", "[]", "null", "1", "\"x\"", "{\"a\":1,}", "{\"a\" 1}", "{\"a\":}",
-        "{a:1}", "{'a':1}", "{\"a\":1}x", "{\"a\":1}{}", "{\"a\":01}", "{\"a\":+1}", "{\"a\":.5}", "{\"a\":1.}",
-        "{\"a\":1e}", "{\"a\":0x10}", "{\"a\":NaN}", "{\"a\":Infinity}", "{\"a\":-}", "{\"a\":1e999}",
-        "{\"a\":9223372036854775808}", "{\"a\":-9223372036854775809}", "{\"a\":tru}", "{\"a\":\"\x01\"}",
-        "{\"a\":\"\xff\"}", "{\"a\":\"\xc0\xaf\"}", "{\"a\":\"\xed\xa0\x80\"}", "{\"a\":\"\\ud800\"}",
-        "{\"a\":\"\\x41\"}", "{\"a\":\"\\u0000\"}", "{\"a\":\"unfinished}", "{\"a\":1/*c*/}", "\xef\xbb\xbf{}",
+        "",
+        " ",
+        "{",
+        "}",
+        "{]",
+        "[1,2",
+        "[]",
+        "null",
+        "1",
+        "\"x\"",
+        "{\"a\":1,}",
+        "{\"a\" 1}",
+        "{\"a\":}",
+        "{a:1}",
+        "{'a':1}",
+        "{\"a\":1}x",
+        "{\"a\":1}{}",
+        "{\"a\":01}",
+        "{\"a\":+1}",
+        "{\"a\":.5}",
+        "{\"a\":1.}",
+        "{\"a\":1e}",
+        "{\"a\":0x10}",
+        "{\"a\":NaN}",
+        "{\"a\":Infinity}",
+        "{\"a\":-}",
+        "{\"a\":1e999}",
+        "{\"a\":9223372036854775808}",
+        "{\"a\":-9223372036854775809}",
+        "{\"a\":tru}",
+        "{\"a\":\"\x01\"}",
+        "{\"a\":\"\xff\"}",
+        "{\"a\":\"\xc0\xaf\"}",
+        "{\"a\":\"\xed\xa0\x80\"}",
+        "{\"a\":\"\\ud800\"}",
+        "{\"a\":\"\\x41\"}",
+        "{\"a\":\"\\u0000\"}",
+        "{\"a\":\"unfinished}",
+        "{\"a\":1/*c*/}",
+        "\xef\xbb\xbf{}",
     };
     for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++) assert_json_rejected(texts[i], strlen(texts[i]), "");
 }
@@ -402,9 +436,10 @@ static void test_json_size_limit(void **state)
     assert_fails(f8_json_open(in_folder("none.json"), 7, &root), FP8FLOW_EIO, "none.json");
 }
 
-static const char config[] = "{\"i\": 7, \"big\": 9223372036854775807, \"d\": 0.5, \"s\": \"text\", \"b\": true, \"n\": null,"
-                             " \"o\": {\"inner\": -3, \"deep\": {\"x\": \"y\"}}, \"l\": [1, 2, 3], \"r\": 8.0,"
-                             " \"long\": \"0123456789012345678901234567890123456789012345678901234567890123456789\"}";
+static const char config[] =
+    "{\"i\": 7, \"big\": 9223372036854775807, \"d\": 0.5, \"s\": \"text\", \"b\": true, \"n\": null,"
+    " \"o\": {\"inner\": -3, \"deep\": {\"x\": \"y\"}}, \"l\": [1, 2, 3], \"r\": 8.0,"
+    " \"long\": \"0123456789012345678901234567890123456789012345678901234567890123456789\"}";
 
 static void test_json_getters_give_values(void **state)
 {
@@ -469,7 +504,8 @@ static void test_json_getters_name_file_key_and_value(void **state)
     assert_fails(f8_json_double(&root, "s", 1, 2, &d), FP8FLOW_EFORMAT, "s is \"text\", expected a number");
     assert_fails(f8_json_bool(&root, "i", &b), FP8FLOW_EFORMAT, "i is 7, expected true or false");
     assert_fails(f8_json_string(&root, "i", &s), FP8FLOW_EFORMAT, "i is 7, expected a string");
-    assert_fails(f8_json_choice(&root, "s", names, 2, &choice), FP8FLOW_EFORMAT, "s is \"text\", expected one of one, two");
+    assert_fails(f8_json_choice(&root, "s", names, 2, &choice), FP8FLOW_EFORMAT,
+                 "s is \"text\", expected one of one, two");
     assert_fails(f8_json_choice(&root, "i", names, 2, &choice), FP8FLOW_EFORMAT, "i is 7, expected one of");
     assert_fails(f8_json_section(&root, "i", &section), FP8FLOW_EFORMAT, "i is 7, expected an object");
     assert_fails(f8_json_int_array(&root, "l", (f8_json_array_limits){ 1, 3, 2 }, list, &count), FP8FLOW_EFORMAT,
@@ -527,8 +563,9 @@ static void test_json_writer_escapes_and_separates(void **state)
     f8_json_write_bool(&writer, "last", false);
     f8_json_end_object(&writer);
     assert_ok(f8_buffer_check(&out, "test"));
-    assert_string_equal(out.data, "{\"min\":-9223372036854775808,\"k\\\"\\\\\\n\\u0009\\u007f\":\"\xc3\xa9\xef\xbf\xbd/\","
-                                  "\"list\":[true,{},0.1],\"last\":false}");
+    assert_string_equal(out.data,
+                        "{\"min\":-9223372036854775808,\"k\\\"\\\\\\n\\u0009\\u007f\":\"\xc3\xa9\xef\xbf\xbd/\","
+                        "\"list\":[true,{},0.1],\"last\":false}");
     f8_buffer_free(&out);
 }
 
@@ -552,8 +589,20 @@ static void assert_double_survives(double value)
 
 static void check_doubles(void)
 {
-    static const double values[] = { 0.0, -0.0, 1, -1, 0.1, 1.0 / 3, 1e22, 1e23, 123456789012345678.0, 5e-324,
-                                     2.2250738585072014e-308, 1.7976931348623157e308, 1e-5, 1e100 };
+    static const double values[] = { 0.0,
+                                     -0.0,
+                                     1,
+                                     -1,
+                                     0.1,
+                                     1.0 / 3,
+                                     1e22,
+                                     1e23,
+                                     123456789012345678.0,
+                                     5e-324,
+                                     2.2250738585072014e-308,
+                                     1.7976931348623157e308,
+                                     1e-5,
+                                     1e100 };
     for (size_t i = 0; i < sizeof values / sizeof values[0]; i++) assert_double_survives(values[i]);
     for (uint64_t i = 0; i < 2000; i++) {
         uint64_t bits = f8_random(3, 4, i);

@@ -109,7 +109,8 @@ static const fixture malformed[] = {
     { "{\"a\":{\"shape\":[1],\"data_offsets\":[0,1]}}", 1, "dtype is missing" },
     { "{\"a\":{\"dtype\":\"U8\",\"data_offsets\":[0,1]}}", 1, "shape is missing" },
     { "{\"a\":{\"dtype\":\"U8\",\"shape\":[1]}}", 1, "data_offsets is missing" },
-    { "{\"a\":{\"dtype\":\"U8\",\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}", 1, "duplicate key \"dtype\"" },
+    { "{\"a\":{\"dtype\":\"U8\",\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}", 1,
+      "duplicate key \"dtype\"" },
     { "{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1],\"x\":1}}", 1, "unknown key \"x\"" },
     /* dtype */
     { "{" T("a", "F4", "[2]", "[0,1]") "}", 1, "tensor \"a\": " },
@@ -141,9 +142,11 @@ static const fixture malformed[] = {
     { "{" T("a", "F64", "[2305843009213693952]", "[0,0]") "}", 0, "63 bits" },
     { "{" T("a", "U8", "[4294967296,4294967296,0]", "[0,0]") "}", 0, "63 bits" },
     /* coverage */
-    { "{" T("a", "U8", "[2]", "[0,2]") "," T("b", "U8", "[2]", "[1,3]") "}", 3, "tensor \"b\": data start at 1, expected 2 (overlap)" },
+    { "{" T("a", "U8", "[2]", "[0,2]") "," T("b", "U8", "[2]", "[1,3]") "}", 3,
+      "tensor \"b\": data start at 1, expected 2 (overlap)" },
     { "{" T("a", "U8", "[2]", "[0,2]") "," T("b", "U8", "[2]", "[0,2]") "}", 2, "overlap" },
-    { "{" T("a", "U8", "[2]", "[0,2]") "," T("b", "U8", "[2]", "[3,5]") "}", 5, "tensor \"b\": data start at 3, expected 2 (hole)" },
+    { "{" T("a", "U8", "[2]", "[0,2]") "," T("b", "U8", "[2]", "[3,5]") "}", 5,
+      "tensor \"b\": data start at 3, expected 2 (hole)" },
     { "{" T("a", "U8", "[2]", "[1,3]") "}", 3, "hole" },
     { "{" T("a", "U8", "[2]", "[0,2]") "}", 1, "the file has only 1 bytes" },
     { "{" T("a", "U8", "[2]", "[0,2]") "}", 3, "tensors cover 2 bytes, the file has 3" },
@@ -186,7 +189,8 @@ static void test_nul_and_depth_are_rejected(void **state)
 static void test_truncation_is_rejected(void **state)
 {
     (void)state;
-    static const char header[] = "{\"__metadata__\":{\"k\":\"v\\u00e9\\ud83d\\ude00\"}," T("a", "F32", "[2]", "[0,8]") "}";
+    static const char header[] =
+        "{\"__metadata__\":{\"k\":\"v\\u00e9\\ud83d\\ude00\"}," T("a", "F32", "[2]", "[0,8]") "}";
     size_t size = sizeof header - 1;
     for (size_t cut = 0; cut < size; cut++) assert_rejected(put_header(header, cut, 8), "");
     const char *path = put_header(header, size, 8);
@@ -202,7 +206,8 @@ static void test_odd_but_valid_headers_are_accepted(void **state)
 {
     (void)state;
     static const char header[] =
-        "{ \"b\\n\\\"\\u0041\\ud83d\\ude00\" :\t{ \"data_offsets\" : [ 4 , 4 ] , \"shape\" : [ 0 , 7 ] ,\r\n \"dtype\" : \"F8_\\u00454M3\" } ,"
+        "{ \"b\\n\\\"\\u0041\\ud83d\\ude00\" :\t{ \"data_offsets\" : [ 4 , 4 ] , \"shape\" : [ 0 , 7 ] ,\r\n \"dtype\" "
+        ": \"F8_\\u00454M3\" } ,"
         "\"scalar\":{\"dtype\":\"F32\",\"shape\":[],\"data_offsets\":[0,4]},"
         "\"\":{\"dtype\":\"BOOL\",\"shape\":[1,1,1,1,1,1,1,1],\"data_offsets\":[4,5]},"
         "\"__metadata__\" : { \"z\" : \"last\" , \"a\\\"q\" :\n\"x\\\"\\ty\" , \"\" : \"\" } } \n";
@@ -235,9 +240,9 @@ static void test_every_dtype_has_its_width(void **state)
     static const struct {
         const char *name;
         int bytes;
-    } expected[] = { { "F64", 8 }, { "F32", 4 },  { "F16", 2 }, { "BF16", 2 }, { "I64", 8 },     { "I32", 4 },
-                     { "I16", 2 }, { "I8", 1 },   { "U8", 1 },  { "BOOL", 1 }, { "F8_E4M3", 1 }, { "F8_E5M2", 1 },
-                     { "U16", 2 }, { "U32", 4 },  { "U64", 8 }, { "F8_E8M0", 1 } };
+    } expected[] = { { "F64", 8 }, { "F32", 4 }, { "F16", 2 }, { "BF16", 2 },   { "I64", 8 },     { "I32", 4 },
+                     { "I16", 2 }, { "I8", 1 },  { "U8", 1 },  { "BOOL", 1 },   { "F8_E4M3", 1 }, { "F8_E5M2", 1 },
+                     { "U16", 2 }, { "U32", 4 }, { "U64", 8 }, { "F8_E8M0", 1 } };
     for (size_t i = 0; i < sizeof expected / sizeof expected[0]; i++) {
         char header[128];
         f8_safetensors *file;
@@ -370,10 +375,10 @@ static void test_writer_refuses_bad_requests(void **state)
     (void)state;
     const char *path = put_text("kept", "old");
     f8_tensor_to_store bad = stored[0];
-#define REFUSE(change, status, text)                                                     \
-    do {                                                                                 \
-        bad = stored[0];                                                                 \
-        change;                                                                          \
+#define REFUSE(change, status, text)                                                        \
+    do {                                                                                    \
+        bad = stored[0];                                                                    \
+        change;                                                                             \
         assert_fails(f8_safetensors_write(path, &bad, 1, NULL, 0), FP8FLOW_##status, text); \
     } while (0)
     REFUSE(bad.name = NULL, EINVAL, "NULL or not UTF-8");
@@ -506,7 +511,8 @@ static void check_memory(append_item *append, int count, const char *closing)
         fp8flow_status status = f8_safetensors_open(in_folder("case.safetensors"), &file);
         f8_safetensors_close(file);
         size_t used = peak_memory() - before;
-        if (used >= 3 * size) print_error("%zu bytes for a header of %zu: %s\n", used, size, fp8flow_status_name(status));
+        if (used >= 3 * size)
+            print_error("%zu bytes for a header of %zu: %s\n", used, size, fp8flow_status_name(status));
         _exit(measurable && used >= 3 * size);
     }
     int status;

@@ -28,8 +28,7 @@ static fp8flow_status probe_file(const char *path, probe *p)
     p->head_bytes = file.size < BINARY_PROBE ? (size_t)file.size : BINARY_PROBE;
     p->tail_bytes = file.size < IDENTITY_PROBE ? (size_t)file.size : IDENTITY_PROBE;
     fp8flow_status status = f8_file_pread(&file, p->head, p->head_bytes, 0);
-    if (status == FP8FLOW_OK)
-        status = f8_file_pread(&file, p->tail, p->tail_bytes, file.size - (int64_t)p->tail_bytes);
+    if (status == FP8FLOW_OK) status = f8_file_pread(&file, p->tail, p->tail_bytes, file.size - (int64_t)p->tail_bytes);
     f8_file_close(&file);
     return status;
 }
@@ -50,8 +49,8 @@ static uint64_t identify(uint64_t chain, const char *name, const probe *p)
 
 static fp8flow_status add_document(f8_corpus *corpus, const char *path, const char *name, const probe *p)
 {
-    F8_TRY(f8_grow("data", &corpus->documents, &corpus->capacity, corpus->num_documents + 1,
-                   sizeof *corpus->documents));
+    F8_TRY(
+        f8_grow("data", &corpus->documents, &corpus->capacity, corpus->num_documents + 1, sizeof *corpus->documents));
     int64_t start = corpus->num_documents ? corpus->num_tokens + 1 : 0, end;
     F8_REQUIRE(!__builtin_add_overflow(start, p->size, &end) && end < INT64_MAX / 2, EINVAL,
                "data: %s: the files have more than 2^62 bytes together", path);
