@@ -114,8 +114,8 @@ $(B)/tidy/%.ok: %.c .clang-tidy $(all_headers)
 
 # ---- Targets ----
 .PHONY: help require-deps deps deps-test lib cli check check-long check-all-floats check-cli check-tools \
-        check-install check-tsan test asan ubsan tsan lint format matrix fuzz fuzz-regress run-fuzz bench demo man docs \
-        install uninstall dist clean
+        check-install check-tsan test asan ubsan tsan lint format matrix fuzz fuzz-regress run-fuzz bench demo man \
+        docs install uninstall dist clean
 help: ## this list
 	@echo "fp8flow $(VERSION): make TARGET [DEBUG=1 ASAN=1 UBSAN=1 TSAN=1 WERROR=1 V=1 CC=... PREFIX=... DESTDIR=...]"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{ printf "  make %-16s %s\n", $$1, $$2 }' Makefile
