@@ -1,8 +1,8 @@
 /* main.c - the program `fp8flow`: the table of subcommands, and what holds for all of them.
  *
  * Descriptors 0, 1 and 2 are made to exist before anything is opened, otherwise the first file that a
- * command opens would become its stdout. SIGPIPE is ignored, so that a run whose reader goes away can
- * still save; the loss of stdout becomes exit code 1 at the end.
+ * command opens would become its stdout. SIGPIPE and SIGXFSZ are ignored, so that a run whose reader goes
+ * away or whose disk quota ends can still stop in order; the loss of stdout becomes exit code 1 at the end.
  */
 #include "cli.h"
 
@@ -103,6 +103,7 @@ int main(int argc, char **argv)
 {
     if (open_standard_descriptors() != 0) return CLI_FAILED;
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN);
     int code = dispatch(argc, argv);
     if (cli_output_gone() && code == CLI_DONE)
         return nobody_reads_stdout() ? CLI_FAILED : cli_fail(NULL, "standard output cannot be written");

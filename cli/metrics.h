@@ -27,9 +27,9 @@ typedef struct {
 /* Open `path`, keeping the lines of steps 1 .. info->first_step. 0, or an errno value. */
 int cli_metrics_open(cli_metrics *metrics, const char *path, const fp8flow_train_info *info);
 
-/* Append the line of the step that `trainer` has just made. validation_loss: NaN when not measured. 0 or errno. */
+/* Append the line of the step that `trainer` has just made. validation_loss: NULL when not measured. 0 or errno. */
 int cli_metrics_write(cli_metrics *metrics, const fp8flow_trainer *trainer, const fp8flow_step_metrics *step,
-                      double validation_loss);
+                      const double *validation_loss);
 
 /* Also for a zeroed struct. */
 void cli_metrics_close(cli_metrics *metrics);

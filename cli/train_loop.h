@@ -29,9 +29,9 @@ typedef struct {
     int64_t save_every;       /* steps; also at the end. Needs train.output */
     const char *label;        /* in front of progress lines: "flow seed 1"; may be NULL */
     const char *metrics_path; /* JSON lines; on resume, lines after the resumed step are cut off; may be NULL */
-    void (*on_start)(void *user, const fp8flow_train_info *info); /* the trainer exists; rank 0; may be NULL */
-    void (*on_step)(void *user, const fp8flow_step_metrics *metrics, double validation_loss); /* rank 0; may be
-                                                               * NULL; validation_loss is NaN when not measured */
+    /* Called on rank 0 only; both may be NULL. validation_loss is NaN when it was not measured at this step. */
+    void (*on_start)(void *user, const fp8flow_train_info *info);
+    void (*on_step)(void *user, const fp8flow_step_metrics *metrics, double validation_loss);
     void *user;
 } cli_run;
 
