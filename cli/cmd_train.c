@@ -90,7 +90,7 @@ static void print_start(void *user, const fp8flow_train_info *info)
     printf("data           %lld files, %s to train, %s to validate", (long long)info->files,
            cli_format_bytes(size, (double)info->train_tokens),
            cli_format_bytes(held_out, (double)info->validation_tokens));
-    if (info->skipped_files > 0) printf("; %lld files skipped", (long long)info->skipped_files);
+    if (info->skipped_files > 0) printf("; %lld skipped", (long long)info->skipped_files);
     printf("\nrecipe         %s\n", train->recipe);
     printf("checkpointing  %s\n", recomputed[settings->checkpointing]);
     printf("batch          %lld sequences of %lld tokens per step, %lld at a time on each rank\n",

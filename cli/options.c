@@ -6,7 +6,6 @@
 #include "options.h"
 
 #include <ctype.h>
-#include <float.h>
 #include <limits.h>
 #include <math.h>
 #include <stdarg.h>
@@ -17,11 +16,11 @@ enum { HELP_WIDTH = 100, HELP_COLUMN = 28, NAME_MAX_BYTES = 40 };
 
 /* ---- Values --------------------------------------------------------------------------------- */
 
-int cli_parse_integer(const char *text, int64_t *number)
+cli_number cli_parse_integer(const char *text, int64_t *number)
 {
     int negative = *text == '-';
     const char *c = text + negative;
-    if (!isdigit((unsigned char)*c)) return 0;
+    if (!isdigit((unsigned char)*c)) return CLI_NOT_A_NUMBER;
     int64_t value = 0;
     int overflow = 0;
     /* Negative accumulation, because -2^63 has no positive counterpart. */
@@ -30,21 +29,23 @@ int cli_parse_integer(const char *text, int64_t *number)
                     __builtin_sub_overflow(value, (int64_t)(*c - '0'), &value);
     int64_t factor = *c == 'k' ? 1000 : *c == 'M' ? 1000000 : *c == 'G' ? 1000000000 : 1;
     if (factor != 1) c++;
-    if (*c) return 0;
+    if (*c) return CLI_NOT_A_NUMBER;
     overflow |= __builtin_mul_overflow(value, factor, &value);
     if (!negative) overflow |= __builtin_sub_overflow((int64_t)0, value, &value);
-    *number = !overflow ? value : negative ? INT64_MIN : INT64_MAX;
-    return 1;
+    if (overflow) return CLI_TOO_LARGE;
+    *number = value;
+    return CLI_NUMBER;
 }
 
-int cli_parse_real(const char *text, double *number)
+cli_number cli_parse_real(const char *text, double *number)
 {
     const char *c = text + (*text == '-');
-    if (!isdigit((unsigned char)*c) && *c != '.') return 0; /* strtod would take blanks, "inf", "nan" */
-    if (strpbrk(text, "xX")) return 0;
+    if (!isdigit((unsigned char)*c) && *c != '.') return CLI_NOT_A_NUMBER; /* strtod would take blanks, "inf", "nan" */
+    if (strpbrk(text, "xX")) return CLI_NOT_A_NUMBER;
     char *end;
     *number = strtod(text, &end);
-    return end != text && *end == '\0';
+    if (end == text || *end) return CLI_NOT_A_NUMBER;
+    return isfinite(*number) ? CLI_NUMBER : CLI_TOO_LARGE;
 }
 
 const char *cli_quote(char buffer[CLI_QUOTE_BYTES], const char *text)
@@ -152,9 +153,10 @@ static cli_outcome store_integer(const cli_option *option, const char *text, voi
 {
     char quoted[CLI_QUOTE_BYTES];
     int64_t number;
-    if (!cli_parse_integer(text, &number))
+    cli_number form = cli_parse_integer(text, &number);
+    if (form == CLI_NOT_A_NUMBER)
         return bad(message, "--%s: %s is not a whole number", option->name, cli_quote(quoted, text));
-    if (number < option->least || number > option->most)
+    if (form == CLI_TOO_LARGE || number < option->least || number > option->most)
         return bad(message, "--%s: %s is not in %lld .. %lld", option->name, cli_quote(quoted, text),
                    (long long)option->least, (long long)option->most);
     *(int64_t *)field = number;
@@ -165,7 +167,7 @@ static cli_outcome store_real(const cli_option *option, const char *text, void *
 {
     char quoted[CLI_QUOTE_BYTES];
     double number;
-    if (!cli_parse_real(text, &number))
+    if (cli_parse_real(text, &number) == CLI_NOT_A_NUMBER)
         return bad(message, "--%s: %s is not a number", option->name, cli_quote(quoted, text));
     if (!(number >= option->real_least && number <= option->real_most))
         return bad(message, "--%s: %s is not in %g .. %g", option->name, cli_quote(quoted, text), option->real_least,
@@ -307,11 +309,14 @@ static void describe_range(const cli_option *option, const void *values, char *t
 {
     const void *field = (const char *)values + option->field;
     char name[NAME_MAX_BYTES];
+    size_t used;
     text[0] = '\0';
     switch (option->kind) {
     case CLI_INTEGER:
-        snprintf(text, size, "%lld .. %lld, default %lld", (long long)option->least, (long long)option->most,
-                 (long long)*(const int64_t *)field);
+        if (option->most == INT64_MAX) snprintf(text, size, "%lld or more", (long long)option->least);
+        else snprintf(text, size, "%lld .. %lld", (long long)option->least, (long long)option->most);
+        used = strlen(text);
+        snprintf(text + used, size - used, ", default %lld", (long long)*(const int64_t *)field);
         return;
     case CLI_REAL:
         snprintf(text, size, "%g .. %g, default %g", option->real_least, option->real_most, *(const double *)field);

@@ -106,15 +106,17 @@ cli_outcome cli_options_parse(const cli_command *command, int argc, char **argv,
 /* The help text of a command, with the defaults found in *values. */
 void cli_options_help(FILE *stream, const cli_command *command, const void *values);
 
-/* Whole number or number in strict form: no blanks, no sign +, nothing behind it. 1 when valid. An integer
- * too large for 64 bits is valid and saturates, so that the range check names it. */
-int cli_parse_integer(const char *text, int64_t *number);
-int cli_parse_real(const char *text, double *number);
+typedef enum { CLI_NOT_A_NUMBER, CLI_NUMBER, CLI_TOO_LARGE } cli_number;
+
+/* Whole number or number in strict form: no blanks, no sign +, no hexadecimal, nothing behind it. CLI_TOO_LARGE:
+ * well formed, but beyond 64 bits or the largest double; then *number of an integer is not written. */
+cli_number cli_parse_integer(const char *text, int64_t *number);
+cli_number cli_parse_real(const char *text, double *number);
 
 /* `text` in double quotes, control bytes as '?', long text cut with "...": safe inside a one-line message. */
 const char *cli_quote(char buffer[CLI_QUOTE_BYTES], const char *text);
 
-/* Whether `name` is so close to `candidate` that it was probably meant: the number of edits, or -1. */
+/* Number of edits from `name` to `candidate` if it is so small that `candidate` was probably meant; else -1. */
 int cli_edit_distance(const char *name, const char *candidate);
 
 #endif

@@ -62,18 +62,19 @@ static void handle_signal(int number)
     if (write(STDERR_FILENO, text, sizeof text - 1) < 0) return; /* nobody reads it: nothing to do */
 }
 
-/* A signal that the parent ignores (nohup, a background job) stays ignored. */
+/* SIGHUP stays ignored under nohup. */
 static void install_signal_handlers(void)
 {
     static const int numbers[] = { SIGINT, SIGTERM, SIGHUP };
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
         struct sigaction action, old;
         memset(&action, 0, sizeof action);
+        memset(&old, 0, sizeof old);
         action.sa_handler = handle_signal;
         action.sa_flags = SA_RESTART;
         sigemptyset(&action.sa_mask);
-        if (sigaction(numbers[i], NULL, &old) == 0 && old.sa_handler == SIG_IGN) continue;
-        sigaction(numbers[i], &action, NULL);
+        sigaction(numbers[i], &action, &old);
+        if (numbers[i] == SIGHUP && old.sa_handler == SIG_IGN) sigaction(SIGHUP, &old, NULL);
     }
 }
 
