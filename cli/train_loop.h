@@ -31,7 +31,8 @@ typedef struct {
     const char *metrics_path; /* JSON lines; on resume, lines after the resumed step are cut off; may be NULL */
     /* Called on rank 0 only; both may be NULL. validation_loss is NaN when it was not measured at this step. */
     void (*on_start)(void *user, const fp8flow_train_info *info);
-    void (*on_step)(void *user, const fp8flow_step_metrics *metrics, double validation_loss);
+    void (*on_step)(void *user, const fp8flow_trainer *trainer, const fp8flow_step_metrics *metrics,
+                    double validation_loss);
     void *user;
 } cli_run;
 
