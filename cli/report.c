@@ -44,7 +44,8 @@ static const char style[] =
     ".bar{font-size:13px}"
     ".grid{stroke:var(--grid)}.zero{stroke:var(--muted)}.line{fill:none;stroke-width:2.2;stroke-linejoin:round}"
     ".dashed{stroke-dasharray:6 "
-    "4;stroke-width:1.6}.faint{stroke-width:1;stroke-opacity:.28}.dot{stroke:var(--paper);stroke-width:1.5}"
+    "4;stroke-width:1.6;stroke-opacity:.6}.faint{stroke-width:1;stroke-opacity:.28}.dot{stroke:var(--paper);stroke-"
+    "width:1.5}"
     ".hot{fill:var(--hot)}.cold{fill:var(--cold)}.band{fill:var(--band)}.pale{fill-opacity:.4}.frame{fill:none;stroke:"
     "var(--grid)}\n";
 

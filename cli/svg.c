@@ -19,7 +19,7 @@ enum {
     LABEL_GAP = 15, /* least distance of two direct labels */
     MAX_LABELS = 32,
     MAX_POINTS = 600,
-    MAX_TICKS = 12
+    MAX_TICKS = 24
 };
 
 void svg_escape(FILE *out, const char *text)
