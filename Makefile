@@ -1,54 +1,84 @@
-# fp8flow: one Makefile. `make` alone prints the targets. Needs gcc or clang, make, and the packages
-# that `make deps` installs (OpenBLAS, jansson, xxHash, cmocka).
+# fp8flow: one Makefile. `make` alone prints the targets; `make deps` installs what the build needs.
 #
-# Variables: DEBUG=1 ASAN=1 UBSAN=1 TSAN=1 WERROR=1 V=1 CC=... PREFIX=... Every combination builds in its
-# own folder build/<variant>/, so that switching never costs a rebuild.
+# Variables: DEBUG=1 ASAN=1 UBSAN=1 TSAN=1 FUZZ=1 WERROR=1 V=1 CC=... PREFIX=... DESTDIR=... Every combination builds
+# in its own folder build/<variant>/, so that switching never costs a rebuild. All cores are used unless -j says else.
 
-VERSION := 0.1.0
-CC      ?= cc
-PREFIX  ?= /usr/local
-DESTDIR ?=
-MAKEFLAGS += --no-builtin-rules
+VERSION   := 0.1.0
+SOVERSION := 0
+CC        ?= cc
+PREFIX    ?= /usr/local
+BINDIR    ?= $(PREFIX)/bin
+INCLUDEDIR ?= $(PREFIX)/include
+LIBDIR    ?= $(PREFIX)/lib
+MANDIR    ?= $(PREFIX)/share/man/man1
+DESTDIR   ?=
+PKG_CONFIG ?= pkg-config
+FUZZ_SECONDS ?= 60
+DEMO_ARGS ?= --recipes bf16,blockwise,flow --data /usr/include --out demo
+
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+ifeq ($(MAKELEVEL),0)
+MAKEFLAGS += -j$(shell nproc)
+endif
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
+.SECONDARY:
 
-variant := $(strip $(if $(DEBUG),debug) $(if $(ASAN),asan) $(if $(UBSAN),ubsan) $(if $(TSAN),tsan))
+# The one version of the clang tools whose verdict counts, where it is installed: another formats differently.
+CLANG        := $(shell command -v clang-14 2>/dev/null || echo clang)
+CLANG_FORMAT := $(shell command -v clang-format-14 2>/dev/null || echo clang-format)
+CLANG_TIDY   := $(shell command -v clang-tidy-14 2>/dev/null || echo clang-tidy)
+is_clang     := $(findstring clang,$(notdir $(CC)))
+
+# ---- Where and how to build ----
 empty :=
-variant := $(if $(variant),$(subst $(empty) $(empty),-,$(variant)),release)$(if $(filter clang%,$(notdir $(CC))),-clang)
-B := build/$(variant)
-Q := $(if $(V),,@)
+kinds := $(strip $(foreach k,DEBUG ASAN UBSAN TSAN FUZZ,$(if $($k),$(shell echo $k | tr A-Z a-z))))
+B     := build/$(if $(kinds),$(subst $(empty) $(empty),-,$(kinds)),release)$(if $(is_clang),-clang)
+Q     := $(if $(V),,@)
 
 packages := jansson libxxhash
-PKG_CONFIG ?= pkg-config
 # OpenBLAS: the flavour whose threads are OpenMP's, where the distribution has it; else the default one.
-openblas_dir := $(firstword $(wildcard /usr/lib/*/openblas-openmp) $(wildcard /usr/lib/openblas-openmp))
-blas_libs := $(if $(openblas_dir),-L$(openblas_dir)) -lopenblas
-dep_cflags = $(shell $(PKG_CONFIG) --cflags $(packages) openblas 2>/dev/null)
-dep_libs   = $(blas_libs) $(shell $(PKG_CONFIG) --libs $(packages) 2>/dev/null) -lm
+blas_dir  := $(firstword $(wildcard /usr/lib/*/openblas-openmp /usr/lib/openblas-openmp))
+blas_libs := $(if $(blas_dir),-L$(blas_dir)) -lopenblas
+have_deps := $(shell $(PKG_CONFIG) --exists $(packages) openblas 2>/dev/null && echo yes)
+dep_cflags := $(if $(have_deps),$(shell $(PKG_CONFIG) --cflags $(packages) openblas))
+dep_libs  := $(blas_libs) $(if $(have_deps),$(shell $(PKG_CONFIG) --libs $(packages))) -lm -lpthread
 
 warnings := -Wall -Wextra -Wpedantic -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wconversion -Wvla \
             -Wno-unknown-pragmas $(if $(WERROR),-Werror)
-openmp   := $(if $(TSAN),,-fopenmp)
-CFLAGS   ?= -O2 -g
+# No OpenMP under clang: its runtime would run beside the one that OpenBLAS brings. None under TSan: it cannot see
+# the runtime's synchronisation.
+openmp   := $(if $(is_clang)$(TSAN),,-fopenmp)
+sanitize := $(if $(ASAN)$(FUZZ),-fsanitize=address -fno-omit-frame-pointer) \
+            $(if $(UBSAN)$(FUZZ),-fsanitize=undefined -fno-sanitize-recover=all) \
+            $(if $(TSAN),-fsanitize=thread -DFP8FLOW_TSAN) $(if $(FUZZ),-fsanitize=fuzzer-no-link)
+CFLAGS   ?= $(if $(DEBUG),-O0,-O2) -g
 # No contraction, no fast-math: the bits are a contract (docs/FORMATS.md).
-cflags    = -std=c11 -D_GNU_SOURCE -DFP8FLOW_VERSION=\"$(VERSION)\" -ffp-contract=off -fvisibility=hidden -fPIC \
-            -Iinclude -Isrc $(warnings) $(openmp) $(CFLAGS) $(sanitize) $(dep_cflags) -MMD -MP
-sanitize := $(if $(DEBUG),-O0) $(if $(ASAN),-fsanitize=address -fno-omit-frame-pointer) \
-            $(if $(UBSAN),-fsanitize=undefined -fno-sanitize-recover=all) $(if $(TSAN),-fsanitize=thread -DFP8FLOW_TSAN)
-ldflags   = $(openmp) $(sanitize) $(LDFLAGS) $(dep_libs) -lpthread
+base_cflags = -D_GNU_SOURCE -DFP8FLOW_VERSION=\"$(VERSION)\" -ffp-contract=off -Iinclude -Isrc $(dep_cflags)
+cflags    = -std=c11 $(base_cflags) -fvisibility=hidden -fPIC $(warnings) $(openmp) $(CFLAGS) $(sanitize) -MMD -MP
+ldflags   = $(openmp) $(sanitize) $(LDFLAGS) $(dep_libs)
+avx2      := $(if $(filter x86_64,$(shell uname -m)),-mavx2 -mfma -mf16c)
 
-machine  := $(shell uname -m)
-avx2_src := $(if $(filter x86_64,$(machine)),$(wildcard src/ops/*_avx2.c))
+avx2_src := $(if $(avx2),$(wildcard src/*/*_avx2.c))
 lib_src  := $(filter-out %_avx2.c,$(wildcard src/*.c src/*/*.c)) $(avx2_src)
 cli_src  := $(wildcard cli/*.c)
-test_src := $(wildcard tests/test_*.c)
+headers  := $(wildcard include/*.h)
+c_files  := $(lib_src) $(cli_src) $(wildcard tests/*.c)
+all_headers := $(headers) $(wildcard src/*.h src/*/*.h cli/*.h tests/*.h)
 lib_obj  := $(lib_src:%.c=$(B)/%.o)
 cli_obj  := $(cli_src:%.c=$(B)/%.o)
-tests    := $(test_src:tests/%.c=$(B)/tests/%)
+tests      := $(patsubst %.c,$(B)/%,$(wildcard tests/test_*.c))
+long_tests := $(patsubst %.c,$(B)/%,$(wildcard tests/long_*.c))
+# TSan looks at threads of our own only: the programs that use the thread transport.
+tsan_tests := $(patsubst %.c,$(B)/%,$(shell grep -ls 'comm/\|pthread.h' $(wildcard tests/test_*.c) /dev/null))
+fuzzers    := $(patsubst tests/%.c,$(B)/%,$(wildcard tests/fuzz_*.c))
+tidy_ok    := $(patsubst %.c,$(B)/tidy/%.ok,$(filter-out tests/%,$(c_files)))
+run_tests  := FP8FLOW=$(B)/fp8flow tools/run_tests.sh
 
-$(B)/%_avx2.o: cflags += -mavx2 -mfma -mf16c
+# ---- Rules ----
+$(B)/%_avx2.o: cflags += $(avx2)
 
-$(B)/%.o: %.c Makefile
+$(B)/%.o: %.c Makefile | require-deps
 	@mkdir -p $(@D)
 	$(if $(V),,@echo "  CC  $<")
 	$(Q)$(CC) $(cflags) -c $< -o $@
@@ -57,22 +87,155 @@ $(B)/libfp8flow.a: $(lib_obj)
 	$(Q)rm -f $@ && $(AR) rcs $@ $^
 
 $(B)/libfp8flow.so: $(lib_obj)
-	$(Q)$(CC) -shared -Wl,-soname,libfp8flow.so.0 -Wl,--no-undefined -o $@ $^ $(ldflags)
+	$(Q)$(CC) -shared -Wl,-soname,libfp8flow.so.$(SOVERSION) -Wl,--no-undefined -o $@ $^ $(ldflags)
 
 $(B)/fp8flow: $(cli_obj) $(B)/libfp8flow.a
 	$(Q)$(CC) -o $@ $^ $(ldflags)
 
-$(B)/tests/%: tests/%.c $(B)/libfp8flow.a Makefile
+$(B)/tests/%: $(B)/tests/%.o $(B)/libfp8flow.a
+	$(Q)$(CC) -o $@ $^ $(ldflags) -lcmocka
+$(B)/tests/%.o: cflags += -Itests
+
+$(B)/fuzz_%: $(B)/tests/fuzz_%.o $(B)/libfp8flow.a
+	$(Q)$(CC) -fsanitize=fuzzer -o $@ $^ $(ldflags)
+
+$(B)/fp8flow.1: docs/fp8flow.1.md tools/make_man.awk
 	@mkdir -p $(@D)
-	$(if $(V),,@echo "  CC  $<")
-	$(Q)$(CC) $(cflags) -Itests -o $@ $< $(B)/libfp8flow.a $(ldflags) -lcmocka
+	$(Q)awk -v version=$(VERSION) -f tools/make_man.awk $< >$@
 
--include $(lib_obj:.o=.d) $(cli_obj:.o=.d) $(tests:=.d)
+$(B)/tidy/%.ok: %.c .clang-tidy $(all_headers)
+	@mkdir -p $(@D)
+	$(if $(V),,@echo "  TIDY  $<")
+	$(Q)$(CLANG_TIDY) --quiet --warnings-as-errors='*' $< -- -std=c11 $(base_cflags) $(avx2) 2>$@.log >&2 || \
+	    { grep -v 'warnings\? generated\.$$' $@.log; exit 1; }
+	@touch $@
 
-.PHONY: help lib cli
-help: ## print the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+-include $(patsubst %.c,$(B)/%.d,$(c_files))
+
+# ---- Targets ----
+.PHONY: help require-deps deps deps-test lib cli check check-long check-all-floats check-cli check-tools check-install test asan \
+        ubsan tsan lint format matrix fuzz fuzz-regress bench demo man docs install uninstall dist clean \
+        check-tsan run-fuzz
+help: ## this list
+	@echo "fp8flow $(VERSION): make TARGET [DEBUG=1 ASAN=1 UBSAN=1 TSAN=1 WERROR=1 V=1 CC=... PREFIX=... DESTDIR=...]"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{ printf "  make %-16s %s\n", $$1, $$2 }' Makefile
+	@CC='$(CC)' OPENMP='$(openmp)' BLAS_DIR='$(blas_dir)' CLANG='$(CLANG)' tools/detect.sh
+
+require-deps:
+	@test -n "$(have_deps)" || \
+	    { echo "fp8flow: OpenBLAS, jansson or xxHash is not installed; run: make deps" >&2; exit 1; }
+
+deps: ## install what the build needs (apt-get; says first what it will run)
+	@tools/install_deps.sh build
+
+deps-test: ## the same, and what the tests and lint need
+	@tools/install_deps.sh build test
 
 lib: $(B)/libfp8flow.a $(B)/libfp8flow.so ## build/release/libfp8flow.{a,so}
 
 cli: $(B)/fp8flow ## build/release/fp8flow
+
+check: $(tests) ## unit tests, under a minute
+	@$(run_tests) $(tests)
+
+check-long: $(long_tests) ## the slow cases (tests/long_*.c)
+	@$(run_tests) $(long_tests)
+
+check-all-floats: $(B)/tests/long_formats ## every one of the 2^32 floats through every format
+	@$(run_tests) $<
+
+check-cli: cli ## the command line from end to end (tests/*.sh)
+	@$(run_tests) $(wildcard tests/*.sh)
+
+check-tools: ## the checks of lint find what they are for
+	@$(run_tests) tools/test_checks.sh
+
+check-install: lib cli man ## install, build and run a program against it, uninstall
+	@$(run_tests) tools/test_install.sh
+
+test: ## everything that CI runs: unit, long, command line, sanitizers, install, lint, matrix
+	@$(MAKE) deps-test
+	@FP8FLOW=build/release/fp8flow tools/test_all.sh "$(MAKE)"
+
+asan: ## unit tests under AddressSanitizer
+	@$(MAKE) ASAN=1 check
+ubsan: ## unit tests under UndefinedBehaviorSanitizer
+	@$(MAKE) UBSAN=1 check
+tsan: ## the tests of the thread transport under ThreadSanitizer
+	@$(MAKE) TSAN=1 check-tsan
+check-tsan: $(tsan_tests)
+	@OMP_NUM_THREADS=1 $(run_tests) $(tsan_tests)
+
+lint: lib man $(tidy_ok) ## format, style, layers, symbols, contracts, OPERATORS.md, clang-tidy
+	@CLANG_FORMAT='$(CLANG_FORMAT)' tools/check_style.sh
+	@tools/check_layers.sh
+	@tools/check_symbols.sh $(B)
+	@tools/check_contracts.sh include
+	@awk -f tools/make_operators_md.awk include/fp8flow_ops.h | cmp -s - docs/OPERATORS.md || \
+	    { echo "docs/OPERATORS.md is out of date; run: make docs" >&2; exit 1; }
+	@if command -v groff >/dev/null && groff -man -ww -z $(B)/fp8flow.1 2>&1 | grep .; then exit 1; fi
+
+format: ## clang-format -i on every C file
+	@$(CLANG_FORMAT) -i $(c_files) $(all_headers)
+
+matrix: ## gcc and clang, C11 and C17; the public headers alone as C11 and C++17
+	@BASE_CFLAGS="$(base_cflags) $(warnings) $(avx2)" CLANG='$(CLANG)' \
+	    tools/check_matrix.sh $(c_files)
+
+fuzz: ## fuzz the file readers, FUZZ_SECONDS=60 for each of tests/fuzz_*.c
+	@$(MAKE) FUZZ=1 CC=$(CLANG) run-fuzz
+fuzz-regress: ## replay the kept inputs in tests/corpus
+	@$(MAKE) FUZZ=1 CC=$(CLANG) FUZZ_SECONDS= run-fuzz
+run-fuzz: $(fuzzers)
+	@FUZZ_SECONDS='$(FUZZ_SECONDS)' tools/run_fuzz.sh $(fuzzers)
+
+bench: cli ## time every operator and the layer; CSV on standard output
+	@$(B)/fp8flow bench $(BENCH_ARGS)
+
+demo: ## install the packages, build, train the same small model in several recipes, write a report
+	@$(MAKE) deps
+	@$(MAKE) cli
+	build/release/fp8flow compare $(DEMO_ARGS)
+	@echo "The report is in demo/report.html"
+
+man: $(B)/fp8flow.1 ## the manual page
+
+docs: ## docs/OPERATORS.md from include/fp8flow_ops.h
+	@awk -f tools/make_operators_md.awk include/fp8flow_ops.h >docs/OPERATORS.md
+
+# ---- Installation ----
+D := $(DESTDIR)
+cmake_dir := $(LIBDIR)/cmake/fp8flow
+so_names  := libfp8flow.so.$(VERSION) libfp8flow.so.$(SOVERSION) libfp8flow.so
+installed := $(headers:include/%=$(INCLUDEDIR)/%) $(addprefix $(LIBDIR)/,libfp8flow.a $(so_names)) \
+             $(BINDIR)/fp8flow $(MANDIR)/fp8flow.1 $(LIBDIR)/pkgconfig/fp8flow.pc \
+             $(cmake_dir)/fp8flowConfig.cmake $(cmake_dir)/fp8flowConfigVersion.cmake
+private_libs := $(blas_libs) $(openmp) -lm -lpthread
+fill_in   := sed -e 's|@PREFIX@|$(PREFIX)|; s|@LIBDIR@|$(LIBDIR)|; s|@INCLUDEDIR@|$(INCLUDEDIR)|' \
+             -e 's|@VERSION@|$(VERSION)|; s|@SOVERSION@|$(SOVERSION)|; s|@PACKAGES@|$(packages)|' \
+             -e 's|@LIBS@|$(private_libs)|; s|@STATIC_LIBS@|$(dep_libs) $(openmp)|'
+
+install: lib cli man ## headers, libraries, program, manual page, pkg-config and CMake files under PREFIX
+	$(Q)install -d $(addprefix $(D),$(INCLUDEDIR) $(LIBDIR)/pkgconfig $(cmake_dir) $(BINDIR) $(MANDIR))
+	$(Q)install -m 644 $(headers) $(D)$(INCLUDEDIR)
+	$(Q)install -m 644 $(B)/libfp8flow.a $(D)$(LIBDIR)
+	$(Q)install -m 755 $(B)/libfp8flow.so $(D)$(LIBDIR)/libfp8flow.so.$(VERSION)
+	$(Q)ln -sf libfp8flow.so.$(VERSION) $(D)$(LIBDIR)/libfp8flow.so.$(SOVERSION)
+	$(Q)ln -sf libfp8flow.so.$(SOVERSION) $(D)$(LIBDIR)/libfp8flow.so
+	$(Q)install -m 755 $(B)/fp8flow $(D)$(BINDIR)
+	$(Q)install -m 644 $(B)/fp8flow.1 $(D)$(MANDIR)
+	$(Q)$(fill_in) packaging/fp8flow.pc.in >$(D)$(LIBDIR)/pkgconfig/fp8flow.pc
+	$(Q)$(fill_in) packaging/fp8flowConfig.cmake.in >$(D)$(cmake_dir)/fp8flowConfig.cmake
+	$(Q)$(fill_in) packaging/fp8flowConfigVersion.cmake.in >$(D)$(cmake_dir)/fp8flowConfigVersion.cmake
+
+uninstall: ## remove what install put there
+	$(Q)rm -f $(addprefix $(D),$(installed))
+	$(Q)rmdir $(D)$(cmake_dir) 2>/dev/null || true
+
+dist: ## build/fp8flow-VERSION.tar.gz from the last commit
+	$(Q)mkdir -p build
+	$(Q)git archive --prefix=fp8flow-$(VERSION)/ -o build/fp8flow-$(VERSION).tar.gz HEAD
+	@echo "build/fp8flow-$(VERSION).tar.gz"
+
+clean: ## remove build/ and demo/
+	$(Q)rm -rf build demo

@@ -55,6 +55,9 @@ typedef struct fp8flow_comm fp8flow_comm;
 FP8FLOW_API int32_t fp8flow_comm_rank(const fp8flow_comm *comm);
 FP8FLOW_API int32_t fp8flow_comm_size(const fp8flow_comm *comm);
 
+/* *value = the largest over the ranks: for decisions that all ranks must take alike. Collective. */
+FP8FLOW_API fp8flow_status fp8flow_comm_max(fp8flow_comm *comm, int64_t *value);
+
 /* Run body(comm, user) once per rank, each rank a thread of this process, and wait for all. If a body fails,
  * the collectives of the other ranks fail with ECOMM instead of hanging; the status and the message of the
  * lowest rank that failed by itself are returned. num_ranks in 1..256. Collective calls below must be made

@@ -14,7 +14,7 @@
 
 #include "base/status.h"
 
-enum { F8_ARENA_MAX_PARTS = 64 };
+enum { F8_ARENA_MAX_PARTS = 160 };
 
 typedef struct {
     const char *name; /* static string */

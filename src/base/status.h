@@ -19,9 +19,11 @@ fp8flow_status f8_fail_in(fp8flow_status status, const char *format, ...) __attr
 
 #define F8_FAIL(code, ...) f8_fail(FP8FLOW_##code, __VA_ARGS__)
 
-#define F8_REQUIRE(condition, code, ...)                     \
-    do {                                                     \
-        if (!(condition)) return F8_FAIL(code, __VA_ARGS__); \
+/* Pastes `code` itself instead of using F8_FAIL: where <errno.h> is included, EIO and EINVAL are macros, and an
+ * argument that goes through a second macro is expanded to its number first. */
+#define F8_REQUIRE(condition, code, ...)                               \
+    do {                                                               \
+        if (!(condition)) return f8_fail(FP8FLOW_##code, __VA_ARGS__); \
     } while (0)
 
 #define F8_TRY(expression)                                     \

@@ -7,6 +7,12 @@
 #include <immintrin.h>
 
 #include "base/fp8.h"
+#include "ops/ops.h"
+
+/* Every operator may have an AVX2 implementation; F8_AVX2_OPS (ops_cpu.c) lists those that exist. */
+#define F8_X(op) fp8flow_status f8_avx2_##op(fp8flow_context *c, const fp8flow_##op##_args *a);
+F8_OPS(F8_X)
+#undef F8_X
 
 #define F8_AVX2 static inline __attribute__((always_inline))
 

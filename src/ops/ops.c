@@ -42,8 +42,21 @@ fp8flow_status fp8flow_context_create(const fp8flow_context_options *options, fp
 void fp8flow_context_destroy(fp8flow_context *c)
 {
     if (!c) return;
+    c->device->free(c->workspace.base);
     c->device->free(c->scratch);
     free(c);
+}
+
+fp8flow_status f8_context_reserve(fp8flow_context *c, size_t bytes)
+{
+    if (c->workspace.base && c->workspace.capacity >= bytes) return FP8FLOW_OK;
+    F8_REQUIRE(c->workspace.used == 0, EINVAL, "context: the workspace cannot grow while %zu bytes are in use",
+               c->workspace.used);
+    void *memory;
+    F8_TRY(c->device->alloc(bytes, &memory));
+    c->device->free(c->workspace.base);
+    f8_arena_init(&c->workspace, memory, bytes);
+    return FP8FLOW_OK;
 }
 
 int64_t fp8flow_context_calls(const fp8flow_context *c, const char *op)

@@ -8,6 +8,7 @@
 #ifndef F8_OPS_OPS_H
 #define F8_OPS_OPS_H
 
+#include "base/arena.h"
 #include "base/status.h"
 #include "base/tensor.h"
 #include "device/device.h"
@@ -42,6 +43,13 @@ typedef struct {
 F8_OPS(F8_X)
 #undef F8_X
 
+/* Declared for every operator, defined for those that ops_cpu.c lists. */
+#define F8_X(op)                                                                   \
+    fp8flow_status f8_avx2_##op(fp8flow_context *c, const fp8flow_##op##_args *a); \
+    fp8flow_status f8_blas_##op(fp8flow_context *c, const fp8flow_##op##_args *a);
+F8_OPS(F8_X)
+#undef F8_X
+
 /* Reference table; CPU table for this processor (ops_cpu.c). */
 extern const f8_ops f8_ops_reference;
 const f8_ops *f8_ops_cpu(void);
@@ -52,7 +60,11 @@ struct fp8flow_context {
     int num_threads;
     char *scratch; /* num_threads * F8_SCRATCH_BYTES */
     int64_t calls[F8_NUM_OPS];
+    f8_arena workspace; /* of layers and models; empty between their calls */
 };
+
+/* Make the workspace at least this large. For *_create functions: it must be empty. */
+fp8flow_status f8_context_reserve(fp8flow_context *c, size_t bytes);
 
 /* Scratch memory of one thread, 64-byte aligned; contents are lost between operator calls. */
 enum { F8_SCRATCH_BYTES = 8 << 20 };

@@ -1,0 +1,51 @@
+/* comm.h - bytes between the ranks of a job. No number formats, no arithmetic but sums of counters and gradients.
+ *
+ * A transport fills f8_comm_ops; callers use the f8_comm_* functions below, which check, count and forward.
+ * Every function is collective: all ranks call it in the same order. When one rank has failed (abort), the
+ * calls of the others return ECOMM with its rank and message instead of waiting for it.
+ */
+#ifndef F8_COMM_COMM_H
+#define F8_COMM_COMM_H
+
+#include "base/status.h"
+#include "fp8flow.h"
+
+/* One part of a record, of which each rank sends rows to each rank. A record (a token on the wire: codes,
+ * scales, experts, gates) is a list of parts, each an array of its own on both sides: nothing is packed.
+ * Rows for rank 0 come first, then those for rank 1, ...; received rows lie in the order of their senders. */
+typedef struct {
+    const void *send;
+    void *recv;
+    int64_t row_bytes;
+} f8_comm_part;
+
+typedef enum { F8_SUM_F32, F8_SUM_F64, F8_SUM_I64, F8_MAX_I64 } f8_reduction;
+
+typedef struct {
+    const char *name;
+    fp8flow_status (*exchange)(fp8flow_comm *comm, const f8_comm_part *part, int num_parts, const int32_t *send_rows,
+                               const int32_t *recv_rows);
+    fp8flow_status (*all_reduce)(fp8flow_comm *comm, f8_reduction reduction, void *data, int64_t count);
+    fp8flow_status (*broadcast)(fp8flow_comm *comm, int32_t root, void *data, int64_t bytes);
+    void (*abort)(fp8flow_comm *comm, const char *message);
+} f8_comm_ops;
+
+struct fp8flow_comm {
+    const f8_comm_ops *ops;
+    int32_t rank, size;
+    int64_t exchanged_bytes; /* sent by this rank in exchange, itself included */
+};
+
+/* Exchange records: send_rows[r] rows go to rank r, recv_rows[r] come from it (known beforehand: f8_comm_counts). */
+fp8flow_status f8_comm_exchange(fp8flow_comm *comm, const f8_comm_part *part, int num_parts, const int32_t *send_rows,
+                                const int32_t *recv_rows);
+
+/* recv_rows[r] = what rank r has in send_rows[this rank]. */
+fp8flow_status f8_comm_counts(fp8flow_comm *comm, const int32_t *send_rows, int32_t *recv_rows);
+
+/* In place, the same result on every rank: sums in ascending rank order. */
+fp8flow_status f8_comm_all_reduce(fp8flow_comm *comm, f8_reduction reduction, void *data, int64_t count);
+
+fp8flow_status f8_comm_broadcast(fp8flow_comm *comm, int32_t root, void *data, int64_t bytes);
+
+#endif

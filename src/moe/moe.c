@@ -1,0 +1,292 @@
+/* moe.c - a layer's life: create (sizes by measuring), weights, checks of the public calls, reports. */
+#include "moe/moe.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- Create ---- */
+
+static fp8flow_status check_config(const fp8flow_comm *comm, const fp8flow_moe_config *c)
+{
+    const char *op = "moe_create";
+    const fp8flow_router_config *r = &c->router;
+    const struct {
+        const char *name;
+        int64_t value;
+        int optional;
+    } widths[] = { { "hidden", c->hidden, 0 },
+                   { "expert_width", c->expert_width, 0 },
+                   { "shared_width", c->shared_width, 1 } };
+    for (int i = 0; i < 3; i++) {
+        int64_t value = widths[i].value;
+        F8_REQUIRE((value > 0 || (value == 0 && widths[i].optional)) && value <= 1 << 24 && value % 16 == 0, ESHAPE,
+                   "%s: %s = %lld must be a multiple of 16 (next: %lld), at most 2^24", op, widths[i].name,
+                   (long long)value, (long long)(value > 0 ? f8_ceil_div(value, 16) * 16 : 16));
+    }
+    F8_REQUIRE(r->num_experts >= 1 && r->num_experts <= 65536, ESHAPE, "%s: num_experts = %lld, expected 1 to 65536",
+               op, (long long)r->num_experts);
+    F8_REQUIRE(r->top_k >= 1 && r->top_k <= r->num_experts, ESHAPE, "%s: top_k = %lld of %lld experts", op,
+               (long long)r->top_k, (long long)r->num_experts);
+    int64_t copies;
+    F8_REQUIRE(c->max_tokens >= 1 && !__builtin_mul_overflow(c->max_tokens, (int64_t)comm->size * r->top_k, &copies) &&
+                   copies + 128 * r->num_experts < INT32_MAX,
+               ESHAPE, "%s: max_tokens = %lld with %d ranks and top_k %lld exceeds 2^31 rows", op,
+               (long long)c->max_tokens, comm->size, (long long)r->top_k);
+    F8_REQUIRE(comm->size <= F8_MAX_RANKS, EINVAL, "%s: %d ranks, at most %d", op, comm->size, F8_MAX_RANKS);
+    F8_REQUIRE((unsigned)c->checkpointing <= FP8FLOW_FULL, EINVAL, "%s: unknown checkpointing %d", op,
+               (int)c->checkpointing);
+    return FP8FLOW_OK;
+}
+
+/* Both forms of the two weights, from one block; measuring when the arena has no memory. */
+static fp8flow_status draw_weights(fp8flow_moe *m, f8_arena *arena)
+{
+    const struct {
+        f8_expert_weight *weight;
+        const char *name;
+        int64_t rows, cols;
+    } weights[] = { { &m->fc1, "fc1 weight", 2 * m->config.expert_width, m->config.hidden },
+                    { &m->fc2, "fc2 weight", m->config.hidden, m->config.expert_width } };
+    for (int i = 0; i < 2; i++) {
+        f8_expert_weight *w = weights[i].weight;
+        int64_t rows = weights[i].rows, all_rows = m->local_experts * rows;
+        w->source = f8_bf16(NULL, all_rows, weights[i].cols);
+        w->source.group_rows = rows;
+        w->rows = w->columns = w->source;
+        if (!f8_is_fp8(m->recipe.weight.dtype)) continue;
+        f8_tensor_format columns = m->recipe.weight;
+        columns.layout = FP8FLOW_COLUMNS;
+        F8_TRY(f8_draw_tensor(arena, weights[i].name, m->recipe.weight, all_rows, weights[i].cols, rows,
+                              m->local_experts, &w->rows));
+        w->columns = f8_tensor_make(columns, all_rows, weights[i].cols, rows);
+        F8_TRY(f8_arena_draw(arena, weights[i].name, fp8flow_tensor_data_bytes(&w->columns), 1, &w->columns.data));
+        w->columns.scale = w->rows.scale;
+    }
+    return FP8FLOW_OK;
+}
+
+/* Sizes of the saved arena and of the workspace: the code itself, run without operators on the largest counts. */
+static fp8flow_status measure(fp8flow_moe *m, size_t *saved_bytes, size_t *workspace_bytes)
+{
+    f8_arena workspace;
+    f8_arena_init(&workspace, NULL, 0);
+    f8_arena_init(&m->saved, NULL, 0);
+    m->workspace = &workspace;
+    m->measuring = 1;
+    fp8flow_tensor x = f8_bf16(NULL, m->config.max_tokens, m->config.hidden), y = x;
+    fp8flow_moe_gradients none = { 0 };
+    fp8flow_status status = f8_moe_run_forward(m, &x, &y);
+    f8_arena_reset(&workspace);
+    if (status == FP8FLOW_OK) status = f8_moe_run_backward(m, &x, &y, 1.0f, &none, &x);
+    m->measuring = 0;
+    m->workspace = &m->context->workspace;
+    *saved_bytes = m->saved.peak;
+    *workspace_bytes = workspace.peak;
+    return status;
+}
+
+static fp8flow_status allocate(fp8flow_moe *m)
+{
+    const f8_device *device = m->context->device;
+    f8_arena weights;
+    size_t saved_bytes, workspace_bytes;
+    f8_arena_init(&weights, NULL, 0);
+    F8_TRY(draw_weights(m, &weights));
+    m->weight_bytes = (size_t)f8_arena_bytes(&weights);
+    size_t bytes = weights.used;
+    F8_TRY(device->alloc(bytes, &m->weight_memory));
+    f8_arena_init(&weights, m->weight_memory, bytes);
+    F8_TRY(draw_weights(m, &weights));
+    F8_TRY(measure(m, &saved_bytes, &workspace_bytes));
+    F8_TRY(device->alloc(saved_bytes, &m->saved_memory));
+    f8_arena_init(&m->saved, m->saved_memory, saved_bytes);
+    return f8_context_reserve(m->context, workspace_bytes);
+}
+
+fp8flow_status fp8flow_moe_create(fp8flow_context *context, fp8flow_comm *comm, const fp8flow_moe_config *config,
+                                  fp8flow_moe **moe)
+{
+    F8_REQUIRE(context && comm && config && moe, EINVAL, "moe_create: NULL argument");
+    F8_TRY(check_config(comm, config));
+    f8_recipe recipe;
+    F8_TRY(f8_recipe_find(config->recipe, &recipe));
+    int64_t num_experts = config->router.num_experts;
+    fp8flow_moe *m = calloc(1, sizeof *m);
+    int64_t *load = calloc((size_t)num_experts, sizeof *load);
+    if (!m || !load) {
+        free(m), free(load);
+        return F8_FAIL(ENOMEM, "moe_create: no memory for the layer");
+    }
+    m->context = context;
+    m->comm = comm;
+    m->config = *config;
+    m->config.recipe = NULL; /* borrowed for the call only */
+    m->recipe = recipe;
+    m->load = load;
+    m->first_expert = num_experts * comm->rank / comm->size;
+    m->local_experts = num_experts * (comm->rank + 1) / comm->size - m->first_expert;
+    fp8flow_status status = allocate(m);
+    if (status != FP8FLOW_OK) {
+        fp8flow_moe_destroy(m);
+        return f8_fail_in(status, "moe_create");
+    }
+    *moe = m;
+    return FP8FLOW_OK;
+}
+
+void fp8flow_moe_destroy(fp8flow_moe *m)
+{
+    if (!m) return;
+    if (m->saved.base) f8_arena_reset(&m->saved);
+    m->context->device->free(m->saved_memory);
+    m->context->device->free(m->weight_memory);
+    free(m->load);
+    free(m);
+}
+
+/* ---- Weights ---- */
+
+static fp8flow_status quantize_weight(fp8flow_moe *m, f8_expert_weight *w)
+{
+    if (!f8_is_fp8(w->rows.dtype)) {
+        w->rows.data = w->columns.data = w->source.data;
+        return FP8FLOW_OK;
+    }
+    fp8flow_quantize_args args = { .x = &w->source, .rows = &w->rows, .columns = &w->columns };
+    return fp8flow_quantize(m->context, &args);
+}
+
+fp8flow_status fp8flow_moe_set_weights(fp8flow_moe *m, const fp8flow_moe_weights *weights)
+{
+    F8_REQUIRE(m && weights, EINVAL, "moe_set_weights: NULL argument");
+    F8_REQUIRE(weights->router && (m->local_experts == 0 || (weights->fc1 && weights->fc2)), EINVAL,
+               "moe_set_weights: router, fc1 or fc2 is NULL");
+    F8_REQUIRE(m->config.shared_width == 0 || (weights->shared_fc1 && weights->shared_fc2), EINVAL,
+               "moe_set_weights: a shared expert of width %lld needs shared_fc1 and shared_fc2",
+               (long long)m->config.shared_width);
+    m->weights = *weights;
+    m->fc1.source.data = (void *)(uintptr_t)weights->fc1;
+    m->fc2.source.data = (void *)(uintptr_t)weights->fc2;
+    m->forward_done = 0;
+    F8_TRY(quantize_weight(m, &m->fc1));
+    return quantize_weight(m, &m->fc2);
+}
+
+/* ---- Forward and backward: checks, resets, memory figures ---- */
+
+static fp8flow_status check_rows(const fp8flow_moe *m, const char *op, const char *name, const fp8flow_tensor *t,
+                                 int64_t tokens)
+{
+    F8_TRY(f8_tensor_check(op, name, t));
+    F8_REQUIRE(t->dtype == FP8FLOW_BF16 && t->layout == FP8FLOW_ROWS, EINVAL, "%s: %s must be BF16 rows", op, name);
+    F8_REQUIRE(t->cols == m->config.hidden, ESHAPE, "%s: %s has %lld columns, hidden is %lld", op, name,
+               (long long)t->cols, (long long)m->config.hidden);
+    F8_REQUIRE(t->rows == tokens && tokens <= m->config.max_tokens, ESHAPE,
+               "%s: %s has %lld rows, expected %lld, at most max_tokens = %lld", op, name, (long long)t->rows,
+               (long long)tokens, (long long)m->config.max_tokens);
+    return FP8FLOW_OK;
+}
+
+static void note_memory(fp8flow_moe *m)
+{
+    int64_t now = (int64_t)(m->saved.peak + m->workspace->peak);
+    if (now > m->report.peak_bytes) m->report.peak_bytes = now;
+}
+
+static fp8flow_status observe_weights(fp8flow_moe *m)
+{
+    if (!f8_is_fp8(m->recipe.weight.dtype)) return FP8FLOW_OK;
+    F8_TRY(f8_observe(m, "fc1 weight", &m->fc1.source, &m->fc1.rows, NULL, NULL));
+    return f8_observe(m, "fc2 weight", &m->fc2.source, &m->fc2.rows, NULL, NULL);
+}
+
+fp8flow_status fp8flow_moe_forward(fp8flow_moe *m, const fp8flow_tensor *x, fp8flow_tensor *y)
+{
+    F8_REQUIRE(m && x && y, EINVAL, "moe_forward: NULL argument");
+    F8_REQUIRE(m->weights.router, EINVAL, "moe_forward: moe_set_weights has not been called");
+    F8_TRY(check_rows(m, "moe_forward", "x", x, x->rows));
+    F8_TRY(check_rows(m, "moe_forward", "y", y, x->rows));
+    int64_t peak = m->report.peak_bytes;
+    m->report = (fp8flow_moe_report){ .peak_bytes = peak, .weight_bytes = (int64_t)m->weight_bytes };
+    memset(m->edge, 0, sizeof m->edge);
+    m->forward_done = 0;
+    f8_arena_reset(&m->saved);
+    m->saved.peak = 0;
+    f8_arena_position mark = f8_arena_mark(m->workspace);
+    fp8flow_status status = f8_moe_run_forward(m, x, y);
+    note_memory(m);
+    f8_arena_rewind(m->workspace, mark);
+    F8_TRY(status);
+    F8_TRY(observe_weights(m));
+    m->report.tokens = m->state.tokens;
+    m->report.received_rows = m->state.received;
+    m->report.padded_rows = m->state.padded;
+    m->report.saved_bytes = f8_arena_bytes(&m->saved);
+    m->forward_done = 1;
+    return FP8FLOW_OK;
+}
+
+fp8flow_status fp8flow_moe_backward(fp8flow_moe *m, const fp8flow_tensor *x, const fp8flow_tensor *dy, float loss_scale,
+                                    const fp8flow_moe_gradients *gradients, fp8flow_tensor *dx)
+{
+    F8_REQUIRE(m && x && dy && gradients && dx, EINVAL, "moe_backward: NULL argument");
+    F8_REQUIRE(m->forward_done, EINVAL, "moe_backward: there is no forward to go back from");
+    F8_TRY(check_rows(m, "moe_backward", "x", x, m->state.tokens));
+    F8_TRY(check_rows(m, "moe_backward", "dy", dy, m->state.tokens));
+    F8_TRY(check_rows(m, "moe_backward", "dx", dx, m->state.tokens));
+    F8_REQUIRE(gradients->router && (m->local_experts == 0 || (gradients->fc1 && gradients->fc2)), EINVAL,
+               "moe_backward: a gradient array is NULL");
+    F8_REQUIRE(m->config.shared_width == 0 || (gradients->shared_fc1 && gradients->shared_fc2), EINVAL,
+               "moe_backward: a gradient array of the shared expert is NULL");
+    f8_arena_position mark = f8_arena_mark(m->workspace);
+    fp8flow_status status = f8_moe_run_backward(m, x, dy, loss_scale, gradients, dx);
+    note_memory(m);
+    f8_arena_rewind(m->workspace, mark);
+    m->forward_done = 0;
+    return status;
+}
+
+/* ---- Reports ---- */
+
+fp8flow_status fp8flow_moe_get_report(const fp8flow_moe *m, fp8flow_moe_report *report)
+{
+    F8_REQUIRE(m && report, EINVAL, "moe_get_report: NULL argument");
+    *report = m->report;
+    report->nonfinite = 0;
+    for (int e = 0; e < F8_NUM_EDGES; e++) report->nonfinite += m->edge[e].nonfinite;
+    return FP8FLOW_OK;
+}
+
+fp8flow_status fp8flow_moe_get_load(const fp8flow_moe *m, int64_t *counts)
+{
+    F8_REQUIRE(m && counts, EINVAL, "moe_get_load: NULL argument");
+    memcpy(counts, m->load, (size_t)m->config.router.num_experts * sizeof *counts);
+    return FP8FLOW_OK;
+}
+
+fp8flow_status fp8flow_moe_get_saved(const fp8flow_moe *m, int64_t index, fp8flow_saved_tensor *saved)
+{
+    F8_REQUIRE(m && saved, EINVAL, "moe_get_saved: NULL argument");
+    F8_REQUIRE(index >= 0 && index < m->saved.num_parts, EINVAL, "moe_get_saved: index %lld of %d", (long long)index,
+               m->saved.num_parts);
+    *saved = (fp8flow_saved_tensor){ m->saved.part[index].name, (int64_t)m->saved.part[index].bytes };
+    return FP8FLOW_OK;
+}
+
+fp8flow_status fp8flow_moe_get_edge(const fp8flow_moe *m, int64_t index, fp8flow_edge *edge)
+{
+    F8_REQUIRE(m && edge, EINVAL, "moe_get_edge: NULL argument");
+    int64_t seen = 0;
+    for (int e = 0; e < F8_NUM_EDGES; e++)
+        if (m->edge[e].name && seen++ == index) {
+            *edge = m->edge[e];
+            return FP8FLOW_OK;
+        }
+    return F8_FAIL(EINVAL, "moe_get_edge: index %lld of %lld", (long long)index, (long long)seen);
+}
+
+void fp8flow_moe_observe(fp8flow_moe *m, fp8flow_observer *observer, void *user)
+{
+    m->observer = observer;
+    m->observer_user = user;
+}

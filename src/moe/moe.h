@@ -1,0 +1,182 @@
+/* moe.h - the inside of the MoE layer: all of layer 3 on one page.
+ *
+ *   moe.c           create, destroy, quantised weights, reports
+ *   edge.c          f8_bring_rows, f8_bring_columns: the only place where a tensor changes format; casts counted
+ *   observe.c       numerics of the FP8 tensors, on request
+ *   ep.c            which token goes to which rank; dispatch and combine over comm
+ *   moe_forward.c   route, dispatch, experts, combine: one straight list
+ *   moe_backward.c  the same list upside down, plus weight gradients
+ *
+ * Memory: `saved` holds what forward keeps for backward; everything else is drawn from the context's
+ * workspace, which is empty between calls. Both are sized at create by running the same code with measuring
+ * arenas (`measuring`: operators and collectives are skipped, the largest possible counts are assumed).
+ */
+#ifndef F8_MOE_MOE_H
+#define F8_MOE_MOE_H
+
+#include "base/arena.h"
+#include "comm/comm.h"
+#include "fp8flow.h"
+#include "ops/ops.h"
+#include "recipe/recipe.h"
+
+enum { F8_MAX_RANKS = 256 };
+
+/* A weight of the experts in the forms that products want; equal to each other for BF16. */
+typedef struct {
+    fp8flow_tensor source;  /* BF16, as given by the caller */
+    fp8flow_tensor rows;    /* fprop */
+    fp8flow_tensor columns; /* dgrad: the column form in FP8, the rows in BF16 */
+} f8_expert_weight;
+
+/* Everything about the tokens of the current step. S rows are sent, R received, P permuted and padded. */
+typedef struct {
+    int64_t tokens, sent, received, padded;
+    /* router: [T, ...]; backward computes these again from x */
+    fp8flow_router_config router; /* the layer's, with the sequence length of this call */
+    int32_t *expert, *counts;
+    float *gate, *scores, *log_sum_exp, *score_sums, *logits;
+    int64_t *total_counts; /* [E] over all ranks */
+    float *total_sums;     /* [E] */
+    int64_t total_tokens;
+    /* expert parallelism: a token goes once to each rank that has one of its experts */
+    fp8flow_plan send; /* "experts" are ranks: rows of the send order */
+    int32_t send_rows[F8_MAX_RANKS], recv_rows[F8_MAX_RANKS];
+    int32_t *send_expert, *recv_expert; /* [S, k], [R, k]: local expert at the destination or -1 */
+    float *send_gate, *recv_gate;
+    fp8flow_tensor inbox; /* received rows, wire format [R, H] */
+    /* experts: [P, ...] */
+    fp8flow_plan plan;
+    fp8flow_groups groups;
+    float *gate_rows;
+    fp8flow_tensor x1, x1_columns, h, x2, x2_columns;
+    fp8flow_tensor shared_h; /* [T, 2 Fs] */
+} f8_moe_state;
+
+struct fp8flow_moe {
+    fp8flow_context *context;
+    fp8flow_comm *comm;
+    fp8flow_moe_config config;
+    f8_recipe recipe;
+    int64_t first_expert, local_experts;
+    fp8flow_moe_weights weights;
+    f8_expert_weight fc1, fc2;
+    void *weight_memory, *saved_memory;
+    size_t weight_bytes;
+    f8_arena saved;
+    f8_arena *workspace; /* the context's, or a measuring one */
+    int measuring;
+    f8_moe_state state;
+    int forward_done;
+    fp8flow_moe_report report;
+    int64_t *load; /* [E]: counts of the last forward, all ranks */
+    fp8flow_edge edge[F8_NUM_EDGES];
+    fp8flow_observer *observer;
+    void *observer_user;
+};
+
+/* An operator call or collective of the layer; skipped while measuring. */
+#define F8_DO(moe, call)                     \
+    do {                                     \
+        if (!(moe)->measuring) F8_TRY(call); \
+    } while (0)
+
+/* Largest possible number of received rows and of permuted, padded rows for `received` rows. */
+int64_t f8_moe_max_received(const fp8flow_moe *m);
+int64_t f8_moe_max_padded(const fp8flow_moe *m, int64_t received);
+
+/* Draw a tensor (codes and scales are two parts of one name). `groups`: scales of TENSOR. */
+fp8flow_status f8_draw_tensor(f8_arena *arena, const char *name, f8_tensor_format format, int64_t rows, int64_t cols,
+                              int64_t group_rows, int64_t groups, fp8flow_tensor *tensor);
+
+/* ---- edge.c ---- */
+
+/* What a pair of edges (row operand, its column form) asks for in one pass of the layer. */
+typedef struct {
+    f8_edge rows_edge, columns_edge;      /* columns_edge F8_NUM_EDGES: there is none (wires) */
+    const char *producer;                 /* operator that made the source */
+    const fp8flow_groups *groups;         /* NULL for wires */
+    f8_arena *rows_arena, *columns_arena; /* NULL: this form is not wanted */
+} f8_edge_pair;
+
+/* 1 if the producer itself writes the tensor of this edge. */
+int f8_edge_is_fused(const fp8flow_moe *m, f8_edge edge);
+
+/* 1 if backward derives the column form of this edge from the row form, which must therefore be kept. */
+int f8_edge_needs_rows(const fp8flow_moe *m, f8_edge columns_edge);
+
+/* Draw the tensor of an edge in its format. */
+fp8flow_status f8_edge_draw(fp8flow_moe *m, f8_edge edge, f8_arena *arena, int64_t rows, int64_t cols,
+                            fp8flow_tensor *tensor);
+
+/* The row operand from `source` (what the producer wrote), and the column form where one cast writes both.
+ * Forms that are fused or taken as they are must be in `source` / *columns already. */
+fp8flow_status f8_bring_rows(fp8flow_moe *m, const f8_edge_pair *pair, const fp8flow_tensor *source,
+                             fp8flow_tensor *rows, fp8flow_tensor *columns);
+
+/* The column form from the row form, where no producer wrote it. *columns is complete afterwards. */
+fp8flow_status f8_bring_columns(fp8flow_moe *m, f8_edge edge, const fp8flow_tensor *rows, const fp8flow_groups *groups,
+                                fp8flow_tensor *columns);
+
+/* Enter a tensor into the dataflow report. */
+void f8_edge_note(fp8flow_moe *m, f8_edge edge, const char *producer, const fp8flow_tensor *tensor);
+
+/* Counter of non-finite values of an edge. */
+uint64_t *f8_edge_nonfinite(fp8flow_moe *m, f8_edge edge);
+
+/* ---- observe.c: no-ops without an observer ---- */
+
+/* Tell the observer about q, which stands for x (F32 or BF16). histogram NULL: not shifted. */
+fp8flow_status f8_observe(fp8flow_moe *m, const char *name, const fp8flow_tensor *x, const fp8flow_tensor *q,
+                          const fp8flow_groups *groups, const uint64_t *histogram);
+
+/* The same for a column form made from a row form: compared with what the row form holds. */
+fp8flow_status f8_observe_columns(fp8flow_moe *m, const char *name, const fp8flow_tensor *rows,
+                                  const fp8flow_tensor *columns, const fp8flow_groups *groups,
+                                  const uint64_t *histogram);
+
+/* The fused outputs of swiglu and swiglu_backward, compared with the same operator's F32 output. */
+fp8flow_status f8_observe_swiglu(fp8flow_moe *m, const fp8flow_tensor *q);
+fp8flow_status f8_observe_swiglu_backward(fp8flow_moe *m, const fp8flow_tensor *dv, const fp8flow_tensor *dh_rows,
+                                          const fp8flow_tensor *dh_columns, const fp8flow_tensor *x2_columns);
+
+/* ---- ep.c ---- */
+
+/* From expert and gate [T, k]: the send plan, the records' routing, and how many rows come from each rank.
+ * Draws from `arena`. Collective. */
+fp8flow_status f8_ep_plan(fp8flow_moe *m, f8_arena *arena);
+
+/* Send the wire tensor [T, H] to the ranks of its tokens' experts. with_routing: recv_expert and recv_gate too
+ * (drawn from `arena` with the received rows). *bytes: codes and scales sent. Collective. */
+typedef enum { F8_ROWS_ONLY, F8_ROWS_AND_ROUTING } f8_record;
+fp8flow_status f8_ep_dispatch(fp8flow_moe *m, f8_record record, const fp8flow_tensor *wire, f8_arena *arena,
+                              fp8flow_tensor *received, int64_t *bytes);
+
+/* Send rows [R, H] BF16 back and sum them per token in rank order: y [T, H]. gate_rows [R, k] (may be NULL)
+ * travels along and arrives as gate [T, k]. Collective. */
+fp8flow_status f8_ep_combine(fp8flow_moe *m, const fp8flow_tensor *rows, const float *gate_rows, fp8flow_tensor *y,
+                             float *gate, int64_t *bytes);
+
+/* ---- moe_forward.c ---- */
+
+/* logits, choice, gates, load over all ranks; draws from the workspace. Collective. */
+fp8flow_status f8_moe_route(fp8flow_moe *m, const fp8flow_tensor *x);
+
+/* Cast to the wire and dispatch. */
+fp8flow_status f8_moe_send(fp8flow_moe *m, const fp8flow_tensor *x, f8_arena *routing, f8_arena *rows);
+
+typedef enum { F8_PASS_FORWARD, F8_PASS_RECOMPUTE } f8_pass;
+
+/* plan, permute, x1, fc1, h, swiglu, x2 as far as the pass needs them. */
+fp8flow_status f8_moe_experts(fp8flow_moe *m, f8_pass pass);
+
+/* One dense BF16 product (router, shared expert). */
+fp8flow_status f8_moe_product(fp8flow_moe *m, fp8flow_product product, const fp8flow_tensor *a, const fp8flow_tensor *b,
+                              fp8flow_tensor *c);
+
+/* forward and backward without argument checks, for measuring too. */
+fp8flow_status f8_moe_run_forward(fp8flow_moe *m, const fp8flow_tensor *x, fp8flow_tensor *y);
+fp8flow_status f8_moe_run_backward(fp8flow_moe *m, const fp8flow_tensor *x, const fp8flow_tensor *dy, float loss_scale,
+                                   const fp8flow_moe_gradients *gradients, fp8flow_tensor *dx);
+
+#endif

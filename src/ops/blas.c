@@ -1,0 +1,62 @@
+/* blas.c - keeps OpenBLAS on the calling thread, whichever flavour the soname resolves to.
+ *
+ *   serial   never starts a thread: nothing to do.
+ *   openmp   uses one thread inside a parallel region, but a team of one is not "parallel" to OpenMP: there it
+ *            asks omp_get_max_threads(), an internal variable of the calling thread that teams inherit. Setting
+ *            it to 1 around the operator covers teams of any size, and ranks that are threads each have their
+ *            own. Our regions name their team size, so they are not affected.
+ *   pthread  has one process-wide number of threads. The first operator to enter sets it to 1, the last one to
+ *            leave restores it; a count keeps ranks that are threads from restoring it under each other.
+ *
+ * Without OpenMP (ThreadSanitizer builds) the functions are weak references: OpenBLAS's own runtime has them
+ * exactly when the flavour is openmp.
+ */
+#include "ops/blas.h"
+
+#include <pthread.h>
+
+#if defined(_OPENMP)
+#include <omp.h>
+#else
+int omp_get_max_threads(void) __attribute__((weak));
+void omp_set_num_threads(int num_threads) __attribute__((weak));
+#endif
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static int num_inside, threads_outside; /* pthread flavour; under lock */
+
+static void enter_pthread_flavour(void)
+{
+    pthread_mutex_lock(&lock);
+    if (num_inside++ == 0) {
+        threads_outside = openblas_get_num_threads();
+        openblas_set_num_threads(1);
+    }
+    pthread_mutex_unlock(&lock);
+}
+
+static void leave_pthread_flavour(void)
+{
+    pthread_mutex_lock(&lock);
+    if (--num_inside == 0) openblas_set_num_threads(threads_outside);
+    pthread_mutex_unlock(&lock);
+}
+
+int f8_blas_enter(void)
+{
+    int flavour = openblas_get_parallel(), max_threads = 0;
+    if (flavour == OPENBLAS_OPENMP) {
+        max_threads = omp_get_max_threads();
+        omp_set_num_threads(1);
+    } else if (flavour == OPENBLAS_THREAD) {
+        enter_pthread_flavour();
+    }
+    return max_threads;
+}
+
+void f8_blas_leave(int entered)
+{
+    int flavour = openblas_get_parallel();
+    if (flavour == OPENBLAS_OPENMP) omp_set_num_threads(entered);
+    else if (flavour == OPENBLAS_THREAD) leave_pthread_flavour();
+}

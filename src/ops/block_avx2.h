@@ -1,0 +1,390 @@
+/* block_avx2.h - block.h with AVX2: quantise a tile, shift a tile, transpose bytes; the same bits.
+ *
+ * The unit is a 128 x 128 tile in per-thread scratch (struct f8v_work). All 128 x 128 elements are defined:
+ * what lies outside the valid rows and columns is 0 (block.h), so every loop below has constant bounds and
+ * only the loads and stores of the caller's tensors know about short blocks.
+ */
+#ifndef F8_OPS_BLOCK_AVX2_H
+#define F8_OPS_BLOCK_AVX2_H
+
+#include "ops/avx2.h"
+#include "ops/block.h"
+
+/* Codes of a tile on their way to a tensor, row form. */
+typedef struct {
+    uint8_t code[F8_BLOCK][F8_BLOCK];
+} f8v_bytes;
+
+/* What an operator keeps in f8_scratch() while it works on one tile. */
+typedef struct {
+    f8_tile tile;
+    f8_code_tile codes;
+    f8v_bytes bytes;
+} f8v_work;
+
+/* ---- Bytes ---- */
+
+/* Low bytes of the 32 lanes of four vectors, in order. */
+F8_AVX2 __m256i f8v_pack32(__m256i a, __m256i b, __m256i c, __m256i d)
+{
+    __m256i bytes = _mm256_packus_epi16(_mm256_packus_epi32(a, b), _mm256_packus_epi32(c, d));
+    return _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+
+/* One stage of a 16 x 16 byte transpose in each half of 16 vectors: out[2i], out[2i+1] interleave in[i], in[i+8].
+ * Four such stages turn rows into columns. */
+F8_AVX2 void f8v_interleave(const __m256i in[16], __m256i out[16])
+{
+    for (int i = 0; i < 8; i++) {
+        out[2 * i] = _mm256_unpacklo_epi8(in[i], in[i + 8]);
+        out[2 * i + 1] = _mm256_unpackhi_epi8(in[i], in[i + 8]);
+    }
+}
+
+/* 32 rows x 16 columns of bytes become 16 lines of 32 bytes. */
+F8_AVX2 void f8v_transpose_32x16(const uint8_t *in, int64_t in_stride, uint8_t *out, int64_t out_stride)
+{
+    __m256i a[16], b[16];
+    for (int i = 0; i < 16; i++) {
+        __m128i low = _mm_loadu_si128((const __m128i *)(in + i * in_stride));
+        __m128i high = _mm_loadu_si128((const __m128i *)(in + (i + 16) * in_stride));
+        a[i] = _mm256_set_m128i(high, low);
+    }
+    f8v_interleave(a, b);
+    f8v_interleave(b, a);
+    f8v_interleave(a, b);
+    f8v_interleave(b, a);
+    for (int i = 0; i < 16; i++) _mm256_storeu_si256((__m256i *)(out + i * out_stride), a[i]);
+}
+
+/* The codes of a tile to their place in y, row form or column form. */
+static inline void f8v_store_tile(f8_place p, const f8v_bytes *bytes, const fp8flow_tensor *y)
+{
+    uint8_t *out = (uint8_t *)y->data + f8_element(y, p.span.row, p.col);
+    if (y->layout == FP8FLOW_ROWS) {
+        for (int64_t r = 0; r < p.span.rows; r++) memcpy(out + r * y->stride, bytes->code[r], (size_t)p.cols);
+        return;
+    }
+    for (int64_t c0 = 0; c0 < p.cols; c0 += 16) {
+        uint8_t lines[16][F8_BLOCK];
+        for (int r = 0; r < F8_BLOCK; r += 32)
+            f8v_transpose_32x16(&bytes->code[r][c0], F8_BLOCK, &lines[0][r], F8_BLOCK);
+        for (int64_t c = c0; c < f8_min(c0 + 16, p.cols); c++)
+            memcpy(out + c * y->stride, lines[c - c0], (size_t)p.span.rows);
+    }
+}
+
+/* ---- Quantise a tile ---- */
+
+/* Largest finite magnitude of `count` (a multiple of 8) values. */
+F8_AVX2 uint32_t f8v_amax(const float *x, int64_t count)
+{
+    __m256i amax = _mm256_setzero_si256();
+    for (int64_t i = 0; i < count; i += 8) amax = _mm256_max_epi32(amax, f8v_finite_magnitude(_mm256_loadu_ps(x + i)));
+    return f8v_max_lane(amax);
+}
+
+/* Codes of 128 values; value i is multiplied with inverse[i * step], step 0 or 1 (inverse has 8 lanes at least). */
+F8_AVX2 void f8v_encode_row(const float *x, const float *inverse, int step, fp8flow_dtype dtype, uint8_t *out)
+{
+    for (int i = 0; i < F8_BLOCK; i += 32) {
+        __m256i code[4];
+        for (int j = 0; j < 4; j++) {
+            int at = i + 8 * j;
+            __m256 scaled = _mm256_mul_ps(_mm256_loadu_ps(x + at), _mm256_loadu_ps(inverse + at * step));
+            code[j] = f8v_encode(scaled, dtype);
+        }
+        _mm256_storeu_si256((__m256i *)(out + i), f8v_pack32(code[0], code[1], code[2], code[3]));
+    }
+}
+
+/* ROW128 of 128 values (zeros behind the last of a short block): 128 codes; returns the scale byte. */
+F8_AVX2 uint8_t f8v_quantize_row(const float *x, fp8flow_dtype dtype, uint8_t *codes)
+{
+    float inverse[8];
+    uint8_t byte = f8_scale_byte(f8v_amax(x, F8_BLOCK), dtype);
+    _mm256_storeu_ps(inverse, _mm256_set1_ps(f8_scale_inverse(byte)));
+    f8v_encode_row(x, inverse, 0, dtype, codes);
+    return byte;
+}
+
+/* Largest finite magnitude of each column. */
+F8_AVX2 void f8v_column_amax(const f8_tile *x, uint32_t amax[F8_BLOCK])
+{
+    for (int c = 0; c < F8_BLOCK; c += 16) {
+        __m256i left = _mm256_setzero_si256(), right = left;
+        for (int r = 0; r < F8_BLOCK; r++) {
+            left = _mm256_max_epi32(left, f8v_finite_magnitude(_mm256_loadu_ps(&x->at[r][c])));
+            right = _mm256_max_epi32(right, f8v_finite_magnitude(_mm256_loadu_ps(&x->at[r][c + 8])));
+        }
+        _mm256_storeu_si256((__m256i *)(amax + c), left);
+        _mm256_storeu_si256((__m256i *)(amax + c + 8), right);
+    }
+}
+
+/* COL128: scales of the tile's columns into y, their inverses. */
+F8_AVX2 void f8v_column_scales(f8_place p, const f8_tile *x, const fp8flow_tensor *y, fp8flow_dtype dtype,
+                               float inverse[F8_BLOCK])
+{
+    uint32_t amax[F8_BLOCK];
+    uint8_t *scale = (uint8_t *)y->scale + f8_scale_index(y, p.span.row, p.col, p.span.group);
+    f8v_column_amax(x, amax);
+    for (int c = 0; c < F8_BLOCK; c++) {
+        uint8_t byte = f8_scale_byte(amax[c], dtype);
+        inverse[c] = f8_scale_inverse(byte);
+        if (c < p.cols) scale[c] = byte;
+    }
+}
+
+/* f8v_encode_tile of one dtype. */
+F8_AVX2 void f8v_encode_tile_as(f8_place p, const f8_tile *x, const fp8flow_tensor *y, fp8flow_dtype dtype,
+                                f8v_bytes *bytes)
+{
+    float inverse[F8_BLOCK];
+    int64_t index = f8_scale_index(y, p.span.row, p.col, p.span.group);
+    if (y->scaling == FP8FLOW_ROW128) {
+        for (int64_t r = 0; r < p.span.rows; r++)
+            ((uint8_t *)y->scale)[f8_scale_index(y, p.span.row + r, p.col, p.span.group)] =
+                f8v_quantize_row(x->at[r], dtype, bytes->code[r]);
+        return;
+    }
+    if (y->scaling == FP8FLOW_COL128) {
+        f8v_column_scales(p, x, y, dtype, inverse);
+        for (int r = 0; r < F8_BLOCK; r++) f8v_encode_row(x->at[r], inverse, 1, dtype, bytes->code[r]);
+        return;
+    }
+    if (y->scaling == FP8FLOW_TENSOR) {
+        inverse[0] = 1.0f / ((const float *)y->scale)[index];
+    } else {
+        uint8_t byte = f8_scale_byte(f8v_amax(x->at[0], F8_BLOCK * F8_BLOCK), dtype);
+        ((uint8_t *)y->scale)[index] = byte;
+        inverse[0] = f8_scale_inverse(byte);
+    }
+    _mm256_storeu_ps(inverse, _mm256_set1_ps(inverse[0]));
+    for (int r = 0; r < F8_BLOCK; r++) f8v_encode_row(x->at[r], inverse, 0, dtype, bytes->code[r]);
+}
+
+/* Scales of the tile's place into y, codes into bytes (ROW128: the rows of the span only). */
+static inline void f8v_encode_tile(f8_place p, const f8_tile *x, const fp8flow_tensor *y, f8v_bytes *bytes)
+{
+    if (y->dtype == FP8FLOW_E5M2) f8v_encode_tile_as(p, x, y, FP8FLOW_E5M2, bytes);
+    else f8v_encode_tile_as(p, x, y, FP8FLOW_E4M3, bytes);
+}
+
+/* f8_quantize_tile. */
+static inline void f8v_quantize_tile(f8_place p, const f8_tile *x, const fp8flow_tensor *y, f8v_bytes *bytes)
+{
+    f8v_encode_tile(p, x, y, bytes);
+    f8v_store_tile(p, bytes, y);
+}
+
+/* ---- Re-encode a tile by exponent shift ---- */
+
+/* Magnitudes that a shift by d turns into a subnormal or the smallest normal code. With M = 2^mantissa_bits codes
+ * per binade they end at M * (d + 1); four binades below hold every one that does not become 0. Entry u of row
+ * min(d, 4) - 1 is the result for magnitude M * max(d - 3, 0) + u; the first rows differ by subnormal inputs. */
+static const uint8_t f8v_low_e4m3[4][32] = {
+    { 0, 0, 1, 2, 2, 2, 3, 4, 4, 4, 5, 6, 6, 6, 7, 8 },
+    { 0, 0, 0, 1, 1, 1, 2, 2, 2, 2, 2, 3, 3, 3, 4, 4, 4, 4, 5, 6, 6, 6, 7, 8 },
+    { 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 4, 4, 4, 4, 5, 6, 6, 6, 7, 8 },
+    { 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 4, 4, 4, 4, 5, 6, 6, 6, 7, 8 },
+};
+static const uint8_t f8v_low_e5m2[4][32] = {
+    { 0, 0, 1, 2, 2, 2, 3, 4 },
+    { 0, 0, 0, 1, 1, 1, 2, 2, 2, 2, 3, 4 },
+    { 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 2, 2, 2, 2, 3, 4 },
+    { 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 2, 2, 2, 2, 3, 4 },
+};
+
+/* f8_shift by d >= 1 of 128 codes. */
+F8_AVX2 void f8v_shift_row(const uint8_t *in, int d, fp8flow_dtype dtype, uint8_t *out)
+{
+    const f8_format f = f8_format_of(dtype);
+    const int binade = 1 << f.mantissa_bits, furthest = (128 >> f.mantissa_bits) + 3; /* all to 0 from there on */
+    d = d < furthest ? d : furthest;
+    const uint8_t *low = dtype == FP8FLOW_E5M2 ? f8v_low_e5m2[(d < 4 ? d : 4) - 1] : f8v_low_e4m3[(d < 4 ? d : 4) - 1];
+    const __m256i low0 = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)low));
+    const __m256i low1 = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(low + 16)));
+    const __m256i window = _mm256_set1_epi8((char)(d > 3 ? binade * (d - 3) : 0));
+    const __m256i normal = _mm256_set1_epi8((char)(binade * (d + 1))), drop = _mm256_set1_epi8((char)(binade * d));
+    const __m256i sign_bit = _mm256_set1_epi8((char)0x80), max_code = _mm256_set1_epi8((char)f.max_code);
+    for (int i = 0; i < F8_BLOCK; i += 32) {
+        __m256i code = _mm256_loadu_si256((const __m256i *)(in + i));
+        __m256i a = _mm256_andnot_si256(sign_bit, code);
+        __m256i u = _mm256_subs_epu8(a, window);
+        __m256i second = _mm256_cmpgt_epi8(u, _mm256_set1_epi8(15));
+        /* pshufb takes index bits 0..3; bit 7 is clear because u <= 127. */
+        __m256i small = _mm256_blendv_epi8(_mm256_shuffle_epi8(low0, u), _mm256_shuffle_epi8(low1, u), second);
+        __m256i is_normal = _mm256_cmpeq_epi8(_mm256_max_epu8(a, normal), a);
+        __m256i magnitude = _mm256_blendv_epi8(small, _mm256_sub_epi8(a, drop), is_normal);
+        magnitude = _mm256_blendv_epi8(magnitude, a, _mm256_cmpgt_epi8(a, max_code));
+        __m256i shifted = _mm256_or_si256(_mm256_and_si256(code, sign_bit), magnitude);
+        _mm256_storeu_si256((__m256i *)(out + i), shifted);
+    }
+}
+
+/* Number of the 128 codes that are nonzero and finite. */
+F8_AVX2 uint64_t f8v_count_finite_nonzero(const uint8_t *codes, fp8flow_dtype dtype)
+{
+    const __m256i max_code = _mm256_set1_epi8((char)f8_format_of(dtype).max_code);
+    uint64_t count = 0;
+    for (int i = 0; i < F8_BLOCK; i += 32) {
+        __m256i code = _mm256_loadu_si256((const __m256i *)(codes + i));
+        __m256i a = _mm256_and_si256(code, _mm256_set1_epi8(0x7F));
+        __m256i skipped = _mm256_or_si256(_mm256_cmpeq_epi8(a, _mm256_setzero_si256()), _mm256_cmpgt_epi8(a, max_code));
+        count += 32u - (unsigned)__builtin_popcount((uint32_t)_mm256_movemask_epi8(skipped));
+    }
+    return count;
+}
+
+F8_AVX2 int f8v_any_nonzero(const uint8_t *codes)
+{
+    __m256i any = _mm256_setzero_si256();
+    for (int i = 0; i < F8_BLOCK; i += 32) any = _mm256_or_si256(any, _mm256_loadu_si256((const __m256i *)(codes + i)));
+    return !_mm256_testz_si256(any, _mm256_set1_epi8(0x7F));
+}
+
+/* f8_shift_tile to TILE128 without the store. */
+F8_AVX2 void f8v_shift_to_tile(f8_place p, const f8_code_tile *x, const fp8flow_tensor *y, fp8flow_dtype dtype,
+                               f8v_bytes *bytes, uint64_t *histogram)
+{
+    uint8_t target = 1;
+    for (int64_t r = 0; r < p.span.valid; r++)
+        if (x->scale[r] > target && f8v_any_nonzero(x->code[r])) target = x->scale[r];
+    ((uint8_t *)y->scale)[f8_scale_index(y, p.span.row, p.col, p.span.group)] = target;
+    for (int r = 0; r < F8_BLOCK; r++) {
+        int d = target - x->scale[r];
+        /* d < 0: a row of zeros, whatever its scale says. */
+        if (d <= 0) memcpy(bytes->code[r], x->code[r], F8_BLOCK);
+        else f8v_shift_row(x->code[r], d, dtype, bytes->code[r]);
+        if (histogram && r < p.span.valid)
+            histogram[f8_max(0, f8_min(d, F8_SHIFT_BINS - 1))] += f8v_count_finite_nonzero(x->code[r], dtype);
+    }
+}
+
+/* Codes that are NaN or Inf keep their byte. */
+F8_AVX2 void f8v_keep_nonfinite(const uint8_t *in, fp8flow_dtype dtype, uint8_t *out)
+{
+    const __m256i max_code = _mm256_set1_epi8((char)f8_format_of(dtype).max_code);
+    for (int i = 0; i < F8_BLOCK; i += 32) {
+        __m256i code = _mm256_loadu_si256((const __m256i *)(in + i));
+        __m256i special = _mm256_cmpgt_epi8(_mm256_and_si256(code, _mm256_set1_epi8(0x7F)), max_code);
+        __m256i kept = _mm256_blendv_epi8(_mm256_loadu_si256((const __m256i *)(out + i)), code, special);
+        _mm256_storeu_si256((__m256i *)(out + i), kept);
+    }
+}
+
+/* f8_shift_tile to COL128 without the store: by way of the values, which FP32 holds exactly. */
+F8_AVX2 void f8v_shift_to_columns(f8_place p, f8v_work *w, const fp8flow_tensor *y, fp8flow_dtype dtype,
+                                  uint64_t *histogram)
+{
+    const f8_code_tile *x = &w->codes;
+    for (int r = 0; r < F8_BLOCK; r++) {
+        __m256 scale = _mm256_set1_ps(f8_scale_decode(x->scale[r]));
+        for (int c = 0; c < F8_BLOCK; c += 8)
+            _mm256_storeu_ps(&w->tile.at[r][c], _mm256_mul_ps(f8v_decode(&x->code[r][c], dtype), scale));
+    }
+    f8v_encode_tile_as(p, &w->tile, y, dtype, &w->bytes);
+    for (int r = 0; r < F8_BLOCK; r++) f8v_keep_nonfinite(x->code[r], dtype, w->bytes.code[r]);
+    if (!histogram) return;
+    const uint8_t *target = (const uint8_t *)y->scale + f8_scale_index(y, p.span.row, p.col, p.span.group);
+    for (int64_t r = 0; r < p.span.valid; r++)
+        for (int64_t c = 0; c < p.cols; c++) f8_count_shift(histogram, x->code[r][c], target[c] - x->scale[r], dtype);
+}
+
+/* f8_shift_tile of w->codes; y is a column form in TILE128 or COL128. */
+static inline void f8v_shift_tile(f8_place p, f8v_work *w, const fp8flow_tensor *y, uint64_t *histogram)
+{
+    if (y->scaling == FP8FLOW_TILE128) {
+        if (y->dtype == FP8FLOW_E5M2) f8v_shift_to_tile(p, &w->codes, y, FP8FLOW_E5M2, &w->bytes, histogram);
+        else f8v_shift_to_tile(p, &w->codes, y, FP8FLOW_E4M3, &w->bytes, histogram);
+    } else {
+        if (y->dtype == FP8FLOW_E5M2) f8v_shift_to_columns(p, w, y, FP8FLOW_E5M2, histogram);
+        else f8v_shift_to_columns(p, w, y, FP8FLOW_E4M3, histogram);
+    }
+    f8v_store_tile(p, &w->bytes, y);
+}
+
+/* ---- Loads ---- */
+
+/* Eight elements of F32 or BF16 from `data`, which has the type `dtype`. */
+F8_AVX2 __m256 f8v_load8(const void *data, int64_t at, fp8flow_dtype dtype)
+{
+    return dtype == FP8FLOW_BF16 ? f8v_bf16_load((const uint16_t *)data + at)
+                                 : _mm256_loadu_ps((const float *)data + at);
+}
+
+/* 1 if any of 128 values is NaN or Inf. */
+F8_AVX2 int f8v_any_nonfinite(const float *x)
+{
+    const __m256i infinity = _mm256_set1_epi32(0x7F800000);
+    __m256i any = _mm256_setzero_si256();
+    for (int i = 0; i < F8_BLOCK; i += 8) {
+        __m256i exponent = _mm256_and_si256(_mm256_castps_si256(_mm256_loadu_ps(x + i)), infinity);
+        any = _mm256_or_si256(any, _mm256_cmpeq_epi32(exponent, infinity));
+    }
+    return !_mm256_testz_si256(any, any);
+}
+
+/* Number of NaN and Inf among 128 values; almost always 0. */
+F8_AVX2 uint64_t f8v_count_nonfinite(const float *x)
+{
+    uint64_t count = 0;
+    if (f8v_any_nonfinite(x))
+        for (int i = 0; i < F8_BLOCK; i++) count += !f8_is_finite(x[i]);
+    return count;
+}
+
+/* `cols` values from element `at` of an F32 or BF16 array as 128 floats, zeros behind. */
+F8_AVX2 void f8v_load_row(const void *data, int64_t at, int64_t cols, fp8flow_dtype dtype, float *out)
+{
+    int64_t c = 0;
+    for (; c + 8 <= cols; c += 8) _mm256_storeu_ps(out + c, f8v_load8(data, at + c, dtype));
+    for (; c < cols; c++)
+        out[c] =
+            dtype == FP8FLOW_BF16 ? f8_bf16_decode(((const uint16_t *)data)[at + c]) : ((const float *)data)[at + c];
+    for (; c < F8_BLOCK; c++) out[c] = 0.0f;
+}
+
+/* f8_load_tile of a tensor in row form. */
+static inline uint64_t f8v_load_tile(f8_place p, const fp8flow_tensor *x, f8_tile *tile)
+{
+    uint64_t nonfinite = 0;
+    for (int64_t r = 0; r < p.span.valid; r++) {
+        int64_t at = f8_element(x, p.span.row + r, p.col);
+        if (x->dtype == FP8FLOW_BF16) f8v_load_row(x->data, at, p.cols, FP8FLOW_BF16, tile->at[r]);
+        else f8v_load_row(x->data, at, p.cols, FP8FLOW_F32, tile->at[r]);
+        nonfinite += f8v_count_nonfinite(tile->at[r]);
+    }
+    memset(tile->at + p.span.valid, 0, (size_t)(F8_BLOCK - p.span.valid) * sizeof tile->at[0]);
+    return nonfinite;
+}
+
+/* Codes of an FP8 tensor of either layout, brought into row form; 0 outside the valid rows and columns. */
+static inline void f8v_load_codes(f8_place p, const fp8flow_tensor *x, uint8_t code[F8_BLOCK][F8_BLOCK])
+{
+    const uint8_t *in = (const uint8_t *)x->data + f8_element(x, p.span.row, p.col);
+    if (p.span.valid < F8_BLOCK || p.cols < F8_BLOCK) memset(code, 0, F8_BLOCK * sizeof code[0]);
+    if (x->layout == FP8FLOW_ROWS) {
+        for (int64_t r = 0; r < p.span.valid; r++) memcpy(code[r], in + r * x->stride, (size_t)p.cols);
+        return;
+    }
+    for (int64_t c0 = 0; c0 < p.cols; c0 += 32) {
+        uint8_t lines[32][F8_BLOCK];
+        if (p.span.valid < F8_BLOCK || c0 + 32 > p.cols) memset(lines, 0, sizeof lines);
+        for (int64_t c = c0; c < f8_min(c0 + 32, p.cols); c++)
+            memcpy(lines[c - c0], in + c * x->stride, (size_t)p.span.valid);
+        for (int r = 0; r < F8_BLOCK; r += 16) f8v_transpose_32x16(&lines[0][r], F8_BLOCK, &code[r][c0], F8_BLOCK);
+    }
+}
+
+/* f8_load_code_tile. */
+static inline void f8v_load_code_tile(f8_place p, const fp8flow_tensor *x, f8_code_tile *tile)
+{
+    f8v_load_codes(p, x, tile->code);
+    memset(tile->scale, 1, sizeof tile->scale);
+    int64_t index = f8_scale_index(x, p.span.row, p.col, p.span.group), step = f8_ceil_div(x->cols, F8_BLOCK);
+    for (int64_t r = 0; r < p.span.valid; r++) tile->scale[r] = ((const uint8_t *)x->scale)[index + r * step];
+}
+
+#endif
