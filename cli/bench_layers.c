@@ -8,7 +8,7 @@
 
 enum { NUM_MODES = 3, MAX_VARIANTS = 24, NUM_PRODUCTS = 6 };
 
-static const char *const mode_names[NUM_MODES] = { "none", "moe-expert", "full" };
+static const char *const mode_names[NUM_MODES] = { "none", "moe_expert", "full" };
 
 typedef struct {
     char name[64];

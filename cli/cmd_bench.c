@@ -167,7 +167,7 @@ static int run(int argc, char **argv)
 
 const cli_command cli_bench = {
     .name = "bench",
-    .summary = "measure every operator and the layer beside memcpy and sgemm",
+    .summary = "Measure every operator and the layer beside memcpy and sgemm",
     .options = options,
     .num_options = sizeof options / sizeof *options,
     .example = "fp8flow bench quantize --repeat 20",

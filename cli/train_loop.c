@@ -157,7 +157,8 @@ static void report_step(rank_run *run, fp8flow_step_metrics *metrics, const doub
         int error = cli_metrics_write(&session->metrics, run->trainer, metrics, validation_loss);
         if (error) fail_metrics(session, error);
     }
-    if (settings->on_step) settings->on_step(settings->user, metrics, validation_loss ? *validation_loss : NAN);
+    if (settings->on_step)
+        settings->on_step(settings->user, run->trainer, metrics, validation_loss ? *validation_loss : NAN);
     if (cli_output_gone() && session->stop == CLI_STOP_NONE) session->stop = CLI_STOP_OUTPUT;
 }
 
@@ -209,8 +210,8 @@ static void start_reporting(rank_run *run)
         int error = cli_metrics_open(&session->metrics, settings->metrics_path, &run->info);
         if (error) fail_metrics(session, error);
     }
-    cli_progress_start(&session->progress, settings->label, run->info.first_step, settings->train.steps,
-                       settings->log_every);
+    cli_progress_start(&session->progress, settings->display ? settings->display : stdout, settings->label,
+                       run->info.first_step, settings->train.steps, settings->log_every);
 }
 
 static fp8flow_status run_steps(rank_run *run)
