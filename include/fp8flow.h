@@ -222,8 +222,10 @@ typedef struct {
     int64_t num_layers, num_moe_layers, num_experts, top_k, hidden, expert_width, vocab_size;
     int64_t train_tokens, validation_tokens; /* in the data set */
     int64_t files, skipped_files;
-    int64_t first_step;   /* steps already done when resumed */
-    int64_t memory_bytes; /* weights, gradients, moments, activations reserved on this rank */
+    int64_t first_step;       /* steps already done when resumed */
+    int64_t memory_bytes;     /* weights, gradients, moments, activations reserved on this rank */
+    const char *ignored_keys; /* keys of config.json without meaning here, "a, b"; "" if none; lives as
+                                              * long as the trainer */
 } fp8flow_train_info;
 FP8FLOW_API fp8flow_status fp8flow_trainer_get_info(const fp8flow_trainer *trainer, fp8flow_train_info *info);
 

@@ -19,7 +19,7 @@ static fp8flow_status sync_parent(const char *path)
 {
     char *parent;
     F8_TRY(f8_path_join(path, "..", &parent));
-    fp8flow_status status = f8_sync_directory(parent);
+    fp8flow_status status = f8_directory_sync(parent);
     free(parent);
     return status;
 }

@@ -175,7 +175,7 @@ fp8flow_status f8_writer_write(f8_file_writer *writer, const void *bytes, size_t
     return FP8FLOW_OK;
 }
 
-fp8flow_status f8_sync_directory(const char *directory)
+fp8flow_status f8_directory_sync(const char *directory)
 {
     int fd = f8_open(directory, O_RDONLY | O_DIRECTORY);
     if (fd < 0) return f8_fail_errno("open the folder", directory);
@@ -195,7 +195,7 @@ static fp8flow_status publish(f8_file_writer *writer)
     if (rename(writer->temporary, writer->path) != 0) return f8_fail_errno("replace", writer->path);
     free(writer->temporary);
     writer->temporary = NULL;
-    return f8_sync_directory(writer->directory);
+    return f8_directory_sync(writer->directory);
 }
 
 fp8flow_status f8_writer_commit(f8_file_writer *writer)

@@ -62,6 +62,9 @@ fp8flow_status f8_remove_temporaries(const char *directory);
 /* Make a folder and its missing parents; an existing one is fine. */
 fp8flow_status f8_directory_make(const char *path);
 
+/* Make names and renames in a folder survive a power failure. */
+fp8flow_status f8_directory_sync(const char *directory);
+
 /* Exclusive use of a folder by one process (file ".lock", flock: gone with the process, however it ends).
  * A second one gets EIO "... already in use by process N". */
 typedef struct {

@@ -12,7 +12,4 @@ fp8flow_status f8_fail_errno(const char *action, const char *path);
 /* open(2) with close-on-exec, mode 0666, repeated when a signal interrupts it. */
 int f8_open(const char *path, int flags);
 
-/* Make renames and new names in a folder survive a power failure. */
-fp8flow_status f8_sync_directory(const char *directory);
-
 #endif

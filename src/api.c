@@ -1,0 +1,76 @@
+/* api.c - what the library says about itself: version, recipes, features of this build and machine. */
+#include <stdio.h>
+
+#include "fp8flow.h"
+#include "ops/blas.h"
+#include "recipe/recipe.h"
+
+const char *fp8flow_version(void)
+{
+    return FP8FLOW_VERSION;
+}
+
+const char *fp8flow_recipe_name(int64_t index)
+{
+    const f8_recipe *recipe = f8_recipe_at(index);
+    return recipe ? recipe->name : NULL;
+}
+
+const char *fp8flow_recipe_summary(int64_t index)
+{
+    const f8_recipe *recipe = f8_recipe_at(index);
+    return recipe ? recipe->summary : NULL;
+}
+
+fp8flow_status fp8flow_recipe_check(const char *text)
+{
+    f8_recipe recipe;
+    return f8_recipe_find(text, &recipe);
+}
+
+/* ---- Features ---- */
+
+static fp8flow_feature find_avx2(void)
+{
+#if defined(__x86_64__)
+    int found = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#else
+    int found = 0;
+#endif
+    return (fp8flow_feature){ "AVX2", found, found ? "with FMA and F16C" : "not on this processor",
+                              found ? "" : "the reference operators run: about 5 to 20 times slower outside the products" };
+}
+
+static fp8flow_feature find_openblas(void)
+{
+    return (fp8flow_feature){ "OpenBLAS", 1, f8_blas_description(), "" };
+}
+
+static fp8flow_feature find_openmp(void)
+{
+#if defined(_OPENMP)
+    return (fp8flow_feature){ "OpenMP", 1, "compiled in", "" };
+#else
+    return (fp8flow_feature){ "OpenMP", 0, "not compiled in", "one thread per rank; use more ranks instead" };
+#endif
+}
+
+static fp8flow_feature find_nothing(const char *name, const char *cost)
+{
+    return (fp8flow_feature){ name, 0, "not in this version", cost };
+}
+
+fp8flow_status fp8flow_feature_get(int64_t index, fp8flow_feature *feature)
+{
+    F8_REQUIRE(feature, EINVAL, "feature_get: NULL argument");
+    switch (index) {
+    case 0: *feature = find_avx2(); break;
+    case 1: *feature = find_openblas(); break;
+    case 2: *feature = find_openmp(); break;
+    case 3: *feature = find_nothing("CUDA", "everything runs on the CPU"); break;
+    case 4: *feature = find_nothing("MPI", "ranks are threads of one process, on one machine"); break;
+    case 5: *feature = find_nothing("NCCL", "no ranks on GPUs"); break;
+    default: return F8_FAIL(EINVAL, "feature_get: index %lld of 6", (long long)index);
+    }
+    return FP8FLOW_OK;
+}

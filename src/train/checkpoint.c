@@ -1,0 +1,283 @@
+/* checkpoint.c - finding and loading a checkpoint folder. What is in it: checkpoint_save.c.
+ *
+ * A folder counts only with its COMPLETE mark, whose checksum covers state.json, which covers config.json; tensors
+ * carry their own. Nothing of a folder that fails a check is used.
+ */
+#include "train/checkpoint.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <xxhash.h>
+
+#include "io/file.h"
+#include "io/json.h"
+#include "io/safetensors.h"
+
+/* ---- Names ---- */
+
+fp8flow_status f8_checkpoint_path(const char *output, int64_t step, const char *suffix, char **path)
+{
+    char name[48];
+    snprintf(name, sizeof name, "step-%08lld%s", (long long)step, suffix);
+    return f8_path_join(output, name, path);
+}
+
+void f8_checkpoint_shard_name(char name[64], const char *kind, int64_t index, int64_t count)
+{
+    snprintf(name, 64, "%.20s-%05lld-of-%05lld.safetensors", kind, (long long)index + 1, (long long)count);
+}
+
+void f8_checkpoint_bias_name(char name[F8_CHECKPOINT_NAME], int64_t layer)
+{
+    snprintf(name, F8_CHECKPOINT_NAME, "model.layers.%lld.mlp.gate.e_score_correction_bias", (long long)layer);
+}
+
+void f8_checkpoint_complete_text(char text[F8_COMPLETE_BYTES + 1], const void *state, size_t size)
+{
+    snprintf(text, F8_COMPLETE_BYTES + 1, "fp8flow state.json %016llx\n ", (unsigned long long)XXH3_64bits(state, size));
+    memset(text + strlen(text), ' ', F8_COMPLETE_BYTES - strlen(text));
+    text[F8_COMPLETE_BYTES] = '\0';
+}
+
+/* ---- Finding ---- */
+
+static int is_complete(const char *path)
+{
+    struct stat information;
+    char *mark = NULL;
+    if (f8_path_join(path, "COMPLETE", &mark) != FP8FLOW_OK) return 0;
+    int found = stat(mark, &information) == 0 && S_ISREG(information.st_mode);
+    free(mark);
+    return found;
+}
+
+static int compare_steps(const void *a, const void *b)
+{
+    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+    return (x > y) - (x < y);
+}
+
+/* The step of a folder named step-NNNNNNNN, or -1. */
+static int64_t step_of_name(const char *name)
+{
+    char *end;
+    if (strncmp(name, "step-", 5) != 0 || name[5] < '0' || name[5] > '9') return -1;
+    errno = 0;
+    long long step = strtoll(name + 5, &end, 10);
+    return *end || errno || step < 0 ? -1 : step;
+}
+
+fp8flow_status f8_checkpoint_list(const char *output, int64_t **steps, size_t *count)
+{
+    size_t capacity = 0;
+    *steps = NULL;
+    *count = 0;
+    DIR *directory = opendir(output);
+    if (!directory) return F8_FAIL(EIO, "%s: cannot be read as a folder: %s", output, strerror(errno));
+    fp8flow_status status = FP8FLOW_OK;
+    for (struct dirent *entry; status == FP8FLOW_OK && (entry = readdir(directory));) {
+        char *path = NULL;
+        int64_t step = step_of_name(entry->d_name);
+        if (step < 0) continue;
+        status = f8_path_join(output, entry->d_name, &path);
+        if (status == FP8FLOW_OK && is_complete(path)) {
+            status = f8_grow("checkpoint list", steps, &capacity, *count + 1, sizeof **steps);
+            if (status == FP8FLOW_OK) (*steps)[(*count)++] = step;
+        }
+        free(path);
+    }
+    closedir(directory);
+    if (status != FP8FLOW_OK) {
+        free(*steps);
+        return status;
+    }
+    if (*count) qsort(*steps, *count, sizeof **steps, compare_steps);
+    return FP8FLOW_OK;
+}
+
+fp8flow_status f8_checkpoint_find(const char *folder, char **path)
+{
+    int64_t *steps = NULL;
+    size_t count = 0;
+    if (is_complete(folder)) return f8_path_join("", folder, path);
+    F8_TRY(f8_checkpoint_list(folder, &steps, &count));
+    int64_t newest = count ? steps[count - 1] : -1;
+    free(steps);
+    F8_REQUIRE(newest >= 0, EFORMAT, "%s: holds no complete checkpoint", folder);
+    return f8_checkpoint_path(folder, newest, "", path);
+}
+
+/* ---- state.json ---- */
+
+static fp8flow_status hex_word(const f8_json *json, const char *key, uint64_t *value)
+{
+    const char *text;
+    char *end;
+    F8_TRY(f8_json_string(json, key, &text));
+    errno = 0;
+    *value = strtoull(text, &end, 16);
+    F8_REQUIRE(strlen(text) == 16 && !*end && errno == 0, EFORMAT, "%s: %s is \"%.40s\", expected 16 hexadecimal digits",
+               json->file, key, text);
+    return FP8FLOW_OK;
+}
+
+static fp8flow_status read_state(const f8_json *json, f8_checkpoint_state *s, uint64_t *config_hash)
+{
+    int64_t format;
+    const char *recipe;
+    const int64_t most = (int64_t)1 << 40;
+    F8_TRY(f8_json_int(json, "format", 1, 1 << 20, &format));
+    F8_REQUIRE(format == F8_CHECKPOINT_FORMAT, EFORMAT, "%s: format is %lld, this version reads %d", json->file,
+               (long long)format, F8_CHECKPOINT_FORMAT);
+    F8_TRY(f8_json_int(json, "step", 0, most, &s->step));
+    F8_TRY(f8_json_int(json, "optimizer_step", 0, s->step, &s->optimizer_step));
+    F8_TRY(f8_json_int(json, "batch", 1, most, &s->batch));
+    F8_TRY(f8_json_int(json, "sequence_length", 1, most, &s->sequence_length));
+    F8_TRY(f8_json_int(json, "num_shards", 1, 65536, &s->num_shards));
+    F8_TRY(hex_word(json, "seed", &s->seed));
+    F8_TRY(hex_word(json, "data_seed", &s->data_seed));
+    F8_TRY(hex_word(json, "data_identity", &s->data_identity));
+    F8_TRY(hex_word(json, "config_xxh3", config_hash));
+    F8_TRY(f8_json_string(json, "recipe", &recipe));
+    snprintf(s->recipe, sizeof s->recipe, "%.63s", recipe);
+    return FP8FLOW_OK;
+}
+
+static fp8flow_status read_file(const char *folder, const char *name, f8_buffer *content)
+{
+    char *path = NULL;
+    *content = (f8_buffer){ 0 };
+    F8_TRY(f8_path_join(folder, name, &path));
+    fp8flow_status status = f8_file_read_all(path, F8_JSON_CONFIG_LIMIT, content);
+    free(path);
+    return status;
+}
+
+static fp8flow_status open_state(const char *path, const f8_buffer *complete, const f8_buffer *text,
+                                 f8_checkpoint_state *state, uint64_t *config_hash)
+{
+    char expected[F8_COMPLETE_BYTES + 1];
+    f8_json json = { 0 };
+    f8_checkpoint_complete_text(expected, text->data, text->size);
+    F8_REQUIRE(complete->size == F8_COMPLETE_BYTES && memcmp(complete->data, expected, F8_COMPLETE_BYTES) == 0, EFORMAT,
+               "%s: COMPLETE does not fit state.json: one of them is damaged", path);
+    fp8flow_status status = f8_json_parse("state.json", text->data, text->size, &json);
+    if (status == FP8FLOW_OK) status = read_state(&json, state, config_hash);
+    f8_json_free(&json);
+    return status == FP8FLOW_OK ? status : f8_fail_in(status, "%s", path);
+}
+
+fp8flow_status f8_checkpoint_open(const char *path, f8_checkpoint_state *state, f8_buffer *config_text)
+{
+    f8_buffer complete = { 0 }, text = { 0 };
+    uint64_t config_hash = 0;
+    *config_text = (f8_buffer){ 0 };
+    fp8flow_status status = read_file(path, "COMPLETE", &complete);
+    if (status == FP8FLOW_OK) status = read_file(path, "state.json", &text);
+    if (status == FP8FLOW_OK) status = open_state(path, &complete, &text, state, &config_hash);
+    if (status == FP8FLOW_OK) status = read_file(path, "config.json", config_text);
+    if (status == FP8FLOW_OK && XXH3_64bits(config_text->data, config_text->size) != config_hash)
+        status = F8_FAIL(EFORMAT, "%s: config.json is damaged: its checksum differs from state.json's", path);
+    f8_buffer_free(&complete);
+    f8_buffer_free(&text);
+    return status;
+}
+
+/* ---- Tensors ---- */
+
+static fp8flow_status read_tensor(const f8_safetensors_set *set, const char *name, int64_t rows, int64_t cols,
+                                  float *memory)
+{
+    f8_stored_tensor tensor;
+    const f8_safetensors *file = f8_safetensors_set_find(set, name, &tensor);
+    F8_REQUIRE(file, EFORMAT, "tensor %s is missing", name);
+    int vector = rows == 0;
+    int fits = tensor.dtype == F8_STORED_F32 && tensor.rank == (vector ? 1 : 2) &&
+               tensor.shape[0] == (vector ? cols : rows) && (vector || tensor.shape[1] == cols);
+    F8_REQUIRE(fits, EFORMAT, "tensor %s is not F32 of the shape [%lld, %lld] that config.json calls for", name,
+               (long long)rows, (long long)cols);
+    F8_REQUIRE(tensor.has_checksum, EFORMAT, "tensor %s has no checksum", name);
+    return f8_safetensors_read(file, &tensor, memory, (vector ? 1 : rows) * cols * 4);
+}
+
+static fp8flow_status read_slices(const f8_safetensors_set *set, const f8_parameter_table *table, const char *suffix,
+                                  float *array)
+{
+    char name[F8_CHECKPOINT_NAME];
+    for (int64_t i = 0; i < table->num_slices; i++) {
+        const f8_stored_slice *slice = &table->slice[i];
+        snprintf(name, sizeof name, "%s%s", slice->name, suffix);
+        F8_TRY(read_tensor(set, name, slice->rows, slice->cols, array + slice->offset));
+    }
+    return FP8FLOW_OK;
+}
+
+static fp8flow_status read_router_biases(const f8_safetensors_set *set, f8_model *m)
+{
+    char name[F8_CHECKPOINT_NAME];
+    int64_t num_experts = m->config.router.num_experts;
+    for (int64_t layer = 0; layer < m->config.num_layers; layer++) {
+        if (!m->moe[layer]) continue;
+        f8_checkpoint_bias_name(name, layer);
+        F8_TRY(read_tensor(set, name, 0, num_experts, m->router_bias + layer * num_experts));
+    }
+    return FP8FLOW_OK;
+}
+
+/* Tensors that a checkpoint of this model has over all ranks. */
+static int64_t expected_tensors(const f8_model *m)
+{
+    const f8_parameter_table *t = m->table;
+    int64_t per_expert = 3, sparse = m->num_moe_layers, local = t->local_experts;
+    return t->num_slices + sparse * ((m->config.router.num_experts - local) * per_expert + 1);
+}
+
+static fp8flow_status open_shards(const char *path, const char *kind, int64_t count, f8_safetensors_set **set)
+{
+    fp8flow_status status = FP8FLOW_OK;
+    char **paths = calloc((size_t)count, sizeof *paths);
+    F8_REQUIRE(paths, ENOMEM, "load: no memory for %lld shard names", (long long)count);
+    for (int64_t i = 0; i < count && status == FP8FLOW_OK; i++) {
+        char name[64];
+        f8_checkpoint_shard_name(name, kind, i, count);
+        status = f8_path_join(path, name, &paths[i]);
+    }
+    if (status == FP8FLOW_OK) status = f8_safetensors_set_open((const char *const *)paths, (int)count, set);
+    for (int64_t i = 0; i < count; i++) free(paths[i]);
+    free(paths);
+    return status;
+}
+
+static fp8flow_status load_weights(const char *path, const f8_checkpoint_state *state, f8_model *m)
+{
+    f8_safetensors_set *set = NULL;
+    F8_TRY(open_shards(path, "model", state->num_shards, &set));
+    fp8flow_status status = read_slices(set, m->table, "", m->master);
+    if (status == FP8FLOW_OK) status = read_router_biases(set, m);
+    if (status == FP8FLOW_OK && f8_safetensors_set_count(set) != expected_tensors(m))
+        status = F8_FAIL(EFORMAT, "%lld tensors, the model has %lld", (long long)f8_safetensors_set_count(set),
+                         (long long)expected_tensors(m));
+    f8_safetensors_set_close(set);
+    return status;
+}
+
+static fp8flow_status load_moments(const char *path, const f8_checkpoint_state *state, f8_model *m)
+{
+    f8_safetensors_set *set = NULL;
+    F8_TRY(open_shards(path, "optimizer", state->num_shards, &set));
+    fp8flow_status status = read_slices(set, m->table, ".exp_avg", m->moment1);
+    if (status == FP8FLOW_OK) status = read_slices(set, m->table, ".exp_avg_sq", m->moment2);
+    f8_safetensors_set_close(set);
+    return status;
+}
+
+fp8flow_status f8_checkpoint_load(const char *path, const f8_checkpoint_state *state, f8_model *m)
+{
+    fp8flow_status status = load_weights(path, state, m);
+    if (status == FP8FLOW_OK && m->moment1) status = load_moments(path, state, m);
+    return status == FP8FLOW_OK ? status : f8_fail_in(status, "%s", path);
+}
