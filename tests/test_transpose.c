@@ -349,6 +349,29 @@ static void test_transpose_copies_the_scale_of_a_zero_tile(void **state)
     }
 }
 
+/* An expert may own whole blocks of padding: code 0, scale byte 1, whatever lies in the input. */
+static void test_transpose_of_a_block_of_padding_has_the_smallest_scale(void **state)
+{
+    (void)state;
+    int32_t offset[3] = { 0, 256, 384 }, rows[2] = { 1, 0 };
+    fp8flow_groups groups = { 2, offset, rows };
+    for (int backend = FP8FLOW_CPU; backend <= FP8FLOW_REFERENCE; backend++)
+        for (int from = FP8FLOW_ROW128; from <= FP8FLOW_TILE128; from++) {
+            fp8flow_context *c = make_context((fp8flow_backend)backend, 2);
+            f8_tensor_format format = { FP8FLOW_E4M3, (fp8flow_scaling)from, FP8FLOW_ROWS };
+            fp8flow_tensor x = make_tensor(format, 384, 8, 0, 0),
+                           y = column_tensor(FP8FLOW_E4M3, FP8FLOW_TILE128, 384, 8);
+            memset(x.data, 0x38, 8);
+            memset(x.scale, 70, 1);
+            assert_ok(fp8flow_transpose(c, &(fp8flow_transpose_args){ &x, &groups, &y, NULL }));
+            assert_memory_equal(y.scale, "\x46\x01\x01", 3);
+            for (int64_t r = 0; r < 384; r++) assert_int_equal(code_at(&y, r, 7), r == 0 ? 0x38 : 0);
+            free_tensor(&x);
+            free_tensor(&y);
+            fp8flow_context_destroy(c);
+        }
+}
+
 static void test_transpose_rejects_what_the_contract_forbids(void **state)
 {
     (void)state;
@@ -382,6 +405,7 @@ int main(void)
         cmocka_unit_test(test_transpose_of_groups_ignores_poisoned_padding),
         cmocka_unit_test(test_transpose_of_weights),
         cmocka_unit_test(test_transpose_copies_the_scale_of_a_zero_tile),
+        cmocka_unit_test(test_transpose_of_a_block_of_padding_has_the_smallest_scale),
         cmocka_unit_test(test_transpose_rejects_what_the_contract_forbids),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -7,16 +7,10 @@
 #ifndef F8_OPS_BLOCK_AVX2_H
 #define F8_OPS_BLOCK_AVX2_H
 
-#include "ops/avx2.h"
-#include "ops/block.h"
+#include "ops/bytes_avx2.h"
 
 /* Column blocks of a task that walks a span: long lines of memory, yet several tasks in a wide span. */
 enum { F8V_STRIP = 16 };
-
-/* Codes of a tile on their way to a tensor, row form. */
-typedef struct {
-    uint8_t code[F8_BLOCK][F8_BLOCK];
-} f8v_bytes;
 
 /* What an operator keeps in f8_scratch() while it works on one tile. */
 typedef struct {
@@ -25,63 +19,11 @@ typedef struct {
     f8v_bytes bytes;
 } f8v_work;
 
-/* ---- Bytes ---- */
-
-/* One stage of a 16 x 16 byte transpose in each half of 16 vectors: out[2i], out[2i+1] interleave in[i], in[i+8].
- * Four such stages turn rows into columns. */
-F8_AVX2 void f8v_interleave(const __m256i in[16], __m256i out[16])
-{
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; i++) {
-        out[2 * i] = _mm256_unpacklo_epi8(in[i], in[i + 8]);
-        out[2 * i + 1] = _mm256_unpackhi_epi8(in[i], in[i + 8]);
-    }
-}
-
-/* 32 rows x 16 columns of bytes become 16 lines of 32 bytes. */
-F8_AVX2 void f8v_transpose_32x16(const uint8_t *in, int64_t in_stride, uint8_t *out, int64_t out_stride)
-{
-    __m256i a[16], b[16];
-#pragma GCC unroll 16
-    for (int i = 0; i < 16; i++) {
-        __m128i low = _mm_loadu_si128((const __m128i *)(in + i * in_stride));
-        __m128i high = _mm_loadu_si128((const __m128i *)(in + (i + 16) * in_stride));
-        a[i] = _mm256_set_m128i(high, low);
-    }
-    f8v_interleave(a, b);
-    f8v_interleave(b, a);
-    f8v_interleave(a, b);
-    f8v_interleave(b, a);
-#pragma GCC unroll 16
-    for (int i = 0; i < 16; i++) _mm256_storeu_si256((__m256i *)(out + i * out_stride), a[i]);
-}
-
-/* The codes of a tile to their place in y, row form or column form. */
-static inline void f8v_store_tile(f8_place p, const f8v_bytes *bytes, const fp8flow_tensor *y)
-{
-    uint8_t *out = (uint8_t *)y->data + f8_element(y, p.span.row, p.col);
-    if (y->layout == FP8FLOW_ROWS) {
-        for (int64_t r = 0; r < p.span.rows; r++) memcpy(out + r * y->stride, bytes->code[r], (size_t)p.cols);
-        return;
-    }
-    for (int64_t c0 = 0; c0 < p.cols; c0 += 16) {
-        uint8_t lines[16][F8_BLOCK];
-        for (int64_t c = c0 + 16; c < f8_min(c0 + 32, p.cols); c++) {
-            __builtin_prefetch(out + c * y->stride, 1);
-            __builtin_prefetch(out + c * y->stride + 64, 1);
-        }
-        for (int r = 0; r < F8_BLOCK; r += 32)
-            f8v_transpose_32x16(&bytes->code[r][c0], F8_BLOCK, &lines[0][r], F8_BLOCK);
-        for (int64_t c = c0; c < f8_min(c0 + 16, p.cols); c++)
-            memcpy(out + c * y->stride, lines[c - c0], (size_t)p.span.rows);
-    }
-}
-
 /* ---- Quantise a tile ---- */
 
-/* f8_encode of eight values that round to a code of at most max_code, without the sign; biased by
- * f8v_code_bias. With t the value's power of two, at least the smallest normal, t * 2^(23 - mantissa_bits) + |x|
- * rounds to multiples of t / 2^mantissa_bits: normal and subnormal codes come out of one formula. */
+/* f8_encode of eight magnitudes that do not exceed the largest code, plus (128 - bias) << mantissa_bits, which
+ * the caller takes off. With t the value's power of two, at least the smallest normal, adding |x| to
+ * t * 2^(23 - mantissa_bits) rounds to multiples of t / 2^mantissa_bits: one formula for normal and subnormal. */
 F8_AVX2 __m256i f8v_encode_bounded(__m256i magnitude, fp8flow_dtype dtype)
 {
     const f8_format f = f8_format_of(dtype);
@@ -337,6 +279,35 @@ F8_AVX2 void f8v_keep_nonfinite(const uint8_t *in, fp8flow_dtype dtype, uint8_t 
     }
 }
 
+/* Histogram bin of 32 codes: the distance to their column's target, from 0 to 63; 64 for codes that do not count. */
+F8_AVX2 __m256i f8v_shift_bins(const uint8_t *code, const uint8_t *target, uint8_t scale, fp8flow_dtype dtype)
+{
+    const __m256i max_code = _mm256_set1_epi8((char)f8_format_of(dtype).max_code);
+    __m256i a = _mm256_and_si256(_mm256_loadu_si256((const __m256i *)code), _mm256_set1_epi8(0x7F));
+    __m256i skipped = _mm256_or_si256(_mm256_cmpeq_epi8(a, _mm256_setzero_si256()), _mm256_cmpgt_epi8(a, max_code));
+    __m256i d = _mm256_subs_epu8(_mm256_loadu_si256((const __m256i *)target), _mm256_set1_epi8((char)scale));
+    d = _mm256_min_epu8(d, _mm256_set1_epi8(F8_SHIFT_BINS - 1));
+    return _mm256_blendv_epi8(d, _mm256_set1_epi8(F8_SHIFT_BINS), skipped);
+}
+
+/* f8_count_shift of a tile whose COL128 scales are in y. Neighbours often share a bin: four sets of counters keep
+ * one increment from waiting for the last. */
+F8_AVX2 void f8v_count_shifts(f8_place p, const f8_code_tile *x, const fp8flow_tensor *y, fp8flow_dtype dtype,
+                              uint64_t *histogram)
+{
+    uint64_t counts[4][F8_SHIFT_BINS + 1] = { { 0 } };
+    uint8_t target[F8_BLOCK] = { 0 }, bin[F8_BLOCK];
+    memcpy(target, (const uint8_t *)y->scale + f8_scale_index(y, p.span.row, p.col, p.span.group), (size_t)p.cols);
+    for (int64_t r = 0; r < p.span.valid; r++) {
+        for (int c = 0; c < F8_BLOCK; c += 32)
+            _mm256_storeu_si256((__m256i *)(bin + c), f8v_shift_bins(&x->code[r][c], target + c, x->scale[r], dtype));
+        for (int c = 0; c < F8_BLOCK; c += 4)
+            for (int i = 0; i < 4; i++) counts[i][bin[c + i]]++;
+    }
+    for (int i = 0; i < 4; i++)
+        for (int b = 0; b < F8_SHIFT_BINS; b++) histogram[b] += counts[i][b];
+}
+
 /* f8_shift_tile to COL128 without the store: by way of the values, which FP32 holds exactly. */
 F8_AVX2 void f8v_shift_to_columns(f8_place p, f8v_work *w, const fp8flow_tensor *y, fp8flow_dtype dtype,
                                   uint64_t *histogram)
@@ -349,10 +320,7 @@ F8_AVX2 void f8v_shift_to_columns(f8_place p, f8v_work *w, const fp8flow_tensor 
     }
     f8v_encode_tile_as(p, &w->tile, y, dtype, &w->bytes);
     for (int r = 0; r < F8_BLOCK; r++) f8v_keep_nonfinite(x->code[r], dtype, w->bytes.code[r]);
-    if (!histogram) return;
-    const uint8_t *target = (const uint8_t *)y->scale + f8_scale_index(y, p.span.row, p.col, p.span.group);
-    for (int64_t r = 0; r < p.span.valid; r++)
-        for (int64_t c = 0; c < p.cols; c++) f8_count_shift(histogram, x->code[r][c], target[c] - x->scale[r], dtype);
+    if (histogram) f8v_count_shifts(p, x, y, dtype, histogram);
 }
 
 /* f8_shift_tile of w->codes; y is a column form in TILE128 or COL128. */
@@ -405,49 +373,19 @@ F8_AVX2 uint64_t f8v_count_nonfinite(const float *x)
     return count;
 }
 
-/* The next tile of the same rows is wanted soon: 128 rows are more streams than the processor's own prefetcher
- * follows. Addresses behind the tensor do no harm. */
-F8_AVX2 void f8v_prefetch_behind(const fp8flow_tensor *x, int64_t at)
-{
-    const char *next = (const char *)x->data + (size_t)(at + F8_BLOCK) * f8_dtype_bytes(x->dtype);
-    for (size_t byte = 0; byte < F8_BLOCK * f8_dtype_bytes(x->dtype); byte += 64)
-        _mm_prefetch(next + byte, _MM_HINT_T0);
-}
-
 /* f8_load_tile of a tensor in row form. */
 static inline uint64_t f8v_load_tile(f8_place p, const fp8flow_tensor *x, f8_tile *tile)
 {
     uint64_t nonfinite = 0;
     for (int64_t r = 0; r < p.span.valid; r++) {
         int64_t at = f8_element(x, p.span.row + r, p.col);
-        f8v_prefetch_behind(x, at);
+        f8v_prefetch(x, at + F8_BLOCK);
         uint32_t most = x->dtype == FP8FLOW_BF16 ? f8v_load_row(x->data, at, p.cols, FP8FLOW_BF16, tile->at[r])
                                                  : f8v_load_row(x->data, at, p.cols, FP8FLOW_F32, tile->at[r]);
         if (most >= F8V_INFINITY) nonfinite += f8v_count_nonfinite(tile->at[r]);
     }
     memset(tile->at + p.span.valid, 0, (size_t)(F8_BLOCK - p.span.valid) * sizeof tile->at[0]);
     return nonfinite;
-}
-
-/* Codes of an FP8 tensor of either layout, brought into row form; 0 outside the valid rows and columns. */
-static inline void f8v_load_codes(f8_place p, const fp8flow_tensor *x, uint8_t code[F8_BLOCK][F8_BLOCK])
-{
-    const uint8_t *in = (const uint8_t *)x->data + f8_element(x, p.span.row, p.col);
-    if (p.span.valid < F8_BLOCK || p.cols < F8_BLOCK) memset(code, 0, F8_BLOCK * sizeof code[0]);
-    if (x->layout == FP8FLOW_ROWS) {
-        for (int64_t r = 0; r < p.span.valid; r++) {
-            f8v_prefetch_behind(x, f8_element(x, p.span.row + r, p.col));
-            memcpy(code[r], in + r * x->stride, (size_t)p.cols);
-        }
-        return;
-    }
-    for (int64_t c0 = 0; c0 < p.cols; c0 += 32) {
-        uint8_t lines[32][F8_BLOCK];
-        if (p.span.valid < F8_BLOCK || c0 + 32 > p.cols) memset(lines, 0, sizeof lines);
-        for (int64_t c = c0; c < f8_min(c0 + 32, p.cols); c++)
-            memcpy(lines[c - c0], in + c * x->stride, (size_t)p.span.valid);
-        for (int r = 0; r < F8_BLOCK; r += 16) f8v_transpose_32x16(&lines[0][r], F8_BLOCK, &code[r][c0], F8_BLOCK);
-    }
 }
 
 /* f8_load_code_tile. */

@@ -52,6 +52,7 @@ static void dequantize_rows(f8_span span, int64_t first, int64_t last, const fp8
             uint8_t short_block[F8_BLOCK] = { 0 };
             float scale[8];
             const uint8_t *code = (const uint8_t *)x->data + f8_element(x, span.row + r, p.col);
+            f8v_prefetch(x, f8_element(x, span.row + r + 1, p.col));
             if (p.cols < F8_BLOCK) code = memcpy(short_block, code, (size_t)p.cols);
             _mm256_storeu_ps(scale, _mm256_set1_ps(scale_at(x, f8_scale_index(x, span.row + r, p.col, span.group))));
             decode_row(p, r, code, scale, 0, a);

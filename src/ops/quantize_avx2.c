@@ -27,6 +27,7 @@ static uint32_t row_amax(const fp8flow_tensor *x, int64_t r)
 /* The TENSOR scale of each group; the maximum of integers does not depend on the order. */
 static void tensor_scales(fp8flow_context *c, const fp8flow_quantize_args *a, const fp8flow_tensor *y)
 {
+    (void)c; /* the pragma's, where OpenMP is compiled in */
     for (int64_t g = 0; g < f8_num_groups(y, a->groups); g++) {
         f8_span group = f8_group_span(y, a->groups, g);
         uint32_t amax = 0;
@@ -46,6 +47,7 @@ F8_AVX2 uint64_t quantize_block(f8_place p, int64_t row, const fp8flow_tensor *x
     float value[F8_BLOCK];
     uint8_t code[F8_BLOCK], *out = (uint8_t *)y->data + f8_element(y, row, p.col);
     uint8_t *scale = (uint8_t *)y->scale + f8_scale_index(y, row, p.col, 0);
+    f8v_prefetch(x, f8_element(x, row + 1, p.col));
     uint32_t most = f8v_load_row(x->data, f8_element(x, row, p.col), p.cols, from, value);
     if (p.cols == F8_BLOCK) {
         *scale = f8v_quantize_row(value, most, to, out);
