@@ -1,5 +1,6 @@
 /* test_gemm.c - grouped products against exact integer and FP64 oracles, in every format and form. */
 #include <dirent.h>
+#include <pthread.h>
 
 #include "support.h"
 
@@ -464,6 +465,42 @@ static void test_group_result_does_not_depend_on_other_groups(void **state)
     }
 }
 
+static const spec rank_spec = { FP8FLOW_FPROP, PAIR_BLOCK, FP8FLOW_F32, DATA_NORMAL, 520, 200 };
+
+/* One rank: its own context, compared with the expected bits. NULL: equal every time. cmocka stays outside. */
+static void *run_rank(void *expected)
+{
+    const problem *want = expected;
+    problem p = make_problem(rank_spec, large_sizes, 4);
+    fp8flow_context *context = make_context(FP8FLOW_CPU, 2);
+    void *different = NULL;
+    for (int i = 0; i < 20; i++) {
+        fp8flow_status status = run(context, &p, FP8FLOW_OVERWRITE);
+        size_t bytes = (size_t)fp8flow_tensor_data_bytes(&p.c);
+        if (status != FP8FLOW_OK || memcmp(p.c.data, want->c.data, bytes) != 0) different = expected;
+    }
+    fp8flow_context_destroy(context);
+    free_problem(&p);
+    return different;
+}
+
+static void test_ranks_as_threads_get_the_same_bits(void **state)
+{
+    (void)state;
+    problem p = make_problem(rank_spec, large_sizes, 4);
+    fp8flow_context *context = make_context(FP8FLOW_CPU, 1);
+    assert_ok(run(context, &p, FP8FLOW_OVERWRITE));
+    pthread_t rank[3];
+    for (int i = 0; i < 3; i++) assert_int_equal(pthread_create(&rank[i], NULL, run_rank, &p), 0);
+    for (int i = 0; i < 3; i++) {
+        void *different;
+        assert_int_equal(pthread_join(rank[i], &different), 0);
+        assert_null(different);
+    }
+    fp8flow_context_destroy(context);
+    free_problem(&p);
+}
+
 /* Threads of this process; 0 where /proc has no answer. */
 static int count_threads(void)
 {
@@ -554,6 +591,7 @@ int main(void)
         cmocka_unit_test(test_empty_dimensions_give_zero_or_nothing),
         cmocka_unit_test(test_rows_past_the_last_expert_are_not_touched),
         cmocka_unit_test(test_bits_do_not_depend_on_threads),
+        cmocka_unit_test(test_ranks_as_threads_get_the_same_bits),
         cmocka_unit_test(test_group_result_does_not_depend_on_other_groups),
         cmocka_unit_test(test_bad_arguments_are_named),
         cmocka_unit_test(test_wgrad_by_row_blocks_needs_aligned_experts),
