@@ -168,6 +168,29 @@ static void test_folders_skip_and_count(void **state)
     f8_data_close(data);
 }
 
+static int count_descriptors(void)
+{
+    int count = 0;
+    for (int fd = 0; fd < 256; fd++) count += fcntl(fd, F_GETFD) >= 0;
+    return count;
+}
+
+static void test_open_files_stay_within_the_limit(void **state)
+{
+    (void)state;
+    size_t size;
+    int32_t ids[4 * 64], targets[4 * 64];
+    free(put_documents(60, &size));
+    int before = count_descriptors();
+    f8_data *data = open_folder(32);
+    for (int64_t step = 0; step < 20; step++) {
+        assert_ok(f8_data_batch(data, 1, step, 0, 4, ids, targets));
+        assert_int_equal(count_descriptors(), before + small.max_open_files);
+    }
+    f8_data_close(data);
+    assert_int_equal(count_descriptors(), before);
+}
+
 /* ---- Order ---- */
 
 static void test_epoch_covers_every_training_segment_once(void **state)
@@ -381,6 +404,7 @@ int main(void)
         folder_test(test_tokens_are_unsigned_bytes),
         folder_test(test_explicit_files_keep_their_order_and_empty_ones_count),
         folder_test(test_folders_skip_and_count),
+        folder_test(test_open_files_stay_within_the_limit),
         folder_test(test_epoch_covers_every_training_segment_once),
         folder_test(test_batch_is_a_pure_function),
         folder_test(test_too_little_data_says_how_much_is_needed),
