@@ -29,18 +29,21 @@ void cli_format_duration(double seconds, char text[CLI_NUMBER_BYTES])
     else snprintf(text, CLI_NUMBER_BYTES, "%ldd %02ldh", whole / 86400, whole / 3600 % 24);
 }
 
-static int terminal_width(void)
+static int terminal_width(FILE *stream)
 {
     struct winsize size;
-    if (ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0) return size.ws_col;
+    if (ioctl(fileno(stream), TIOCGWINSZ, &size) == 0 && size.ws_col > 0) return size.ws_col;
     return 80;
 }
 
-void cli_progress_start(cli_progress *progress, const char *label, int64_t first_step, int64_t last_step, int64_t every)
+void cli_progress_start(cli_progress *progress, FILE *stream, const char *label, int64_t first_step, int64_t last_step,
+                        int64_t every)
 {
     const char *terminal = getenv("TERM");
-    *progress = (cli_progress){ .label = label, .first_step = first_step, .last_step = last_step, .every = every };
-    progress->is_terminal = isatty(STDOUT_FILENO) && terminal && strcmp(terminal, "dumb") != 0;
+    *progress = (cli_progress){
+        .stream = stream, .label = label, .first_step = first_step, .last_step = last_step, .every = every
+    };
+    progress->is_terminal = isatty(fileno(stream)) && terminal && strcmp(terminal, "dumb") != 0;
     progress->started = cli_seconds();
 }
 
@@ -92,23 +95,23 @@ void cli_progress_step(cli_progress *progress, const fp8flow_step_metrics *metri
     int is_first = metrics->step == progress->first_step + 1, is_last = metrics->step == progress->last_step;
     if (progress->is_terminal) {
         if (!is_first && !is_last && now - progress->drawn_at < SECONDS_BETWEEN_DRAWS) return;
-        cli_progress_format(progress, metrics, terminal_width() - 1, now, line, sizeof line);
-        printf("\r%s\033[K", line);
+        cli_progress_format(progress, metrics, terminal_width(progress->stream) - 1, now, line, sizeof line);
+        fprintf(progress->stream, "\r%s\033[K", line);
         progress->is_drawn = 1;
         progress->drawn_at = now;
     } else {
         if (!is_first && !is_last && (progress->every == 0 || metrics->step % progress->every != 0)) return;
         cli_progress_format(progress, metrics, LINE_BYTES, now, line, sizeof line);
-        printf("%s\n", line);
+        fprintf(progress->stream, "%s\n", line);
     }
-    fflush(stdout);
+    fflush(progress->stream);
 }
 
 void cli_progress_clear(cli_progress *progress)
 {
     if (!progress->is_drawn) return;
-    printf("\r\033[K");
-    fflush(stdout);
+    fprintf(progress->stream, "\r\033[K");
+    fflush(progress->stream);
     progress->is_drawn = 0;
     progress->drawn_at = 0;
 }
@@ -118,8 +121,8 @@ void cli_progress_note(cli_progress *progress, const char *format, ...)
     cli_progress_clear(progress);
     va_list arguments;
     va_start(arguments, format);
-    vprintf(format, arguments);
+    vfprintf(progress->stream, format, arguments);
     va_end(arguments);
-    putchar('\n');
-    fflush(stdout);
+    fputc('\n', progress->stream);
+    fflush(progress->stream);
 }

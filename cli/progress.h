@@ -2,7 +2,7 @@
  *
  * On a terminal: one line that is redrawn in place, at most ten times a second, never wider than the
  * terminal. Elsewhere: a plain line for the first step, for every `every`-th step and for the last one, so
- * that two equal runs give logs with the same lines. Always stdout. One thread at a time.
+ * that two equal runs give logs with the same lines. One thread at a time.
  */
 #ifndef CLI_PROGRESS_H
 #define CLI_PROGRESS_H
@@ -10,6 +10,7 @@
 #include "cli.h"
 
 typedef struct {
+    FILE *stream;
     const char *label; /* in front of each line; may be NULL */
     int64_t first_step, last_step, every;
     int is_terminal;
@@ -18,8 +19,8 @@ typedef struct {
     double tokens_per_second; /* smoothed */
 } cli_progress;
 
-/* Steps first_step + 1 .. last_step will follow. */
-void cli_progress_start(cli_progress *progress, const char *label, int64_t first_step, int64_t last_step,
+/* Steps first_step + 1 .. last_step will follow, shown on `stream`. */
+void cli_progress_start(cli_progress *progress, FILE *stream, const char *label, int64_t first_step, int64_t last_step,
                         int64_t every);
 
 void cli_progress_step(cli_progress *progress, const fp8flow_step_metrics *metrics);

@@ -213,8 +213,8 @@ static void start_reporting(rank_run *run)
         int error = cli_metrics_open(&session->metrics, settings->metrics_path, &run->info);
         if (error) fail_metrics(session, error);
     }
-    cli_progress_start(&session->progress, settings->label, run->info.first_step, settings->train.steps,
-                       settings->log_every);
+    cli_progress_start(&session->progress, settings->display ? settings->display : stdout, settings->label,
+                       run->info.first_step, settings->train.steps, settings->log_every);
 }
 
 static fp8flow_status run_steps(rank_run *run)

@@ -27,9 +27,11 @@ typedef struct {
     int64_t log_every;        /* steps between lines when stdout is no terminal */
     int64_t validate_every;   /* steps; also after the last one */
     int64_t save_every;       /* steps; also at the end. Needs train.output */
+    FILE *display;            /* progress lines; NULL: stdout */
     const char *label;        /* in front of progress lines: "flow seed 1"; may be NULL */
     const char *metrics_path; /* JSON lines; on resume, lines after the resumed step are cut off; may be NULL */
-    /* Called on rank 0 only; both may be NULL. validation_loss is NaN when it was not measured at this step. */
+    /* Called on rank 0 only; both may be NULL. validation_loss is NaN when it was not measured at this step. The
+     * trainer is for asking (fp8flow_trainer_get_load), not for collective calls. */
     void (*on_start)(void *user, const fp8flow_train_info *info);
     void (*on_step)(void *user, const fp8flow_trainer *trainer, const fp8flow_step_metrics *metrics,
                     double validation_loss);

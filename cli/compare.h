@@ -1,0 +1,101 @@
+/* compare.h - what a comparison of recipes measured, and the figures derived from it.
+ *
+ * A study is a grid of runs, one per recipe and seed. A run grows by one entry of `loss` per step and may end
+ * early (interrupt, failure): every figure is computed from what exists and is NaN where nothing does.
+ *
+ * The gap of run A to run B at step t is (S(A)_t - S(B)_t) / S(B)_t, where S is the centred running mean over
+ * 1 + steps/20 steps (made odd), cut at both ends of the curve. Its mean and its worst value (largest magnitude, with its
+ * sign) are taken over the second half of the steps that both runs have.
+ */
+#ifndef CLI_COMPARE_H
+#define CLI_COMPARE_H
+
+#include <stdio.h>
+
+#include "fp8flow.h"
+
+enum { COMPARE_LOAD_SLICES = 40, COMPARE_MAX_SEEDS = 64 };
+
+typedef struct {
+    int64_t step;
+    double loss;
+} compare_validation;
+
+/* One training run. */
+typedef struct {
+    uint64_t seed;
+    int64_t num_steps; /* done */
+    double *loss;      /* [planned steps] */
+    int64_t num_validations, max_validations;
+    compare_validation *validation;
+    double timed_tokens, timed_seconds;       /* without the first step */
+    fp8flow_step_metrics last;                /* of the last step done */
+    int64_t *load;                            /* [COMPARE_LOAD_SLICES, layers, experts]: tokens, by slice of the run */
+    int64_t nonfinite_steps, first_nonfinite; /* steps with a non-finite value; number of the first one, 0: none */
+    char error[256];                          /* why it ended early; "" if it did not */
+} compare_run;
+
+/* Mean over seeds, and the standard deviation over seeds (0 for one seed). */
+typedef struct {
+    double mean, spread;
+} compare_figure;
+
+typedef struct {
+    compare_figure training_loss;   /* mean of the last 5 % of the steps */
+    compare_figure validation_loss; /* last validation */
+    compare_figure gap_mean;        /* to the baseline's run of the same seed; fractions */
+    double gap_worst;               /* over all seeds */
+    double tokens_per_second;
+    double saved_bytes;                /* per MoE layer */
+    double dispatch_bytes, wire_bytes; /* per token and MoE layer; wire: with combine */
+    int64_t explicit_casts;            /* per MoE layer; -1: no step was done */
+} compare_summary;
+
+typedef struct {
+    const char *name;
+    int32_t color;     /* of svg.h */
+    compare_run *runs; /* [num_seeds] */
+    compare_summary summary;
+} compare_recipe;
+
+/* Gap between two seeds of the baseline: what a difference of recipes has to be seen against. */
+typedef struct {
+    double mean_magnitude, worst; /* over all pairs; NaN with one seed */
+} compare_noise;
+
+typedef struct {
+    const fp8flow_train_options *options;
+    fp8flow_train_info info;                     /* of the first run */
+    const char *command, *machine, *date, *data; /* for the report */
+    int32_t num_ranks;
+    int64_t num_recipes, num_seeds, baseline;
+    compare_recipe *recipes;
+    compare_noise noise;
+    int32_t interrupted;
+} compare_study;
+
+/* Storage for num_recipes x num_seeds runs; names are borrowed. 0, or -1 when memory is short. */
+int compare_create(compare_study *study, const char *const *names, int64_t num_recipes, int64_t num_seeds);
+void compare_destroy(compare_study *study);
+
+/* Fill every summary and the noise from the runs. */
+void compare_summarize(compare_study *study);
+
+/* Steps of the running mean. */
+int64_t compare_window(const compare_study *study);
+
+/* S of a run: smooth[t] for t < run->num_steps. */
+void compare_smooth(const compare_study *study, const compare_run *run, double *smooth);
+
+/* The gap curve of `run` to `base` into gap [planned steps]; returns the number of steps both have. */
+int64_t compare_gap_curve(const compare_study *study, const compare_run *run, const compare_run *base, double *gap);
+
+/* Loads over their even share. compare_load_of: one slice, or all of them summed with slice -1; ratio is
+ * [layers, experts]. Cells without tokens in the whole layer are NaN. */
+void compare_load_of(const compare_study *study, const compare_run *run, int64_t slice, double *ratio);
+
+/* The table for the terminal, and the JSON object (docs/COMMANDS.md) as a string to be freed; NULL: no memory. */
+void compare_print(FILE *out, const compare_study *study);
+char *compare_to_json(const compare_study *study);
+
+#endif

@@ -1,0 +1,33 @@
+/* train_options.c - see train_options.h. */
+#include "train_options.h"
+
+void cli_training_init(cli_training *training)
+{
+    *training = (cli_training){ .ranks = 1, .log_every = 10, .validate_every = 100 };
+    fp8flow_train_options_init(&training->train);
+    training->checkpointing = (int32_t)training->train.checkpointing;
+}
+
+void cli_training_finish(cli_training *training)
+{
+    training->train.data = training->data.items;
+    training->train.num_data = training->data.count;
+    training->train.checkpointing = (fp8flow_checkpointing)training->checkpointing;
+}
+
+cli_run cli_training_run(const cli_command *command, const cli_training *training)
+{
+    return (cli_run){ .command = command,
+                      .train = training->train,
+                      .backend = (fp8flow_backend)training->backend,
+                      .num_ranks = (int32_t)training->ranks,
+                      .num_threads = (int32_t)training->threads,
+                      .log_every = training->log_every,
+                      .validate_every = training->validate_every };
+}
+
+int64_t cli_training_threads(const cli_training *training)
+{
+    int64_t shared = cli_num_processors() / training->ranks;
+    return training->threads > 0 ? training->threads : shared > 0 ? shared : 1;
+}
