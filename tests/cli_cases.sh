@@ -173,6 +173,8 @@ refuse "comma for a point" 2 '--lr: "0,1" is not a number' train --data text.txt
 refuse "beta of one" 2 '--beta1: "1" is not in' train --data text.txt --beta1 1
 refuse "sequence of one token" 2 '"1" is not in' train --data text.txt --sequence-length 1
 refuse "zero tokens to generate" 2 '--max-tokens: "0" is not in' generate --checkpoint folder --max-tokens 0
+refuse "comparison of no seed" 2 '--seeds: "0" is not in' compare --data text.txt --seeds 0
+refuse "layer of one column" 2 '--hidden: "1" is not in' inspect --hidden 1
 refuse "bench repeats of zero" 2 '--repeat: "0" is not in' bench --repeat 0
 
 # ---- Names ----
@@ -192,7 +194,7 @@ refuse "long number" 2 'is not a whole number' train --data text.txt "--steps=$l
 refuse "long digits" 2 'is not in' train --data text.txt "--steps=$(echo "$long" | tr x 9)"
 refuse "long command" 2 'unknown command "xxx' "$long"
 refuse "long path of data" '1|2' 'fp8flow train:' train --data "$long"
-refuse "long path of output" 1 '--output:' train --data text.txt --output "$long"
+refuse "long path of output" 1 'output folder' train --data text.txt --output "$long"
 # shellcheck disable=SC2046
 refuse "a megabyte of arguments" 2 'unexpected argument' bench one $(awk 'BEGIN {
     for (i = 0; i < 10; i++) { for (j = 0; j < 100000; j++) printf "y"; print "" } }')
@@ -200,6 +202,9 @@ refuse "a megabyte of arguments" 2 'unexpected argument' bench one $(awk 'BEGIN 
 # ---- Data ----
 refuse "no data" 2 '--data is missing' train
 refuse "missing file" '1|2' 'no-such-file' train --data no-such-file
+refuse "missing file of a comparison" '1|2' 'no-such-file' compare --data no-such-file --steps 1 --recipes flow
+refuse "no data for a comparison" 2 '--data is missing' compare
+refuse "no data for the numerics" 2 'data' inspect --numerics
 refuse "one missing of two" '1|2' 'no-such-file' train --data text.txt --data no-such-file
 refuse "empty file" '1|2' 'fp8flow train:' train --data empty.txt
 refuse "too little text" '1|2' 'fp8flow train:' train --data tiny.txt
@@ -218,9 +223,11 @@ refuse "batch not divisible" 2 'batch' train --data text.txt --batch 3 --micro-b
 
 # ---- Folders and checkpoints ----
 refuse "output in a missing folder" 1 'No such file' train --data text.txt --output missing/run
-refuse "output below a file" 1 '--output:' train --data text.txt --output text.txt/run
+refuse "output below a file" 1 'output folder' train --data text.txt --output text.txt/run
 refuse "output is a file" 1 'is not a folder' train --data text.txt --output text.txt
-refuse "output in /proc" 1 '--output:' train --data text.txt --output /proc/fp8flow-run
+refuse "output in /proc" 1 'output folder' train --data text.txt --output /proc/fp8flow-run
+refuse "comparison in a missing folder" 1 'No such file' compare --data text.txt --out missing/study
+refuse "comparison into a file" 1 'is not a folder' compare --data text.txt --out text.txt
 if [ "$(id -u)" -ne 0 ]; then
     refuse "output is read-only" 1 'denied' train --data text.txt --output locked
     refuse "output in a read-only folder" 1 'denied' train --data text.txt --output locked/run

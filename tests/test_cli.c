@@ -214,7 +214,7 @@ static void test_folder_is_locked_against_a_second_process(void **state)
     assert_int_equal(cli_output_folder_take(&folder, &command, path), CLI_DONE);
     for (int i = 0; i < 2; i++) {
         assert_int_equal(take_in_child(path, errors), CLI_FAILED);
-        snprintf(wanted, sizeof wanted, "fp8flow try: --output: \"%s\" is in use by process %ld\n", path,
+        snprintf(wanted, sizeof wanted, "fp8flow try: output folder \"%s\" is in use by process %ld\n", path,
                  (long)getpid());
         check_text(errors, wanted);
     }
