@@ -113,9 +113,9 @@ $(B)/tidy/%.ok: %.c .clang-tidy $(all_headers)
 -include $(patsubst %.c,$(B)/%.d,$(c_files))
 
 # ---- Targets ----
-.PHONY: help require-deps deps deps-test lib cli check check-long check-all-floats check-cli check-tools check-install test asan \
-        ubsan tsan lint format matrix fuzz fuzz-regress bench demo man docs install uninstall dist clean \
-        check-tsan run-fuzz
+.PHONY: help require-deps deps deps-test lib cli check check-long check-all-floats check-cli check-tools \
+        check-install check-tsan test asan ubsan tsan lint format matrix fuzz fuzz-regress run-fuzz bench demo man \
+        docs install uninstall dist clean
 help: ## this list
 	@echo "fp8flow $(VERSION): make TARGET [DEBUG=1 ASAN=1 UBSAN=1 TSAN=1 WERROR=1 V=1 CC=... PREFIX=... DESTDIR=...]"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{ printf "  make %-16s %s\n", $$1, $$2 }' Makefile

@@ -102,7 +102,7 @@ static void collect_places(const rank_run *run, uint64_t values)
     }
 }
 
-static void show_places(run_session *session, int64_t step)
+static void show_places(run_session *session, int64_t step, uint64_t values)
 {
     int32_t num_ranks = session->run->num_ranks;
     int64_t shown = 0, total = 0;
@@ -115,6 +115,9 @@ static void show_places(run_session *session, int64_t step)
                               places->names[i]);
         total += places->count;
     }
+    if (total == 0 && values > 0)
+        cli_progress_note(&session->progress, "step %lld: %llu non-finite values", (long long)step,
+                          (unsigned long long)values);
     if (total > shown)
         cli_progress_note(&session->progress, "step %lld: non-finite: %lld more places", (long long)step,
                           (long long)(total - shown));
@@ -145,7 +148,7 @@ static void report_step(rank_run *run, fp8flow_step_metrics *metrics, const doub
     session->result->last = *metrics;
     session->step_seconds += metrics->seconds;
     session->step_tokens += (double)metrics->tokens;
-    show_places(session, metrics->step);
+    show_places(session, metrics->step, metrics->nonfinite);
     cli_progress_step(&session->progress, metrics);
     if (validation_loss) {
         session->result->validation_loss = *validation_loss;

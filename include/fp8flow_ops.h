@@ -153,10 +153,14 @@ FP8FLOW_API int64_t fp8flow_context_calls(const fp8flow_context *context, const 
 /* quantize: codes and scales from real values, row form, column form or both from one read.
  *   x        [M, N]  F32 or BF16, ROWS                                   in
  *   rows     [M, N]  E4M3/E5M2, ROW128 / TILE128 / TENSOR, ROWS          out, may be NULL
- *   columns  [M, N]  E4M3/E5M2, COL128 / TILE128 / TENSOR, COLUMNS       out, may be NULL
+ *   columns  [M, N]  E4M3/E5M2, COL128 / TILE128 / TENSOR, COLUMNS       out, may be NULL (one of both is given)
+ * Weights (outputs with group_rows > 0) take no groups: their experts are the M / group_rows row ranges, each
+ *          with a TENSOR scale of its own. Groups need offsets that are multiples of 128 for TILE128 and
+ *          COL128 only. x may leave group_rows at 0.
  * Block scale  a = largest finite |x| of the block; a = 0: byte 1. Else a = 2^e (1+f), q = 8 (E4M3) or
  *          15 (E5M2): scale 2^(e-q) if 1+f <= 1.75 else 2^(e-q+1), clamped to [2^-126, 2^127].
- * TENSOR scale  s = max(fl(a / 448), 2^-126) (57344 for E5M2), code of fl(x * fl(1/s)).
+ * TENSOR scale  s = max(fl(a / 448), 2^-126) (57344 for E5M2), code of fl(x * fl(1/s)); 2^-126 for a group
+ *          without rows.
  * Code     RNE(x / scale), saturating: |x| > max and Inf give max, NaN gives 0x7F, -0 stays -0.
  * Both forms with the same scaling (TILE128, TENSOR) hold the same codes; rows->scale and
  * columns->scale may then be the same array.
@@ -174,7 +178,9 @@ FP8FLOW_API fp8flow_status fp8flow_quantize(fp8flow_context *c, const fp8flow_qu
 /* dequantize: y = code * scale.
  *   x  [M, N]  E4M3/E5M2, any scaling, any layout   in
  *   y  [M, N]  F32 or BF16 (RNE), ROWS              out
- * Exactness E (F32: exact; NaN codes give NaN).  Errors EINVAL, ESHAPE.
+ * Padding rows of y are written as 0. Groups as in quantize.
+ * Exactness E (block scales: exact in F32, Inf beyond its range; TENSOR: one FP32 rounding; BF16 rounds the
+ * FP32 value; NaN codes give NaN).  Errors EINVAL, ESHAPE.
  * Source    numerics contract section 2. */
 typedef struct {
     const fp8flow_tensor *x;
@@ -186,7 +192,7 @@ FP8FLOW_API fp8flow_status fp8flow_dequantize(fp8flow_context *c, const fp8flow_
 /* transpose: the column form of a row-form FP8 tensor, without leaving FP8.
  *   x  [M, N]  E4M3/E5M2, ROWS      in
  *   y  [M, N]  same dtype, COLUMNS  out
- * TENSOR -> TENSOR, TILE128 -> TILE128: bytes and scales are copied.
+ * TENSOR -> TENSOR, TILE128 -> TILE128: bytes and scales are copied (all d = 0). Groups as in quantize.
  * ROW128 -> TILE128: target exponent = largest row exponent of the tile among rows whose codes in the
  *   tile are not all +-0; byte 1 if there is none. ROW128 -> COL128: the scale rule on the column's own
  *   values. With d = target - row exponent the new code is RNE(value * 2^-d), subnormal results and
@@ -226,7 +232,7 @@ typedef struct {
  *   plan    shape fields set by the caller, arrays written                          out
  * P = sum over experts of ceil(rows/align)*align. Two slots of one token may not name one expert
  * (not checked on the device). Exactness E.
- * Errors EINVAL (expert id out of range: CPU only), ESHAPE (T*k >= 2^31; P > capacity: CPU only).
+ * Errors EINVAL (expert id out of range or named twice: CPU only), ESHAPE (T*k >= 2^31; P > capacity: CPU only).
  * Source numerics contract section 6; replaces the row_id_map of arXiv 2511.02302's code. */
 typedef struct {
     const int32_t *expert;
@@ -260,7 +266,7 @@ FP8FLOW_API fp8flow_status fp8flow_permute(fp8flow_context *c, const fp8flow_per
  *   gate_rows  [P]     F32 per row (gradient of the gate weights)             in, may be NULL
  *   gate       [T, k]  F32, 0 where a slot has no row                         out, with gate_rows
  * y = RNE(FP32 sum over the token's rows in ascending row order, which is ascending expert order,
- * starting from the first row's value).
+ * starting from the first row's value); NaN is written as 0x7FC0.
  * Exactness E.  Errors EINVAL, ESHAPE.  Source numerics contract section 4. */
 typedef struct {
     const fp8flow_tensor *x;
@@ -280,7 +286,8 @@ FP8FLOW_API fp8flow_status fp8flow_unpermute(fp8flow_context *c, const fp8flow_u
  *   columns  [P, F]   FP8 TILE128 or COL128, COLUMNS                                out, may be NULL
  * FP32, no intermediate rounding, in this order: s = 1 / (1 + exp(-a)); v = ((a * s) * b) * w, exp as
  * in f8_expf (docs/FORMATS.md). FP8 outputs are quantised from v by the rule of quantize; both forms
- * are rounded once, from v. The format of the outputs selects the fused kernel.
+ * are rounded once, from v. The format of the outputs selects the fused kernel. NaN is written as 0x7FC0
+ * (BF16), 0x7FC00000 (F32), here and in swiglu_backward.
  * Exactness E.  Errors EINVAL, ESHAPE.  nonfinite: non-finite v in valid rows.
  * Source    numerics contract sections 3, 4; arXiv 2511.02302 (fused SwiGLU + quantise). */
 typedef struct {
@@ -348,6 +355,7 @@ typedef struct {
 /* router: scores, choice and gate weights of each token.
  *   logits        [T, E]    F32, ROWS                                                       in
  *   bias          [E]       F32 added to the scores for the choice only; NULL means 0       in
+ *                           (SOFTMAX_TOPK: to the logits, which are its choice scores)
  *   expert        [T, k]    int32 chosen experts in descending order of choice score        out
  *   gate          [T, k]    F32 gate weights from the scores without bias                   out
  *   scores        [T, E]    F32: softmax over all experts, or sigmoid; kept for backward    out
@@ -355,8 +363,10 @@ typedef struct {
  *   counts        [T/S, E]  int32 tokens of each sequence that chose the expert             out
  *   score_sums    [T/S, E]  F32 sum over the sequence's tokens of the normalised scores     out
  * Ties go to the lower expert index (and lower group index). NaN scores rank lowest. Chosen groups: the
- * top_groups groups by group score (with bias). Sums over experts in the order of f8_sum32; over
- * tokens ascending. SIGMOID normalisation divides by (sum + 1e-20).
+ * top_groups groups by group score (with bias); they must hold k experts. A group of one expert has its
+ * score. gate = fl(fl(score / sum) * gate_scale), RAW without the division; SOFTMAX_TOPK always divides.
+ * Sums over experts in the order of f8_sum32 (gates: slots ascending); over tokens ascending. SIGMOID
+ * normalisation divides by (sum + 1e-20). E <= 4096. A NaN output is 0x7FC00000.
  * Exactness E.  Errors EINVAL, ESHAPE.
  * Source    numerics contract section 4; Qwen3-MoE, DeepSeek-V2, DeepSeek-V3 reports. */
 typedef struct {
@@ -383,7 +393,8 @@ typedef struct {
  *   sequence  = sequence_coef * (T / N) * mean over this rank's sequences of
  *               E * sum_e (counts_se / (S k)) * (score_sums_se / S)
  *   z         = z_coef * (1 / N) * sum over this rank's tokens of log_sum_exp^2
- * with N = total_tokens. losses[0..2] = aux, sequence, z (F64).  T = 0 gives 0.
+ * with N = total_tokens. losses[0..2] = aux, sequence, z (F64).  T = 0 gives 0. What only losses with
+ * coefficient 0 read may be NULL, here and in router_backward.
  * Exactness R (FP64 sums; bound 2^-20 relative).  Errors EINVAL, ESHAPE.
  * Source Switch Transformer (aux), DeepSeek-V3 report (sequence), ST-MoE (z). */
 typedef struct {
@@ -398,7 +409,7 @@ FP8FLOW_API fp8flow_status fp8flow_router_loss(fp8flow_context *c, const fp8flow
 
 /* router_backward: gradient of the logits.
  *   dgate    [T, k]  F32 gradient of the gate weights                                        in
- *   dlogits  [T, E]  F32: d(sum gate*dgate + loss_scale * losses)/d logits                   out
+ *   dlogits  [T, E]  F32: d(sum gate*dgate + loss_scale * losses of all ranks)/d logits      out
  * Counts are constants; the choice has no gradient. Other arguments as written by router.
  * Exactness R (bound 2^-18 * (|terms| sum)).  Errors EINVAL, ESHAPE.  Source as router. */
 typedef struct {
@@ -415,7 +426,7 @@ FP8FLOW_API fp8flow_status fp8flow_router_backward(fp8flow_context *c, const fp8
 
 /* router_bias_update: bias_e += rate * sign(mean load - load_e): DeepSeek-V3's balancing without loss.
  *   counts [E] int64 tokens of each expert over all ranks and micro-batches of a step; bias [E] F32.
- * sign by exact integer comparison; sign(0) = 0. Exactness E.  Errors EINVAL.
+ * sign by exact integer comparison; sign(0) = 0. Exactness E.  Errors EINVAL (also a negative count).
  * Source DeepSeek-V3 report section 2.1.2. */
 typedef struct {
     int64_t num_experts;
@@ -471,7 +482,7 @@ FP8FLOW_API fp8flow_status fp8flow_add(fp8flow_context *c, const fp8flow_add_arg
  *   weight  [N]       F32                                                         in
  *   y       [M, J*N]  BF16, ROWS; may be x                                        out
  *   rstd    [M, J]    F32: r                                                      out, may be NULL
- * N = width; x->cols % width == 0.  Exactness R: FP32 statistics, one rounding; |error| <= 2^-7.9 |y|.
+ * N = width <= 65536; x->cols % width == 0.  Exactness R: FP32 statistics, one rounding; |error| <= 2^-7.9 |y|.
  * Errors EINVAL, ESHAPE.  Source Zhang & Sennrich 2019; Qwen3 (query/key norm). */
 typedef struct {
     const fp8flow_tensor *x;
@@ -487,7 +498,8 @@ FP8FLOW_API fp8flow_status fp8flow_rmsnorm(fp8flow_context *c, const fp8flow_rms
  *   dy       [M, J*N]  BF16, ROWS                    in
  *   dx       [M, J*N]  BF16, ROWS; may be dy         out
  *   dweight  [N]       F32, accumulated (fixed order)  in, out
- * Exactness R: |error| <= 2^-7 * (largest |term| of the row).  Errors EINVAL, ESHAPE. Source as rmsnorm. */
+ * Exactness R: |error| <= 2^-7 * (largest |term| of the row); dweight 2^-12 * sum |dy*u| up to 2^17 segments.
+ * Errors EINVAL, ESHAPE.  Source as rmsnorm. */
 typedef struct {
     const fp8flow_tensor *x, *dy;
     const float *weight, *rstd;
@@ -500,7 +512,7 @@ FP8FLOW_API fp8flow_status fp8flow_rmsnorm_backward(fp8flow_context *c, const fp
 typedef enum { FP8FLOW_ROTATE = 1, FP8FLOW_ROTATE_BACK = -1 } fp8flow_rotation;
 
 /* rope: rotary position embedding in place, halves convention (element i pairs with i + D/2).
- *   x  [B*S, J*D]  BF16, ROWS: J heads of width D = head_dim (even); row b*S+s has position
+ *   x  [B*S, J*D]  BF16, ROWS: J heads of width D = head_dim (even, <= 2048); row b*S+s has position
  *      first_position + s                                                     in, out
  * Angle position * theta^(-2i/D), cosine and sine in FP64 rounded to FP32. ROTATE_BACK is the gradient.
  * Exactness R: one rounding, |error| <= 2^-7.9 * (|x_i| + |x_j|).  Errors EINVAL, ESHAPE.
@@ -518,7 +530,8 @@ FP8FLOW_API fp8flow_status fp8flow_rope(fp8flow_context *c, const fp8flow_rope_a
  *   o    [B*Sq, J*D]  BF16, ROWS                                                   out
  *   lse  [B*Sq, J]    F32: log-sum-exp of the scaled scores                        out, may be NULL
  * Query s of a sequence sees keys 0 .. s + Sk - Sq; Sk >= Sq >= 1. Head j uses key head j / (J/G).
- * Exactness R: FP32 scores and sums; |error| <= 2^-7 * max|v| of the head.  Errors EINVAL, ESHAPE.
+ * Exactness R: FP32 scores and sums; |error| <= 2^-7 * max|v| of the head.
+ * head_dim <= 1024.  Errors EINVAL, ESHAPE.
  * Source Vaswani et al. 2017; GQA (Ainslie et al. 2023). */
 typedef struct {
     const fp8flow_tensor *q, *k, *v;
@@ -532,7 +545,8 @@ FP8FLOW_API fp8flow_status fp8flow_attention(fp8flow_context *c, const fp8flow_a
 /* attention_backward: gradients of attention; Sk == Sq.
  *   q, k, v, o, lse as in attention; grad_o [B*S, J*D] BF16                          in
  *   grad_q [B*S, J*D], grad_k, grad_v [B*S, G*D]  BF16, ROWS                         out
- * Exactness R: FP32 sums in a fixed order; |error| <= 2^-6.5 * (largest |gradient| of the head).
+ * Exactness R: FP32 sums in a fixed order; against the same formulas in FP64 on the given o and lse,
+ * |error| <= 2^-6.5 * (largest |gradient| of the head). No aliasing.
  * Errors EINVAL, ESHAPE.  Source FlashAttention-2 (Dao 2023), backward formulas. */
 typedef struct {
     const fp8flow_tensor *q, *k, *v, *o, *grad_o;
@@ -565,6 +579,7 @@ FP8FLOW_API fp8flow_status fp8flow_embed_backward(fp8flow_context *c, const fp8f
  *   logits  [T, V]  F32 or BF16, ROWS; replaced by (softmax - onehot) * grad_scale when grad_scale != 0
  *   target  [T]     int32 in [0, V), or -1: no loss, gradient 0                                in
  *   loss    [T]     F32, natural logarithm                                                    out
+ * A NaN or +Inf among the logits makes the loss NaN.
  * Exactness R: FP32 with the maximum taken out; |loss error| <= 2^-18 (1 + |loss|).
  * Errors EINVAL (target out of range: CPU only), ESHAPE.  Source none needed. */
 typedef struct {
@@ -578,7 +593,7 @@ FP8FLOW_API fp8flow_status fp8flow_cross_entropy(fp8flow_context *c, const fp8fl
 /* ---- Optimiser ------------------------------------------------------------------------------ */
 
 /* square_sum: sum of squares of n FP32 values, in FP64, fixed blocks of 4096 added in ascending order.
- * Exactness R: 2^-50 relative.  Errors EINVAL.  Source none needed. */
+ * Exactness R: (4096 + n / 4096) * 2^-53 relative.  Errors EINVAL.  Source none needed. */
 typedef struct {
     int64_t count;
     const float *x;
@@ -590,7 +605,8 @@ FP8FLOW_API fp8flow_status fp8flow_square_sum(fp8flow_context *c, const fp8flow_
  *   g = grad * grad_scale;  m = beta1 m + (1-beta1) g;  v = beta2 v + (1-beta2) g^2
  *   master -= lr * (m / (1-beta1^step) / (sqrt(v / (1-beta2^step)) + eps) + weight_decay * master)
  *   weight = RNE_BF16(master), if not NULL
- * All arrays [n] F32 (weight: BF16). Exactness R: FP32, 8 ulp of the update.  Errors EINVAL.
+ * All arrays [n] F32 (weight: BF16). The same bits however the parameters are cut into calls.
+ * Exactness R: FP32; |error| <= 2^-20 * (sum of the magnitudes of the terms).  Errors EINVAL.
  * Source Loshchilov & Hutter 2019. */
 typedef struct {
     int64_t count;
@@ -612,7 +628,7 @@ typedef struct {
     int64_t subnormal;                  /* codes that are subnormal and not 0 */
     int64_t saturated;                  /* finite |x| > max * scale, and Inf */
     int64_t nonfinite;                  /* NaN and Inf in x */
-    int32_t min_exponent, max_exponent; /* of the scales, powers of two; TENSOR: floor(log2) */
+    int32_t min_exponent, max_exponent; /* floor(log2) of the scales of nonzero x; 0, 0 without any */
     double amax;                        /* largest finite |x| */
     double signal, noise;               /* sum x^2 and sum (x - q)^2 over finite x; SQNR = 10 log10(signal / noise) */
 } fp8flow_tensor_stats;

@@ -282,7 +282,9 @@ static void visit_exact_few(spec s, void *context)
 static void test_integers_are_exact_on_cpu(void **state)
 {
     (void)state;
-    static const int64_t shapes[][2] = { { 16, 384 }, { 48, 200 }, { 128, 136 }, { 136, 128 }, { 200, 48 }, { 384, 16 } };
+    static const int64_t shapes[][2] = {
+        { 16, 384 }, { 48, 200 }, { 128, 136 }, { 136, 128 }, { 200, 48 }, { 384, 16 }
+    };
     fp8flow_context *context = make_context(FP8FLOW_CPU, 2);
     for_all_specs(shapes, 6, DATA_SMALL_INTEGERS, visit_exact_all, context);
     fp8flow_context_destroy(context);
@@ -403,7 +405,8 @@ static void test_rows_past_the_last_expert_are_not_touched(void **state)
 {
     (void)state;
     fp8flow_context *context = make_context(FP8FLOW_CPU, 2);
-    problem p = make_problem((spec){ FP8FLOW_FPROP, PAIR_BF16, FP8FLOW_F32, DATA_SMALL_INTEGERS, 40, 72 }, few_sizes, 4);
+    problem p =
+        make_problem((spec){ FP8FLOW_FPROP, PAIR_BF16, FP8FLOW_F32, DATA_SMALL_INTEGERS, 40, 72 }, few_sizes, 4);
     int64_t end = p.groups.offset[3];
     p.num_groups = 3;
     p.b.rows = 3 * p.s.n;

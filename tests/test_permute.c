@@ -19,8 +19,8 @@ typedef struct {
 } plan_shape;
 
 static const plan_shape shapes[] = {
-    { 0, 1, 4, 128 },   { 1, 1, 1, 128 },  { 1, 2, 4, 128 },    { 127, 1, 1, 128 }, { 128, 2, 3, 128 },
-    { 129, 2, 3, 128 }, { 300, 3, 8, 128 }, { 64, 8, 8, 128 },  { 40, 6, 6, 1 },    { 200, 2, 5, 16 },
+    { 0, 1, 4, 128 },   { 1, 1, 1, 128 },   { 1, 2, 4, 128 },     { 127, 1, 1, 128 }, { 128, 2, 3, 128 },
+    { 129, 2, 3, 128 }, { 300, 3, 8, 128 }, { 64, 8, 8, 128 },    { 40, 6, 6, 1 },    { 200, 2, 5, 16 },
     { 17, 4, 64, 128 }, { 700, 1, 2, 256 }, { 3, 256, 256, 128 },
 };
 enum { NUM_SHAPES = sizeof shapes / sizeof *shapes };
@@ -28,18 +28,18 @@ enum { NUM_SHAPES = sizeof shapes / sizeof *shapes };
 static int32_t route_slot(route kind, const plan_shape *s, int64_t token, int64_t slot)
 {
     uint64_t experts = (uint64_t)s->experts;
+    if (kind == ROUTE_NOWHERE) return -1;
     int32_t expert = (int32_t)f8_shuffle((uint64_t)token, (uint64_t)slot, experts);
     switch (kind) {
     case ROUTE_HOT: return slot == 0 ? 0 : expert == 0 ? -1 : expert;
     case ROUTE_ONE: return slot == s->top_k - 1 ? (int32_t)s->experts - 1 : -1;
     case ROUTE_EVEN_ONLY: return expert % 2 ? -1 : expert;
     case ROUTE_DROPPED: return f8_random(7, (uint64_t)token, (uint64_t)slot) & 1 ? -1 : expert;
-    case ROUTE_NOWHERE: return -1;
     default: return expert;
     }
 }
 
-/* A plan with memory of its own, filled from a routing. `spare` rows of capacity beyond what is needed. */
+/* A plan with memory of its own, filled from a routing. */
 typedef struct {
     fp8flow_plan plan;
     int32_t *expert;
@@ -57,6 +57,7 @@ static int64_t rows_needed(const plan_shape *s, const int32_t *expert)
     return rows;
 }
 
+/* Not filled yet; capacity for `spare` rows more than are needed. */
 static test_plan empty_plan(const plan_shape *s, route kind, int64_t spare)
 {
     int64_t pairs = s->tokens * s->top_k;
@@ -68,6 +69,8 @@ static test_plan empty_plan(const plan_shape *s, route kind, int64_t spare)
     t.plan.offset = poisoned((s->experts + 1) * 4);
     t.plan.row_of = poisoned(pairs * 4);
     t.plan.source = poisoned(t.plan.capacity * 4);
+    /* 0xFF bytes would be -1, what padding must be set to. */
+    memset(t.plan.source, 0x5A, (size_t)t.plan.capacity * 4);
     return t;
 }
 
@@ -148,7 +151,6 @@ static void test_plan_leaves_spare_capacity_alone(void **state)
 {
     (void)state;
     test_plan t = empty_plan(&shapes[6], ROUTE_BALANCED, 100);
-    memset(t.plan.source, 0x5A, (size_t)t.plan.capacity * 4);
     fp8flow_context *c = make_context(FP8FLOW_CPU, 0);
     assert_ok(fp8flow_permute_plan(c, &(fp8flow_permute_plan_args){ t.expert, &t.plan }));
     for (int64_t row = t.rows; row < t.plan.capacity; row++) assert_int_equal(t.plan.source[row], 0x5A5A5A5A);
@@ -196,7 +198,8 @@ static void test_plan_rejects_bad_arguments(void **state)
     fp8flow_permute_plan_args args = { t.expert, &t.plan };
     assert_fails(fp8flow_permute_plan(NULL, &args), FP8FLOW_EINVAL, "NULL");
     assert_fails(fp8flow_permute_plan(c, NULL), FP8FLOW_EINVAL, "NULL");
-    assert_fails(fp8flow_permute_plan(c, &(fp8flow_permute_plan_args){ t.expert, NULL }), FP8FLOW_EINVAL, "plan is NULL");
+    assert_fails(fp8flow_permute_plan(c, &(fp8flow_permute_plan_args){ t.expert, NULL }), FP8FLOW_EINVAL,
+                 "plan is NULL");
     assert_fails(fp8flow_permute_plan(c, &(fp8flow_permute_plan_args){ NULL, &t.plan }), FP8FLOW_EINVAL,
                  "expert is NULL");
     t.plan.num_tokens = (int64_t)1 << 30;
@@ -265,8 +268,8 @@ static permuted run_permute(fp8flow_context *c, const test_plan *t, const fp8flo
                             fp8flow_scaling scaling)
 {
     int64_t capacity = t->plan.capacity;
-    permuted out = { .rows = make_tensor((f8_tensor_format){ x->dtype, x->scaling, FP8FLOW_ROWS }, capacity, x->cols,
-                                         0, 0),
+    permuted out = { .rows =
+                         make_tensor((f8_tensor_format){ x->dtype, x->scaling, FP8FLOW_ROWS }, capacity, x->cols, 0, 0),
                      .gate_rows = poisoned(capacity * 4) };
     fp8flow_permute_args args = { .x = x, .plan = &t->plan, .rows = &out.rows, .gate = gate };
     args.gate_rows = gate ? out.gate_rows : NULL;
@@ -538,8 +541,7 @@ static void test_unpermute_of_permute_counts_copies(void **state)
             fp8flow_tensor y = make_tensor(bf16_rows, shapes[i].tokens, 80, 0, 0);
             float *gate = make_gate(&t.plan), *back = make_gate(&t.plan);
             permuted out = run_permute(c, &t, &x, gate, FP8FLOW_UNSCALED);
-            assert_ok(fp8flow_unpermute(
-                c, &(fp8flow_unpermute_args){ &out.rows, &t.plan, &y, out.gate_rows, back }));
+            assert_ok(fp8flow_unpermute(c, &(fp8flow_unpermute_args){ &out.rows, &t.plan, &y, out.gate_rows, back }));
             for (int64_t token = 0; token < x.rows; token++) {
                 int copies = 0;
                 for (int64_t s = token * t.plan.top_k; s < (token + 1) * t.plan.top_k; s++) {

@@ -12,7 +12,8 @@ find src include cli tests -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' 2>/de
 BEGIN {
     # layer and packages of each folder; files directly under src/ are "api"
     split("base:0:sanitizer/asan_interface device:1:cuda recipe:1: io:1:jansson,xxhash" \
-          " ops:2:cblas,omp,cuda,immintrin comm:2:mpi,nccl,cuda,pthread moe:3: model:4: train:5: api:6:", rows, " ")
+          " ops:2:cblas,omp,pthread,cuda,immintrin comm:2:omp,pthread,mpi,nccl,cuda moe:3: model:4: train:5:xxhash" \
+          " api:6:", rows, " ")
     for (i in rows) {
         split(rows[i], field, ":")
         layer[field[1]] = field[2]
@@ -41,7 +42,7 @@ FNR <= 12 && area == "tests" && /public headers only/ { public_only = 1 }
     sub(/>.*/, "", name)
     sub(/\.h$/, "", name)
     if ((name in libc) || name ~ /^sys\// || area == "tests") next
-    if (area == "cli" && name ~ /^(jansson|signal|getopt)$/) next
+    if (area == "cli" && name ~ /^(jansson|signal|poll)$/) next
     if (area == "src" && index(packages[folder], "," name ",")) next
     if (area == "src" && index(packages[folder], ",cuda,") && name ~ /^cuda/) next
     bad("<" name ".h> is not libc and not among the packages of " (folder ? "src/" folder : area))

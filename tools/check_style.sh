@@ -18,11 +18,12 @@ texts=$(find Makefile README.md CONTRIBUTING.md CHANGELOG.md SECURITY.md .ci .cl
     packaging tests -type f \( -name '*.[ch]' -o -name '*.sh' -o -name '*.md' -o -name '*.awk' -o -name '*.in' \
     -o -name '*.py' -o -name 'Makefile' -o -name '.clang-*' -o -path '.ci/*' \) 2>/dev/null | sort -u)
 
+# Tests are flat lists of cases: only the hard limit is theirs.
 # shellcheck disable=SC2086
 complain "files over 700 lines (split them), or over 500 without a reason in the header comment:" <<END
 $(awk '
     function judge() {
-        if (lines > 700 || (lines > 500 && !reason)) print file ": " lines " lines"
+        if (lines > 700 || (lines > 500 && !reason && file !~ /^tests/)) print file ": " lines " lines"
     }
     FNR == 1 { judge(); file = FILENAME; reason = 0; header = 1 }
     { lines = FNR }

@@ -89,7 +89,7 @@ if [ "$(id -u)" -ne 0 ]; then
     sudo=sudo
     [ -t 0 ] || sudo='sudo -n'
 fi
-apt="$sudo env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=300"
+apt="${sudo:+$sudo }env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=300"
 echo "Running: $apt update"
 $apt update >/dev/null || die "apt-get update failed; is there a network?"
 # shellcheck disable=SC2046,SC2086

@@ -6,6 +6,8 @@
 # a mistyped list must not look like success. With TALLY=file, the counts are appended there ("passed failed skipped").
 set -u
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}"
+# Programs share the cores: threads that wait for work must not spin.
+export OMP_WAIT_POLICY=passive
 export UBSAN_OPTIONS="${UBSAN_OPTIONS:-print_stacktrace=1}"
 export ASAN_OPTIONS="${ASAN_OPTIONS:-allocator_may_return_null=1}"
 limit_s=${TEST_LIMIT_S:-900}

@@ -1,9 +1,9 @@
 #!/bin/sh
-# test_checks.sh - the checks of `make lint` find what they are for. Each case breaks one thing in a copy of the tree and
-# expects the check to fail with the right words. Prints what cmocka would, for the count.
+# test_checks.sh - the checks of `make lint` find what they are for. Each case breaks one thing in a copy of the tree
+# and expects the check to fail with the right words. Prints what cmocka would, for the count.
 set -u
 cd "$(dirname "$0")/.." || exit 1
-unset MAKEFLAGS MFLAGS MAKELEVEL
+unset MAKEFLAGS MFLAGS MAKELEVEL TALLY
 work=$(mktemp -d) || exit 1
 trap 'rm -rf "$work"' EXIT
 passed=0

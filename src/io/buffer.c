@@ -26,8 +26,8 @@ fp8flow_status f8_grow(const char *what, void *array, size_t *capacity, size_t n
 static bool reserve(f8_buffer *buffer, size_t count)
 {
     if (buffer->failed) return false;
-    if (count >= SIZE_MAX - buffer->size || f8_grow("text", &buffer->data, &buffer->capacity, buffer->size + count + 1,
-                                                    1) != FP8FLOW_OK)
+    if (count >= SIZE_MAX - buffer->size ||
+        f8_grow("text", &buffer->data, &buffer->capacity, buffer->size + count + 1, 1) != FP8FLOW_OK)
         buffer->failed = true;
     return !buffer->failed;
 }

@@ -180,8 +180,8 @@ fp8flow_status f8_sync_directory(const char *directory)
     int fd = f8_open(directory, O_RDONLY | O_DIRECTORY);
     if (fd < 0) return f8_fail_errno("open the folder", directory);
     /* EINVAL: a file system that cannot synchronise folders; it has nothing better to offer. */
-    fp8flow_status status = fsync(fd) != 0 && errno != EINVAL ? f8_fail_errno("synchronise the folder", directory)
-                                                              : FP8FLOW_OK;
+    fp8flow_status status =
+        fsync(fd) != 0 && errno != EINVAL ? f8_fail_errno("synchronise the folder", directory) : FP8FLOW_OK;
     close(fd);
     return status;
 }

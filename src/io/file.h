@@ -74,8 +74,8 @@ void f8_lock_release(f8_lock *lock); /* harmless on {0} */
 /* The regular files below a folder, and what was left out. Links to files are followed, links to folders
  * are not, so that there are no loops. */
 typedef struct {
-    char *names;      /* one NUL-terminated path after the other, relative to the folder */
-    size_t *name;     /* positions in names, sorted by strcmp: the same order everywhere */
+    char *names;  /* one NUL-terminated path after the other, relative to the folder */
+    size_t *name; /* positions in names, sorted by strcmp: the same order everywhere */
     size_t num_names;
     int64_t num_directory_links, num_special; /* left out: links to folders; devices, sockets, FIFOs */
     int64_t num_unreadable;                   /* left out: broken links, folders that cannot be read */

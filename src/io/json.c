@@ -77,8 +77,7 @@ static fp8flow_status required(const f8_json *json, const char *key, const json_
 {
     *value = json_object_get(json->object, key);
     F8_REQUIRE(*value, EFORMAT, "%s: %s%s is missing", json->file, json->section, key);
-    F8_REQUIRE(!json_is_null(*value), EFORMAT, "%s: %s%s is null, a value is required", json->file, json->section,
-               key);
+    F8_REQUIRE(!json_is_null(*value), EFORMAT, "%s: %s%s is null, a value is required", json->file, json->section, key);
     return FP8FLOW_OK;
 }
 

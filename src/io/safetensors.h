@@ -20,15 +20,16 @@
 #include "base/status.h"
 
 /* Element types and their bytes. Types below one byte are refused by name. */
-#define F8_STORED_DTYPES(X)                                                                       \
-    X(BOOL, 1) X(U8, 1) X(I8, 1) X(F8_E4M3, 1) X(F8_E5M2, 1) X(F8_E8M0, 1) X(U16, 2) X(I16, 2)    \
-    X(F16, 2) X(BF16, 2) X(U32, 4) X(I32, 4) X(F32, 4) X(U64, 8) X(I64, 8) X(F64, 8)
+#define F8_STORED_DTYPES(X)                                                                                        \
+    X(BOOL, 1)                                                                                                     \
+    X(U8, 1) X(I8, 1) X(F8_E4M3, 1) X(F8_E5M2, 1) X(F8_E8M0, 1) X(U16, 2) X(I16, 2) X(F16, 2) X(BF16, 2) X(U32, 4) \
+        X(I32, 4) X(F32, 4) X(U64, 8) X(I64, 8) X(F64, 8)
 
 typedef enum {
 #define F8_X(name, bytes) F8_STORED_##name,
     F8_STORED_DTYPES(F8_X)
 #undef F8_X
-    F8_NUM_STORED_DTYPES
+        F8_NUM_STORED_DTYPES
 } f8_stored_dtype;
 
 const char *f8_stored_dtype_name(f8_stored_dtype dtype); /* "F8_E4M3" */

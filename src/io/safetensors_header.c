@@ -67,7 +67,10 @@ static fp8flow_status take_opening(parser *p, char opening, char closing, bool *
 
 static int hex_digit(char c)
 {
-    return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+    return c >= '0' && c <= '9'   ? c - '0'
+           : c >= 'a' && c <= 'f' ? c - 'a' + 10
+           : c >= 'A' && c <= 'F' ? c - 'A' + 10
+                                  : -1;
 }
 
 /* Value of the four hex digits at text, or -1. The NUL at the end stops it. */
@@ -255,7 +258,9 @@ static fp8flow_status take_fields(parser *p, f8_header_entry *entry)
         F8_TRY(take_comma_or(p, '}', &more));
     }
     F8_REQUIRE(seen == 7, EFORMAT, "%s: %s is missing", p->file,
-               !(seen & 1) ? "dtype" : !(seen & 2) ? "shape" : "data_offsets");
+               !(seen & 1)   ? "dtype"
+               : !(seen & 2) ? "shape"
+                             : "data_offsets");
     return check_span(p, entry);
 }
 
@@ -404,8 +409,8 @@ static fp8flow_status check_header_checksum(const parser *p, bool *present)
     if (!*present) return FP8FLOW_OK;
     F8_REQUIRE(parse_checksum(p->text + start, '"', &stored), EFORMAT, "%s: malformed checksum of the header", p->file);
     F8_TRY(f8_header_checksum(p->file, p->text, p->size, &actual));
-    F8_REQUIRE(stored == actual, EFORMAT,
-               "%s: the header is damaged: checksum %016" PRIx64 ", expected %016" PRIx64, p->file, actual, stored);
+    F8_REQUIRE(stored == actual, EFORMAT, "%s: the header is damaged: checksum %016" PRIx64 ", expected %016" PRIx64,
+               p->file, actual, stored);
     return FP8FLOW_OK;
 }
 

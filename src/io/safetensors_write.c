@@ -161,8 +161,9 @@ static fp8flow_status build_header(f8_buffer *text, const task *t)
     f8_buffer_text(text, "}");
     while (text->size % 8 != 0 && !text->failed) f8_buffer_text(text, " ");
     F8_TRY(f8_buffer_check(text, t->path));
-    F8_REQUIRE(text->size <= F8_STORED_MAX_HEADER, EINVAL, "%s: the header would have %zu bytes, at most %d are allowed",
-               t->path, text->size, F8_STORED_MAX_HEADER);
+    F8_REQUIRE(text->size <= F8_STORED_MAX_HEADER, EINVAL,
+               "%s: the header would have %zu bytes, at most %d are allowed", t->path, text->size,
+               F8_STORED_MAX_HEADER);
     uint64_t checksum;
     char digits[F8_CHECKSUM_DIGITS + 1];
     F8_TRY(f8_header_checksum(t->path, text->data, text->size, &checksum));

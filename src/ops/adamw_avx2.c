@@ -108,7 +108,8 @@ fp8flow_status f8_avx2_adamw(fp8flow_context *c, const fp8flow_adamw_args *a)
     const parameters p = { a->master, a->m, a->v, a->grad, a->weight };
     int64_t whole = a->count / 8 * 8;
     /* count * OPERATIONS cannot overflow for arrays that exist: count <= 2^61. */
-#pragma omp parallel for schedule(static) num_threads(f8_threads_for(c, a->count *OPERATIONS))
+    int64_t work = a->count * OPERATIONS;
+#pragma omp parallel for schedule(static) num_threads(f8_threads_for(c, work))
     for (int64_t i = 0; i < whole; i += 8) step8(&f, p, i);
     if (whole < a->count) step_rest(&f, p, whole, a->count - whole);
     return FP8FLOW_OK;

@@ -24,7 +24,8 @@ static void add_row(const fp8flow_add_args *a, int64_t row)
 fp8flow_status f8_avx2_add(fp8flow_context *c, const fp8flow_add_args *a)
 {
     int64_t num_rows = a->y->rows;
-#pragma omp parallel for schedule(static) num_threads(f8_threads_for(c, num_rows * a->y->cols))
+    int64_t work = num_rows * a->y->cols;
+#pragma omp parallel for schedule(static) num_threads(f8_threads_for(c, work))
     for (int64_t row = 0; row < num_rows; row++) add_row(a, row);
     return FP8FLOW_OK;
 }

@@ -1,6 +1,7 @@
 /* blas.c - keeps OpenBLAS on the calling thread, whichever flavour the soname resolves to.
  *
- *   serial   never starts a thread: nothing to do.
+ *   serial   never starts a thread, but is not safe to call from several either (unless built with USE_LOCKING,
+ *            which it cannot be asked): one call at a time. Slow, and right; the other flavours are for use.
  *   openmp   uses one thread inside a parallel region, but a team of one is not "parallel" to OpenMP: there it
  *            asks omp_get_max_threads(), an internal variable of the calling thread that teams inherit. Setting
  *            it to 1 around the operator covers teams of any size, and ranks that are threads each have their
@@ -22,8 +23,9 @@ int omp_get_max_threads(void) __attribute__((weak));
 void omp_set_num_threads(int num_threads) __attribute__((weak));
 #endif
 
+/* pthread flavour: of the two numbers below. Serial flavour: held during every product. */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static int num_inside, threads_outside; /* pthread flavour; under lock */
+static int num_inside, threads_outside; /* pthread flavour */
 
 static void enter_pthread_flavour(void)
 {
@@ -59,4 +61,13 @@ void f8_blas_leave(int entered)
     int flavour = openblas_get_parallel();
     if (flavour == OPENBLAS_OPENMP) omp_set_num_threads(entered);
     else if (flavour == OPENBLAS_THREAD) leave_pthread_flavour();
+}
+
+void f8_blas_sgemm(f8_blas_shape s, f8_blas_matrix a, f8_blas_matrix b, float *c, int stride)
+{
+    int serial = openblas_get_parallel() == OPENBLAS_SEQUENTIAL;
+    if (serial) pthread_mutex_lock(&lock);
+    cblas_sgemm(CblasRowMajor, a.transpose, b.transpose, s.m, s.n, s.k, s.alpha, a.data, a.stride, b.data, b.stride,
+                s.beta, c, stride);
+    if (serial) pthread_mutex_unlock(&lock);
 }

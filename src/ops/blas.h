@@ -32,10 +32,6 @@ typedef struct {
     float alpha, beta;
 } f8_blas_shape;
 
-static inline void f8_blas_sgemm(f8_blas_shape s, f8_blas_matrix a, f8_blas_matrix b, float *c, int stride)
-{
-    cblas_sgemm(CblasRowMajor, a.transpose, b.transpose, s.m, s.n, s.k, s.alpha, a.data, a.stride, b.data, b.stride,
-                s.beta, c, stride);
-}
+void f8_blas_sgemm(f8_blas_shape s, f8_blas_matrix a, f8_blas_matrix b, float *c, int stride);
 
 #endif

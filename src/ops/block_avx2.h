@@ -10,6 +10,9 @@
 #include "ops/avx2.h"
 #include "ops/block.h"
 
+/* Column blocks of a task that walks a span: long lines of memory, yet several tasks in a wide span. */
+enum { F8V_STRIP = 16 };
+
 /* Codes of a tile on their way to a tensor, row form. */
 typedef struct {
     uint8_t code[F8_BLOCK][F8_BLOCK];
@@ -24,17 +27,11 @@ typedef struct {
 
 /* ---- Bytes ---- */
 
-/* Low bytes of the 32 lanes of four vectors, in order. */
-F8_AVX2 __m256i f8v_pack32(__m256i a, __m256i b, __m256i c, __m256i d)
-{
-    __m256i bytes = _mm256_packus_epi16(_mm256_packus_epi32(a, b), _mm256_packus_epi32(c, d));
-    return _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-}
-
 /* One stage of a 16 x 16 byte transpose in each half of 16 vectors: out[2i], out[2i+1] interleave in[i], in[i+8].
  * Four such stages turn rows into columns. */
 F8_AVX2 void f8v_interleave(const __m256i in[16], __m256i out[16])
 {
+#pragma GCC unroll 8
     for (int i = 0; i < 8; i++) {
         out[2 * i] = _mm256_unpacklo_epi8(in[i], in[i + 8]);
         out[2 * i + 1] = _mm256_unpackhi_epi8(in[i], in[i + 8]);
@@ -45,6 +42,7 @@ F8_AVX2 void f8v_interleave(const __m256i in[16], __m256i out[16])
 F8_AVX2 void f8v_transpose_32x16(const uint8_t *in, int64_t in_stride, uint8_t *out, int64_t out_stride)
 {
     __m256i a[16], b[16];
+#pragma GCC unroll 16
     for (int i = 0; i < 16; i++) {
         __m128i low = _mm_loadu_si128((const __m128i *)(in + i * in_stride));
         __m128i high = _mm_loadu_si128((const __m128i *)(in + (i + 16) * in_stride));
@@ -54,6 +52,7 @@ F8_AVX2 void f8v_transpose_32x16(const uint8_t *in, int64_t in_stride, uint8_t *
     f8v_interleave(b, a);
     f8v_interleave(a, b);
     f8v_interleave(b, a);
+#pragma GCC unroll 16
     for (int i = 0; i < 16; i++) _mm256_storeu_si256((__m256i *)(out + i * out_stride), a[i]);
 }
 
@@ -67,6 +66,10 @@ static inline void f8v_store_tile(f8_place p, const f8v_bytes *bytes, const fp8f
     }
     for (int64_t c0 = 0; c0 < p.cols; c0 += 16) {
         uint8_t lines[16][F8_BLOCK];
+        for (int64_t c = c0 + 16; c < f8_min(c0 + 32, p.cols); c++) {
+            __builtin_prefetch(out + c * y->stride, 1);
+            __builtin_prefetch(out + c * y->stride + 64, 1);
+        }
         for (int r = 0; r < F8_BLOCK; r += 32)
             f8v_transpose_32x16(&bytes->code[r][c0], F8_BLOCK, &lines[0][r], F8_BLOCK);
         for (int64_t c = c0; c < f8_min(c0 + 16, p.cols); c++)
@@ -76,33 +79,92 @@ static inline void f8v_store_tile(f8_place p, const f8v_bytes *bytes, const fp8f
 
 /* ---- Quantise a tile ---- */
 
-/* Largest finite magnitude of `count` (a multiple of 8) values. */
-F8_AVX2 uint32_t f8v_amax(const float *x, int64_t count)
+/* f8_encode of eight values that round to a code of at most max_code, without the sign; biased by
+ * f8v_code_bias. With t the value's power of two, at least the smallest normal, t * 2^(23 - mantissa_bits) + |x|
+ * rounds to multiples of t / 2^mantissa_bits: normal and subnormal codes come out of one formula. */
+F8_AVX2 __m256i f8v_encode_bounded(__m256i magnitude, fp8flow_dtype dtype)
 {
-    __m256i amax = _mm256_setzero_si256();
-    for (int64_t i = 0; i < count; i += 8) amax = _mm256_max_epi32(amax, f8v_finite_magnitude(_mm256_loadu_ps(x + i)));
-    return f8v_max_lane(amax);
+    const f8_format f = f8_format_of(dtype);
+    const int drop = 23 - f.mantissa_bits;
+    __m256i t = _mm256_and_si256(magnitude, _mm256_set1_epi32(0x7F800000));
+    t = _mm256_max_epi32(t, _mm256_set1_epi32((128 - f.bias) << 23));
+    __m256i grid = _mm256_add_epi32(t, _mm256_set1_epi32(drop << 23));
+    __m256 rounded = _mm256_add_ps(_mm256_castsi256_ps(magnitude), _mm256_castsi256_ps(grid));
+    __m256i steps = _mm256_sub_epi32(_mm256_castps_si256(rounded), grid);
+    return _mm256_add_epi32(steps, _mm256_srli_epi32(t, drop));
+}
+
+/* f8_encode of 32 values. Values above the largest code, Inf and NaN take the general way. */
+F8_AVX2 void f8v_encode32(const __m256 x[4], fp8flow_dtype dtype, uint8_t *out)
+{
+    const f8_format f = f8_format_of(dtype);
+    const __m256i magnitude = _mm256_set1_epi32(0x7FFFFFFF);
+    __m256i a[4], code[4], sign[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        sign[i] = _mm256_castps_si256(x[i]);
+        a[i] = _mm256_and_si256(sign[i], magnitude);
+    }
+    __m256i most = _mm256_max_epi32(_mm256_max_epi32(a[0], a[1]), _mm256_max_epi32(a[2], a[3]));
+    __m256i beyond = _mm256_cmpgt_epi32(most, _mm256_set1_epi32((int)f8_bits(f.max)));
+    if (__builtin_expect(!_mm256_testz_si256(beyond, beyond), 0)) {
+        for (int i = 0; i < 4; i++) f8v_store_codes(out + 8 * i, f8v_encode(x[i], dtype));
+        return;
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) code[i] = f8v_encode_bounded(a[i], dtype);
+    /* Saturating packs keep the signs; the bias of the codes fits into 16 bits. */
+    const __m256i bias = _mm256_set1_epi16((short)((128 - f.bias) << f.mantissa_bits));
+    __m256i low = _mm256_sub_epi16(_mm256_packus_epi32(code[0], code[1]), bias);
+    __m256i high = _mm256_sub_epi16(_mm256_packus_epi32(code[2], code[3]), bias);
+    __m256i signs = _mm256_packs_epi16(_mm256_packs_epi32(sign[0], sign[1]), _mm256_packs_epi32(sign[2], sign[3]));
+    signs = _mm256_and_si256(signs, _mm256_set1_epi8((char)0x80));
+    __m256i bytes = _mm256_or_si256(_mm256_packus_epi16(low, high), signs);
+    bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    _mm256_storeu_si256((__m256i *)out, bytes);
 }
 
 /* Codes of 128 values; value i is multiplied with inverse[i * step], step 0 or 1 (inverse has 8 lanes at least). */
 F8_AVX2 void f8v_encode_row(const float *x, const float *inverse, int step, fp8flow_dtype dtype, uint8_t *out)
 {
     for (int i = 0; i < F8_BLOCK; i += 32) {
-        __m256i code[4];
+        __m256 scaled[4];
+#pragma GCC unroll 4
         for (int j = 0; j < 4; j++) {
             int at = i + 8 * j;
-            __m256 scaled = _mm256_mul_ps(_mm256_loadu_ps(x + at), _mm256_loadu_ps(inverse + at * step));
-            code[j] = f8v_encode(scaled, dtype);
+            scaled[j] = _mm256_mul_ps(_mm256_loadu_ps(x + at), _mm256_loadu_ps(inverse + at * step));
         }
-        _mm256_storeu_si256((__m256i *)(out + i), f8v_pack32(code[0], code[1], code[2], code[3]));
+        f8v_encode32(scaled, dtype, out + i);
     }
 }
 
-/* ROW128 of 128 values (zeros behind the last of a short block): 128 codes; returns the scale byte. */
-F8_AVX2 uint8_t f8v_quantize_row(const float *x, fp8flow_dtype dtype, uint8_t *codes)
+enum { F8V_INFINITY = 0x7F800000 }; /* magnitude bits; NaN lies above */
+
+/* Largest magnitude bits of `count` (a multiple of 8) values, NaN and Inf included. */
+F8_AVX2 uint32_t f8v_max_magnitude(const float *x, int64_t count)
+{
+    const __m256i magnitude = _mm256_set1_epi32(0x7FFFFFFF);
+    __m256i most = _mm256_setzero_si256();
+    for (int64_t i = 0; i < count; i += 8)
+        most = _mm256_max_epi32(most, _mm256_and_si256(_mm256_castps_si256(_mm256_loadu_ps(x + i)), magnitude));
+    return f8v_max_lane(most);
+}
+
+/* Largest finite magnitude of `count` (a multiple of 8) values, when f8v_max_magnitude says `most`. */
+F8_AVX2 uint32_t f8v_amax(const float *x, int64_t count, uint32_t most)
+{
+    if (most < F8V_INFINITY) return most;
+    __m256i amax = _mm256_setzero_si256();
+    for (int64_t i = 0; i < count; i += 8) amax = _mm256_max_epi32(amax, f8v_finite_magnitude(_mm256_loadu_ps(x + i)));
+    return f8v_max_lane(amax);
+}
+
+/* ROW128 of 128 values (zeros behind the last of a short block) whose f8v_max_magnitude is `most`: 128 codes;
+ * returns the scale byte. */
+F8_AVX2 uint8_t f8v_quantize_row(const float *x, uint32_t most, fp8flow_dtype dtype, uint8_t *codes)
 {
     float inverse[8];
-    uint8_t byte = f8_scale_byte(f8v_amax(x, F8_BLOCK), dtype);
+    uint8_t byte = f8_scale_byte(f8v_amax(x, F8_BLOCK, most), dtype);
     _mm256_storeu_ps(inverse, _mm256_set1_ps(f8_scale_inverse(byte)));
     f8v_encode_row(x, inverse, 0, dtype, codes);
     return byte;
@@ -145,7 +207,7 @@ F8_AVX2 void f8v_encode_tile_as(f8_place p, const f8_tile *x, const fp8flow_tens
     if (y->scaling == FP8FLOW_ROW128) {
         for (int64_t r = 0; r < p.span.rows; r++)
             ((uint8_t *)y->scale)[f8_scale_index(y, p.span.row + r, p.col, p.span.group)] =
-                f8v_quantize_row(x->at[r], dtype, bytes->code[r]);
+                f8v_quantize_row(x->at[r], f8v_max_magnitude(x->at[r], F8_BLOCK), dtype, bytes->code[r]);
         return;
     }
     if (y->scaling == FP8FLOW_COL128) {
@@ -156,7 +218,8 @@ F8_AVX2 void f8v_encode_tile_as(f8_place p, const f8_tile *x, const fp8flow_tens
     if (y->scaling == FP8FLOW_TENSOR) {
         inverse[0] = 1.0f / ((const float *)y->scale)[index];
     } else {
-        uint8_t byte = f8_scale_byte(f8v_amax(x->at[0], F8_BLOCK * F8_BLOCK), dtype);
+        uint32_t most = f8v_max_magnitude(x->at[0], F8_BLOCK * F8_BLOCK);
+        uint8_t byte = f8_scale_byte(f8v_amax(x->at[0], F8_BLOCK * F8_BLOCK, most), dtype);
         ((uint8_t *)y->scale)[index] = byte;
         inverse[0] = f8_scale_inverse(byte);
     }
@@ -314,36 +377,41 @@ F8_AVX2 __m256 f8v_load8(const void *data, int64_t at, fp8flow_dtype dtype)
                                  : _mm256_loadu_ps((const float *)data + at);
 }
 
-/* 1 if any of 128 values is NaN or Inf. */
-F8_AVX2 int f8v_any_nonfinite(const float *x)
+/* `cols` values from element `at` of an F32 or BF16 array as 128 floats, zeros behind; their f8v_max_magnitude. */
+F8_AVX2 uint32_t f8v_load_row(const void *data, int64_t at, int64_t cols, fp8flow_dtype dtype, float *out)
 {
-    const __m256i infinity = _mm256_set1_epi32(0x7F800000);
-    __m256i any = _mm256_setzero_si256();
-    for (int i = 0; i < F8_BLOCK; i += 8) {
-        __m256i exponent = _mm256_and_si256(_mm256_castps_si256(_mm256_loadu_ps(x + i)), infinity);
-        any = _mm256_or_si256(any, _mm256_cmpeq_epi32(exponent, infinity));
+    const __m256i magnitude = _mm256_set1_epi32(0x7FFFFFFF);
+    __m256i most = _mm256_setzero_si256();
+    int64_t c = 0;
+    for (; c + 8 <= cols; c += 8) {
+        __m256 x = f8v_load8(data, at + c, dtype);
+        most = _mm256_max_epi32(most, _mm256_and_si256(_mm256_castps_si256(x), magnitude));
+        _mm256_storeu_ps(out + c, x);
     }
-    return !_mm256_testz_si256(any, any);
+    if (c == F8_BLOCK) return f8v_max_lane(most);
+    for (; c < cols; c++)
+        out[c] =
+            dtype == FP8FLOW_BF16 ? f8_bf16_decode(((const uint16_t *)data)[at + c]) : ((const float *)data)[at + c];
+    for (; c < F8_BLOCK; c++) out[c] = 0.0f;
+    return f8v_max_magnitude(out, F8_BLOCK);
 }
 
 /* Number of NaN and Inf among 128 values; almost always 0. */
 F8_AVX2 uint64_t f8v_count_nonfinite(const float *x)
 {
     uint64_t count = 0;
-    if (f8v_any_nonfinite(x))
+    if (f8v_max_magnitude(x, F8_BLOCK) >= F8V_INFINITY)
         for (int i = 0; i < F8_BLOCK; i++) count += !f8_is_finite(x[i]);
     return count;
 }
 
-/* `cols` values from element `at` of an F32 or BF16 array as 128 floats, zeros behind. */
-F8_AVX2 void f8v_load_row(const void *data, int64_t at, int64_t cols, fp8flow_dtype dtype, float *out)
+/* The next tile of the same rows is wanted soon: 128 rows are more streams than the processor's own prefetcher
+ * follows. Addresses behind the tensor do no harm. */
+F8_AVX2 void f8v_prefetch_behind(const fp8flow_tensor *x, int64_t at)
 {
-    int64_t c = 0;
-    for (; c + 8 <= cols; c += 8) _mm256_storeu_ps(out + c, f8v_load8(data, at + c, dtype));
-    for (; c < cols; c++)
-        out[c] =
-            dtype == FP8FLOW_BF16 ? f8_bf16_decode(((const uint16_t *)data)[at + c]) : ((const float *)data)[at + c];
-    for (; c < F8_BLOCK; c++) out[c] = 0.0f;
+    const char *next = (const char *)x->data + (size_t)(at + F8_BLOCK) * f8_dtype_bytes(x->dtype);
+    for (size_t byte = 0; byte < F8_BLOCK * f8_dtype_bytes(x->dtype); byte += 64)
+        _mm_prefetch(next + byte, _MM_HINT_T0);
 }
 
 /* f8_load_tile of a tensor in row form. */
@@ -352,9 +420,10 @@ static inline uint64_t f8v_load_tile(f8_place p, const fp8flow_tensor *x, f8_til
     uint64_t nonfinite = 0;
     for (int64_t r = 0; r < p.span.valid; r++) {
         int64_t at = f8_element(x, p.span.row + r, p.col);
-        if (x->dtype == FP8FLOW_BF16) f8v_load_row(x->data, at, p.cols, FP8FLOW_BF16, tile->at[r]);
-        else f8v_load_row(x->data, at, p.cols, FP8FLOW_F32, tile->at[r]);
-        nonfinite += f8v_count_nonfinite(tile->at[r]);
+        f8v_prefetch_behind(x, at);
+        uint32_t most = x->dtype == FP8FLOW_BF16 ? f8v_load_row(x->data, at, p.cols, FP8FLOW_BF16, tile->at[r])
+                                                 : f8v_load_row(x->data, at, p.cols, FP8FLOW_F32, tile->at[r]);
+        if (most >= F8V_INFINITY) nonfinite += f8v_count_nonfinite(tile->at[r]);
     }
     memset(tile->at + p.span.valid, 0, (size_t)(F8_BLOCK - p.span.valid) * sizeof tile->at[0]);
     return nonfinite;
@@ -366,7 +435,10 @@ static inline void f8v_load_codes(f8_place p, const fp8flow_tensor *x, uint8_t c
     const uint8_t *in = (const uint8_t *)x->data + f8_element(x, p.span.row, p.col);
     if (p.span.valid < F8_BLOCK || p.cols < F8_BLOCK) memset(code, 0, F8_BLOCK * sizeof code[0]);
     if (x->layout == FP8FLOW_ROWS) {
-        for (int64_t r = 0; r < p.span.valid; r++) memcpy(code[r], in + r * x->stride, (size_t)p.cols);
+        for (int64_t r = 0; r < p.span.valid; r++) {
+            f8v_prefetch_behind(x, f8_element(x, p.span.row + r, p.col));
+            memcpy(code[r], in + r * x->stride, (size_t)p.cols);
+        }
         return;
     }
     for (int64_t c0 = 0; c0 < p.cols; c0 += 32) {

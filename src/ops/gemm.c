@@ -8,8 +8,8 @@
 static fp8flow_status check_formats(const fp8flow_gemm_args *x)
 {
     const fp8flow_tensor *a = x->a, *b = x->b, *c = x->c;
-    F8_REQUIRE(c->layout == FP8FLOW_ROWS && !f8_is_fp8(c->dtype), EINVAL, "gemm: c is %s in %s, expected bf16 or f32 rows",
-               f8_dtype_name(c->dtype), f8_layout_name(c->layout));
+    F8_REQUIRE(c->layout == FP8FLOW_ROWS && !f8_is_fp8(c->dtype), EINVAL,
+               "gemm: c is %s in %s, expected bf16 or f32 rows", f8_dtype_name(c->dtype), f8_layout_name(c->layout));
     F8_REQUIRE(c->dtype == FP8FLOW_F32 || (x->product != FP8FLOW_WGRAD && x->write == FP8FLOW_OVERWRITE), EINVAL,
                "gemm: c is bf16, but wgrad and accumulation need f32");
     int fp8 = f8_is_fp8(a->dtype), wgrad = x->product == FP8FLOW_WGRAD;
@@ -49,7 +49,8 @@ static fp8flow_status check_weight(const char *name, const fp8flow_tensor *t, co
 {
     int64_t rows = group_rows;
     F8_REQUIRE(t->group_rows == group_rows || (!groups && t->group_rows == 0), ESHAPE,
-               "gemm: %s has %lld rows per expert, expected %lld", name, (long long)t->group_rows, (long long)group_rows);
+               "gemm: %s has %lld rows per expert, expected %lld", name, (long long)t->group_rows,
+               (long long)group_rows);
     F8_REQUIRE(!groups || !__builtin_mul_overflow(groups->count, group_rows, &rows), ESHAPE,
                "gemm: %s: %lld experts of %lld rows are too many", name, (long long)groups->count,
                (long long)group_rows);

@@ -24,8 +24,7 @@ static inline f8_gemm_group f8_gemm_group_at(const fp8flow_gemm_args *x, const f
         return (f8_gemm_group){ g, offset, g * x->c->cols, offset, rows, x->c->cols, x->a->cols, slots - rows };
     case FP8FLOW_DGRAD:
         return (f8_gemm_group){ g, offset, g * x->a->cols, offset, rows, x->c->cols, x->a->cols, slots - rows };
-    default:
-        return (f8_gemm_group){ g, offset, offset, g * x->a->cols, x->a->cols, x->b->cols, rows, 0 };
+    default: return (f8_gemm_group){ g, offset, offset, g * x->a->cols, x->a->cols, x->b->cols, rows, 0 };
     }
 }
 

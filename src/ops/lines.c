@@ -30,7 +30,16 @@ static float plain_max(const float *x, int64_t count)
     return max;
 }
 
-static const f8_lines plain = { plain_decode_bf16, plain_decode_fp8, plain_encode_bf16, plain_exp, plain_max };
+static float plain_dot(const float *x, const float *y, int64_t count)
+{
+    float sum = 0.0f;
+    for (int64_t i = 0; i < count; i++) sum += x[i] * y[i];
+    return sum;
+}
+
+static const f8_lines plain = {
+    plain_decode_bf16, plain_decode_fp8, plain_encode_bf16, plain_exp, plain_max, plain_dot
+};
 
 const f8_lines *f8_lines_cpu(void)
 {

@@ -1,7 +1,7 @@
 /* lines.h - what the BLAS operators do to one line of numbers: decode, encode, exponentials, reductions.
  *
  * Two tables with the same meaning: plain C, and AVX2 (lines_avx2.c). Decoding, encoding and each exponential
- * give the same bits in both; the sum of exp adds in another order (class R).
+ * give the same bits in both; sums add in another order (class R).
  */
 #ifndef F8_OPS_LINES_H
 #define F8_OPS_LINES_H
@@ -17,6 +17,7 @@ typedef struct {
     float (*exp)(float *x, int64_t count, float shift);
     /* Largest element, -Inf for none; NaN may be skipped. */
     float (*max)(const float *x, int64_t count);
+    float (*dot)(const float *x, const float *y, int64_t count);
 } f8_lines;
 
 extern const f8_lines f8_lines_avx2; /* x86-64 only, on processors that have it */

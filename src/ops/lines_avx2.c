@@ -33,6 +33,14 @@ static void avx2_encode_bf16(uint16_t *out, const float *x, int64_t count)
     for (; i < count; i++) out[i] = f8_bf16_encode(x[i]);
 }
 
+static float sum_of_lanes(__m256 sums)
+{
+    float lane[8], sum = 0.0f;
+    _mm256_storeu_ps(lane, sums);
+    for (int l = 0; l < 8; l++) sum += lane[l];
+    return sum;
+}
+
 static float avx2_exp(float *x, int64_t count, float shift)
 {
     const __m256 shifts = _mm256_set1_ps(shift);
@@ -43,9 +51,7 @@ static float avx2_exp(float *x, int64_t count, float shift)
         _mm256_storeu_ps(x + i, e);
         sums = _mm256_add_ps(sums, e);
     }
-    float lane[8], sum = 0.0f;
-    _mm256_storeu_ps(lane, sums);
-    for (int l = 0; l < 8; l++) sum += lane[l];
+    float sum = sum_of_lanes(sums);
     for (; i < count; i++) sum += x[i] = f8_expf(x[i] - shift);
     return sum;
 }
@@ -62,4 +68,14 @@ static float avx2_max(const float *x, int64_t count)
     return max;
 }
 
-const f8_lines f8_lines_avx2 = { avx2_decode_bf16, avx2_decode_fp8, avx2_encode_bf16, avx2_exp, avx2_max };
+static float avx2_dot(const float *x, const float *y, int64_t count)
+{
+    __m256 sums = _mm256_setzero_ps();
+    int64_t i = 0;
+    for (; i + 8 <= count; i += 8) sums = _mm256_fmadd_ps(_mm256_loadu_ps(x + i), _mm256_loadu_ps(y + i), sums);
+    float sum = sum_of_lanes(sums);
+    for (; i < count; i++) sum += x[i] * y[i];
+    return sum;
+}
+
+const f8_lines f8_lines_avx2 = { avx2_decode_bf16, avx2_decode_fp8, avx2_encode_bf16, avx2_exp, avx2_max, avx2_dot };

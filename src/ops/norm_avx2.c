@@ -41,7 +41,8 @@ static void scale_segment(const uint16_t *x, float r, const float *weight, uint1
 fp8flow_status f8_avx2_rmsnorm(fp8flow_context *c, const fp8flow_rmsnorm_args *a)
 {
     int64_t width = a->width, num_rows = a->x->rows, num_segments = a->x->cols / width;
-#pragma omp parallel for schedule(static) num_threads(f8_threads_for(c, num_rows * a->x->cols))
+    int64_t work = num_rows * a->x->cols;
+#pragma omp parallel for schedule(static) num_threads(f8_threads_for(c, work))
     for (int64_t row = 0; row < num_rows; row++)
         for (int64_t segment = 0; segment < num_segments; segment++) {
             const uint16_t *x = f8_bf16_row(a->x, row) + segment * width;
@@ -98,7 +99,8 @@ fp8flow_status f8_avx2_rmsnorm_backward(fp8flow_context *c, const fp8flow_rmsnor
     int64_t slab_rows = f8_ceil_div(num_rows, F8_NORM_SLABS);
     int64_t num_slabs = num_rows ? f8_ceil_div(num_rows, slab_rows) : 0;
     float *partial = f8_scratch(c); /* one for all threads: [num_slabs, width] */
-#pragma omp parallel for schedule(static) num_threads(f8_threads_for(c, num_rows * a->x->cols * 2))
+    int64_t work = num_rows * a->x->cols * 2;
+#pragma omp parallel for schedule(static) num_threads(f8_threads_for(c, work))
     for (int64_t slab = 0; slab < num_slabs; slab++) {
         int64_t first = slab * slab_rows, last = first + slab_rows < num_rows ? first + slab_rows : num_rows;
         float *dweight = partial + slab * width;

@@ -21,8 +21,8 @@ static fp8flow_status check_columns(const fp8flow_permute_args *a)
     const fp8flow_tensor *x = a->x, *columns = a->columns;
     F8_TRY(f8_tensor_check("permute", "columns", columns));
     F8_REQUIRE(f8_is_fp8(x->dtype) && columns->dtype == x->dtype, EINVAL,
-               "permute: columns is %s, x is %s: a column form needs the same FP8 format", f8_dtype_name(columns->dtype),
-               f8_dtype_name(x->dtype));
+               "permute: columns is %s, x is %s: a column form needs the same FP8 format",
+               f8_dtype_name(columns->dtype), f8_dtype_name(x->dtype));
     int scaling_fits = columns->scaling == FP8FLOW_TILE128 || columns->scaling == FP8FLOW_COL128;
     F8_REQUIRE(scaling_fits && columns->layout == FP8FLOW_COLUMNS, EINVAL,
                "permute: columns is %s in %s, expected tile128 or col128 in columns", f8_scaling_name(columns->scaling),

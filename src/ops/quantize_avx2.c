@@ -4,8 +4,6 @@
 #include "ops/block_avx2.h"
 #include "ops/ops.h"
 
-enum { STRIP = 8 }; /* column blocks of a task */
-
 /* Magnitude bits of the largest finite value of row r. */
 F8_AVX2 uint32_t row_amax_as(const fp8flow_tensor *x, int64_t r, fp8flow_dtype dtype)
 {
@@ -48,14 +46,14 @@ F8_AVX2 uint64_t quantize_block(f8_place p, int64_t row, const fp8flow_tensor *x
     float value[F8_BLOCK];
     uint8_t code[F8_BLOCK], *out = (uint8_t *)y->data + f8_element(y, row, p.col);
     uint8_t *scale = (uint8_t *)y->scale + f8_scale_index(y, row, p.col, 0);
-    f8v_load_row(x->data, f8_element(x, row, p.col), p.cols, from, value);
+    uint32_t most = f8v_load_row(x->data, f8_element(x, row, p.col), p.cols, from, value);
     if (p.cols == F8_BLOCK) {
-        *scale = f8v_quantize_row(value, to, out);
+        *scale = f8v_quantize_row(value, most, to, out);
     } else {
-        *scale = f8v_quantize_row(value, to, code);
+        *scale = f8v_quantize_row(value, most, to, code);
         memcpy(out, code, (size_t)p.cols);
     }
-    return f8v_count_nonfinite(value);
+    return most < F8V_INFINITY ? 0 : f8v_count_nonfinite(value);
 }
 
 /* ROW128 of a strip, row by row. */
@@ -115,7 +113,7 @@ fp8flow_status f8_avx2_quantize(fp8flow_context *c, const fp8flow_quantize_args 
     const fp8flow_tensor *shape = a->rows ? a->rows : a->columns;
     if (a->rows && a->rows->scaling == FP8FLOW_TENSOR) tensor_scales(c, a, a->rows);
     if (a->columns && a->columns->scaling == FP8FLOW_TENSOR) tensor_scales(c, a, a->columns);
-    int64_t blocks = f8_ceil_div(shape->cols, F8_BLOCK), strips = f8_ceil_div(blocks, STRIP);
+    int64_t blocks = f8_ceil_div(shape->cols, F8_BLOCK), strips = f8_ceil_div(blocks, F8V_STRIP);
     int64_t tasks = f8_num_spans(shape, a->groups) * strips;
     int rows_only = !a->columns && a->rows->scaling == FP8FLOW_ROW128;
     uint64_t nonfinite = 0;
@@ -123,7 +121,7 @@ fp8flow_status f8_avx2_quantize(fp8flow_context *c, const fp8flow_quantize_args 
     reduction(+ : nonfinite)
     for (int64_t task = 0; task < tasks; task++) {
         f8_span span = f8_span_at(shape, a->groups, task / strips);
-        int64_t first = task % strips * STRIP, last = f8_min(first + STRIP, blocks);
+        int64_t first = task % strips * F8V_STRIP, last = f8_min(first + F8V_STRIP, blocks);
         nonfinite +=
             rows_only ? quantize_rows(span, first, last, a) : quantize_tiles(span, first, last, a, f8_scratch(c));
     }

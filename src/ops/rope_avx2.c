@@ -26,7 +26,8 @@ fp8flow_status f8_avx2_rope(fp8flow_context *c, const fp8flow_rope_args *a)
     f8_rope_make_frequencies(&frequencies, a);
     /* With no rows there is no position to prepare angles for. */
     int64_t num_positions = a->x->rows ? length : 0;
-#pragma omp parallel for schedule(static) num_threads(f8_threads_for(c, (a->x->rows + length) * a->x->cols))
+    int64_t work = (a->x->rows + num_positions) * a->x->cols;
+#pragma omp parallel for schedule(static) num_threads(f8_threads_for(c, work))
     for (int64_t position = 0; position < num_positions; position++) {
         f8_rope_angles angles;
         f8_rope_make_angles(&angles, &frequencies, half, a->first_position + position);

@@ -177,7 +177,8 @@ static inline fp8flow_status f8_route(fp8flow_context *c, const fp8flow_router_a
     enum { OPERATIONS = 16 }; /* per score: an exponential, a division, the choice */
     int64_t num_tokens = a->logits->rows, num_sequences = num_tokens / a->config->sequence_length;
     int64_t num_scores = num_tokens * a->config->num_experts;
-#pragma omp parallel for schedule(static) num_threads(f8_threads_for(c, num_scores *OPERATIONS))
+    int64_t work = num_scores * OPERATIONS;
+#pragma omp parallel for schedule(static) num_threads(f8_threads_for(c, work))
     for (int64_t token = 0; token < num_tokens; token++) f8_route_token(a, token);
 #pragma omp parallel for schedule(static) num_threads(f8_threads_for(c, num_scores))
     for (int64_t sequence = 0; sequence < num_sequences; sequence++) f8_route_statistics(a, sequence);

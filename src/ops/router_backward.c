@@ -166,14 +166,26 @@ static void add_balance(const fp8flow_router_backward_args *a, const int32_t *co
     for (int64_t e = 0; e < num_experts; e++) t->dscore[e] += (weight[e] - mean) / divisor;
 }
 
-/* softmax over all logits times `factor`. Its own sum, not log_sum_exp, normalises it: a rounding error of a large
+/* factor * softmax over all logits. Its own sum, not log_sum_exp, normalises it: a rounding error of a large
  * log_sum_exp would be a relative error of every term. */
 static void add_softmax(const fp8flow_router_config *config, double factor, token_gradient *t)
 {
-    float e[F8_ROUTER_MAX_EXPERTS], largest;
-    memcpy(e, t->logits, (size_t)config->num_experts * sizeof *e);
-    double sum = (double)f8_exponentials(e, config->num_experts, &largest);
-    for (int64_t i = 0; i < config->num_experts; i++) t->dlogit[i] += factor * (double)e[i] / sum;
+    int64_t num_experts = config->num_experts;
+    if (config->score != FP8FLOW_SCORE_SIGMOID) {
+        for (int64_t i = 0; i < num_experts; i++) t->dlogit[i] += factor * (double)t->scores[i];
+        return;
+    }
+    float e[F8_ROUTER_MAX_EXPERTS], largest = t->logits[0];
+    double sum = 0.0;
+    for (int64_t i = 1; i < num_experts; i++) largest = t->logits[i] > largest ? t->logits[i] : largest;
+    for (int64_t i = 0; i < num_experts; i++) sum += (double)(e[i] = expf(t->logits[i] - largest));
+    for (int64_t i = 0; i < num_experts; i++) t->dlogit[i] += factor * (double)e[i] / sum;
+}
+
+/* 1 - sigmoid(logit); sigmoid(-logit) where the difference would cancel. */
+static double complement(float score, float logit)
+{
+    return score < 0.875f ? 1.0 - (double)score : (double)f8_sigmoid(-logit);
 }
 
 /* dlogits from the gradient of the scores. */
@@ -182,8 +194,7 @@ static void through_scores(const fp8flow_router_config *config, const token_grad
     int64_t num_experts = config->num_experts;
     if (config->score == FP8FLOW_SCORE_SIGMOID) {
         for (int64_t e = 0; e < num_experts; e++) {
-            /* 1 - sigmoid(x) = sigmoid(-x), without cancellation. */
-            double slope = (double)t->scores[e] * (double)f8_sigmoid(-t->logits[e]);
+            double slope = (double)t->scores[e] * complement(t->scores[e], t->logits[e]);
             dlogits[e] = (float)(t->dlogit[e] + t->dscore[e] * slope);
         }
         return;
@@ -217,9 +228,9 @@ static void backward_token(const fp8flow_router_backward_args *a, int64_t token)
 
 fp8flow_status f8_ref_router_backward(fp8flow_context *c, const fp8flow_router_backward_args *a)
 {
-    enum { OPERATIONS = 16 }; /* per score: up to two exponentials */
-#pragma omp parallel for schedule(static) \
-    num_threads(f8_threads_for(c, a->num_tokens * a->config->num_experts * OPERATIONS))
+    enum { OPERATIONS = 8 }; /* per score: the balance losses in FP64, perhaps an exponential */
+    int64_t work = a->num_tokens * a->config->num_experts * OPERATIONS;
+#pragma omp parallel for schedule(static) num_threads(f8_threads_for(c, work))
     for (int64_t token = 0; token < a->num_tokens; token++) backward_token(a, token);
     return FP8FLOW_OK;
 }

@@ -14,37 +14,37 @@ fp8flow_status f8_swiglu_check_input(const char *op, const fp8flow_tensor *h, co
     return f8_groups_check(op, groups, h->rows, align);
 }
 
-static fp8flow_status check_output(const char *op, const char *name, const fp8flow_tensor *y, int64_t rows,
+static fp8flow_status check_output(const char *op, const char *name, const fp8flow_tensor *y, const fp8flow_tensor *h,
                                    int64_t cols)
 {
-    F8_REQUIRE(y->rows == rows, ESHAPE, "%s: h has %lld rows, %s has %lld", op, (long long)rows, name,
+    F8_REQUIRE(y->rows == h->rows, ESHAPE, "%s: h has %lld rows, %s has %lld", op, (long long)h->rows, name,
                (long long)y->rows);
-    F8_REQUIRE(y->cols == cols, ESHAPE, "%s: %s needs %lld columns, got %lld", op, name, (long long)cols,
-               (long long)y->cols);
+    F8_REQUIRE(y->cols == cols, ESHAPE, "%s: h has %lld columns, %s needs %lld, got %lld", op, (long long)h->cols, name,
+               (long long)cols, (long long)y->cols);
     F8_REQUIRE(y->group_rows == 0, ESHAPE, "%s: %s has %lld rows per expert, expected an activation", op, name,
                (long long)y->group_rows);
     return FP8FLOW_OK;
 }
 
-fp8flow_status f8_swiglu_check_rows(const char *op, const fp8flow_tensor *y, int64_t rows, int64_t cols)
+fp8flow_status f8_swiglu_check_rows(const char *op, const fp8flow_tensor *y, const fp8flow_tensor *h, int64_t cols)
 {
     if (!y) return FP8FLOW_OK;
     F8_TRY(f8_tensor_check(op, "rows", y));
     int fits = y->layout == FP8FLOW_ROWS && (y->scaling == FP8FLOW_UNSCALED || y->scaling == FP8FLOW_ROW128);
     F8_REQUIRE(fits, EINVAL, "%s: rows is %s in %s, expected unscaled or row128 in rows", op,
                f8_scaling_name(y->scaling), f8_layout_name(y->layout));
-    return check_output(op, "rows", y, rows, cols);
+    return check_output(op, "rows", y, h, cols);
 }
 
-fp8flow_status f8_swiglu_check_columns(const char *op, const char *name, const fp8flow_tensor *y, int64_t rows,
-                                       int64_t cols)
+fp8flow_status f8_swiglu_check_columns(const char *op, const char *name, const fp8flow_tensor *y,
+                                       const fp8flow_tensor *h, int64_t cols)
 {
     if (!y) return FP8FLOW_OK;
     F8_TRY(f8_tensor_check(op, name, y));
     int fits = y->layout == FP8FLOW_COLUMNS && (y->scaling == FP8FLOW_TILE128 || y->scaling == FP8FLOW_COL128);
     F8_REQUIRE(fits, EINVAL, "%s: %s is %s in %s, expected tile128 or col128 in columns", op, name,
                f8_scaling_name(y->scaling), f8_layout_name(y->layout));
-    return check_output(op, name, y, rows, cols);
+    return check_output(op, name, y, h, cols);
 }
 
 fp8flow_status fp8flow_swiglu(fp8flow_context *c, const fp8flow_swiglu_args *a)
@@ -52,8 +52,8 @@ fp8flow_status fp8flow_swiglu(fp8flow_context *c, const fp8flow_swiglu_args *a)
     F8_REQUIRE(c && a, EINVAL, "swiglu: NULL context or arguments");
     F8_TRY(f8_swiglu_check_input("swiglu", a->h, a->groups, a->columns ? F8_BLOCK : 1));
     F8_REQUIRE(a->rows || a->columns, EINVAL, "swiglu: rows and columns are both NULL");
-    F8_TRY(f8_swiglu_check_rows("swiglu", a->rows, a->h->rows, a->h->cols / 2));
-    F8_TRY(f8_swiglu_check_columns("swiglu", "columns", a->columns, a->h->rows, a->h->cols / 2));
+    F8_TRY(f8_swiglu_check_rows("swiglu", a->rows, a->h, a->h->cols / 2));
+    F8_TRY(f8_swiglu_check_columns("swiglu", "columns", a->columns, a->h, a->h->cols / 2));
     return F8_RUN(c, swiglu, a);
 }
 
@@ -64,8 +64,8 @@ void f8_swiglu_tile(const fp8flow_tensor *h, const float *gate, f8_place p, f8_t
     for (int64_t r = 0; r < p.span.valid; r++)
         for (int64_t c = 0; c < p.cols; c++) {
             int64_t row = p.span.row + r, col = p.col + c;
-            tile->at[r][c] = f8_swiglu_value(f8_bf16_at(h, row, col), f8_bf16_at(h, row, half + col),
-                                             f8_swiglu_gate(gate, row));
+            tile->at[r][c] =
+                f8_swiglu_value(f8_bf16_at(h, row, col), f8_bf16_at(h, row, half + col), f8_swiglu_gate(gate, row));
         }
 }
 

@@ -48,11 +48,11 @@ uint64_t f8_swiglu_nonfinite(f8_place p, const f8_tile *tile);
 fp8flow_status f8_swiglu_check_input(const char *op, const fp8flow_tensor *h, const fp8flow_groups *groups,
                                      int64_t align);
 
-/* BF16, F32 or ROW128 rows [rows, cols]; NULL y is allowed. */
-fp8flow_status f8_swiglu_check_rows(const char *op, const fp8flow_tensor *y, int64_t rows, int64_t cols);
+/* BF16, F32 or ROW128 rows [h->rows, cols]; NULL y is allowed. */
+fp8flow_status f8_swiglu_check_rows(const char *op, const fp8flow_tensor *y, const fp8flow_tensor *h, int64_t cols);
 
-/* TILE128 or COL128 columns [rows, cols]; NULL y is allowed. */
-fp8flow_status f8_swiglu_check_columns(const char *op, const char *name, const fp8flow_tensor *y, int64_t rows,
-                                       int64_t cols);
+/* TILE128 or COL128 columns [h->rows, cols]; NULL y is allowed. */
+fp8flow_status f8_swiglu_check_columns(const char *op, const char *name, const fp8flow_tensor *y,
+                                       const fp8flow_tensor *h, int64_t cols);
 
 #endif

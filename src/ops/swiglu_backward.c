@@ -16,9 +16,9 @@ fp8flow_status fp8flow_swiglu_backward(fp8flow_context *c, const fp8flow_swiglu_
                "swiglu_backward: dv is [%lld, %lld], h needs [%lld, %lld]", (long long)dv->rows, (long long)dv->cols,
                (long long)h->rows, (long long)h->cols / 2);
     F8_REQUIRE(a->rows || a->columns || a->v_columns || a->dgate, EINVAL, "swiglu_backward: every output is NULL");
-    F8_TRY(f8_swiglu_check_rows("swiglu_backward", a->rows, h->rows, h->cols));
-    F8_TRY(f8_swiglu_check_columns("swiglu_backward", "columns", a->columns, h->rows, h->cols));
-    F8_TRY(f8_swiglu_check_columns("swiglu_backward", "v_columns", a->v_columns, h->rows, h->cols / 2));
+    F8_TRY(f8_swiglu_check_rows("swiglu_backward", a->rows, h, h->cols));
+    F8_TRY(f8_swiglu_check_columns("swiglu_backward", "columns", a->columns, h, h->cols));
+    F8_TRY(f8_swiglu_check_columns("swiglu_backward", "v_columns", a->v_columns, h, h->cols / 2));
     return F8_RUN(c, swiglu_backward, a);
 }
 

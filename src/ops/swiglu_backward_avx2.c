@@ -66,8 +66,7 @@ static void store_gradient(const fp8flow_swiglu_backward_args *a, f8_span span, 
 
 static void copy_columns(const f8_tile *from, int64_t from_col, f8_tile *to, int64_t to_col, int64_t cols)
 {
-    for (int r = 0; r < F8_BLOCK; r++)
-        memcpy(&to->at[r][to_col], &from->at[r][from_col], (size_t)cols * sizeof(float));
+    for (int r = 0; r < F8_BLOCK; r++) memcpy(&to->at[r][to_col], &from->at[r][from_col], (size_t)cols * sizeof(float));
 }
 
 /* Store what chunk p completes, when F is not a multiple of 128. */

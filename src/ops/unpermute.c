@@ -7,8 +7,9 @@
 static fp8flow_status check_bf16(const char *name, const fp8flow_tensor *t)
 {
     F8_TRY(f8_tensor_check("unpermute", name, t));
-    F8_REQUIRE(t->dtype == FP8FLOW_BF16 && t->layout == FP8FLOW_ROWS, EINVAL, "unpermute: %s is %s in %s, expected bf16 rows",
-               name, f8_dtype_name(t->dtype), f8_layout_name(t->layout));
+    F8_REQUIRE(t->dtype == FP8FLOW_BF16 && t->layout == FP8FLOW_ROWS, EINVAL,
+               "unpermute: %s is %s in %s, expected bf16 rows", name, f8_dtype_name(t->dtype),
+               f8_layout_name(t->layout));
     F8_REQUIRE(t->group_rows == 0, ESHAPE, "unpermute: %s has %lld rows per expert, expected an activation", name,
                (long long)t->group_rows);
     return FP8FLOW_OK;

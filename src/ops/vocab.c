@@ -39,7 +39,8 @@ fp8flow_status f8_ref_embed(fp8flow_context *c, const fp8flow_embed_args *a)
     int64_t num_tokens = a->y->rows;
     size_t bytes = (size_t)a->y->cols * sizeof(uint16_t);
     if (bytes == 0) return FP8FLOW_OK;
-#pragma omp parallel for schedule(static) num_threads(f8_threads_for(c, num_tokens * a->y->cols))
+    int64_t work = num_tokens * a->y->cols;
+#pragma omp parallel for schedule(static) num_threads(f8_threads_for(c, work))
     for (int64_t t = 0; t < num_tokens; t++) memcpy(f8_bf16_row(a->y, t), f8_bf16_row(a->table, a->ids[t]), bytes);
     return FP8FLOW_OK;
 }

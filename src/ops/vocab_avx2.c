@@ -54,16 +54,12 @@ static float largest_logit(const logit_row *row)
     return result;
 }
 
-/* sum of exp(logit - largest). f8v_exp never gives 0, so missing lanes are masked out. */
+/* sum of exp(logit - largest). Lanes beyond the end add e^-87.3 each (f8v_exp's least value): nothing to a sum >= 1. */
 static double exponential_sum(const logit_row *row, __m256 largest)
 {
-    const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     __m256d low = _mm256_setzero_pd(), high = _mm256_setzero_pd();
     for (int64_t col = 0; col < row->count; col += 8) {
         __m256 e = f8v_exp(_mm256_sub_ps(load(row, col), largest));
-        int64_t left = row->count - col;
-        if (left < 8)
-            e = _mm256_and_ps(e, _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32((int)left), lanes)));
         low = _mm256_add_pd(low, _mm256_cvtps_pd(_mm256_castps256_ps128(e)));
         high = _mm256_add_pd(high, _mm256_cvtps_pd(_mm256_extractf128_ps(e, 1)));
     }
@@ -90,7 +86,8 @@ fp8flow_status f8_avx2_cross_entropy(fp8flow_context *c, const fp8flow_cross_ent
 {
     enum { OPERATIONS = 8 }; /* two exponentials */
     int64_t num_tokens = a->logits->rows, vocabulary = a->logits->cols;
-#pragma omp parallel for schedule(static) num_threads(f8_threads_for(c, num_tokens *vocabulary *OPERATIONS))
+    int64_t work = num_tokens * vocabulary * OPERATIONS;
+#pragma omp parallel for schedule(static) num_threads(f8_threads_for(c, work))
     for (int64_t t = 0; t < num_tokens; t++) {
         logit_row row = { NULL, NULL, vocabulary };
         if (a->logits->dtype == FP8FLOW_F32) row.f32 = f8_f32_row(a->logits, t);
@@ -107,7 +104,8 @@ fp8flow_status f8_avx2_embed_backward(fp8flow_context *c, const fp8flow_embed_ba
 {
     enum { SLICE = 64 }; /* columns; a multiple of a cache line of dtable */
     int64_t num_tokens = a->dy->rows, width = a->dy->cols, num_slices = f8_ceil_div(width, SLICE);
-#pragma omp parallel for schedule(static) num_threads(f8_threads_for(c, num_tokens *width))
+    int64_t work = num_tokens * width;
+#pragma omp parallel for schedule(static) num_threads(f8_threads_for(c, work))
     for (int64_t slice = 0; slice < num_slices; slice++) {
         int64_t first = slice * SLICE, last = first + SLICE < width ? first + SLICE : width;
         for (int64_t t = 0; t < num_tokens; t++) {

@@ -1,0 +1,291 @@
+/* test_optimizer.c - adamw and square_sum: FP64 bounds, the same bits for any number of threads and any cut. */
+#include "support.h"
+
+enum { NUM_CONTEXTS = 4 };
+
+/* Reference, CPU with one, two and three threads. */
+static fp8flow_context *make_numbered_context(int i)
+{
+    return make_context(i == 0 ? FP8FLOW_REFERENCE : FP8FLOW_CPU, i == 0 ? 1 : i);
+}
+
+/* ---- square_sum ---- */
+
+static void test_square_sum_is_within_its_bound(void **state)
+{
+    (void)state;
+    static const int64_t counts[] = { 0, 1, 7, 8, 4095, 4096, 4097, 12288, 300001 };
+    for (size_t s = 0; s < sizeof counts / sizeof counts[0]; s++) {
+        int64_t count = counts[s];
+        float *x = poisoned(count * 4);
+        long double expected = 0.0L; /* 64 bits of mantissa: the judge of FP64 sums */
+        for (int64_t i = 0; i < count; i++) {
+            x[i] = test_value(DATA_OUTLIERS, 1, i / 100, i % 100);
+            expected += (long double)x[i] * (long double)x[i];
+        }
+        double sum[NUM_CONTEXTS], bound = (double)expected * (4096.0 + (double)count / 4096.0) * 0x1p-53;
+        for (int i = 0; i < NUM_CONTEXTS; i++) {
+            fp8flow_context *c = make_numbered_context(i);
+            fp8flow_square_sum_args args = { count, x, &sum[i] };
+            assert_ok(fp8flow_square_sum(c, &args));
+            assert_true(fabs((double)(sum[i] - expected)) <= bound);
+            if (i > 1) assert_memory_equal(&sum[1], &sum[i], sizeof sum[1]);
+            fp8flow_context_destroy(c);
+        }
+        free(x);
+    }
+}
+
+static void test_square_sum_shows_every_bad_value(void **state)
+{
+    (void)state;
+    float x[5000] = { 0 };
+    for (int i = 0; i < 2; i++)
+        for (int at = 0; at < 5000; at += 1249) {
+            fp8flow_context *c = make_numbered_context(i);
+            double sum = 0.0;
+            fp8flow_square_sum_args args = { 5000, x, &sum };
+            x[at] = NAN;
+            assert_ok(fp8flow_square_sum(c, &args));
+            assert_true(sum != sum);
+            x[at] = 3e38f; /* its square is beyond FP32 */
+            assert_ok(fp8flow_square_sum(c, &args));
+            assert_true(sum == (double)3e38f * (double)3e38f);
+            x[at] = 0.0f;
+            fp8flow_context_destroy(c);
+        }
+}
+
+/* ---- adamw ---- */
+
+typedef struct {
+    int64_t count;
+    float *master, *m, *v, *grad;
+    uint16_t *weight;
+} state_arrays;
+
+static state_arrays make_arrays(int64_t count)
+{
+    state_arrays s = {
+        count, poisoned(count * 4), poisoned(count * 4), poisoned(count * 4), poisoned(count * 4), poisoned(count * 2)
+    };
+    for (int64_t i = 0; i < count; i++) {
+        s.master[i] = 0.1f * f8_normal(1, 1, (uint64_t)i);
+        s.m[i] = s.v[i] = 0.0f;
+    }
+    return s;
+}
+
+static void free_arrays(state_arrays *s)
+{
+    free(s->master);
+    free(s->m);
+    free(s->v);
+    free(s->grad);
+    free(s->weight);
+}
+
+static void fill_gradient(state_arrays *s, uint64_t step)
+{
+    for (int64_t i = 0; i < s->count; i++)
+        s->grad[i] = i % 11 == 3 ? 0.0f : test_value(DATA_HEAVY_TAILED, step, i / 16, i % 16) * 1e-3f;
+}
+
+static fp8flow_adamw_args adamw_args(const state_arrays *s, int64_t step)
+{
+    return (fp8flow_adamw_args){ .count = s->count,
+                                 .master = s->master,
+                                 .m = s->m,
+                                 .v = s->v,
+                                 .grad = s->grad,
+                                 .weight = s->weight,
+                                 .lr = 3e-3f,
+                                 .beta1 = 0.99f,
+                                 .beta2 = 0.999f,
+                                 .eps = 1e-8f,
+                                 .weight_decay = 0.1f,
+                                 .grad_scale = 0.7f,
+                                 .step = step };
+}
+
+static void assert_within(double value, double expected, double magnitude)
+{
+    if (!(fabs(value - expected) <= 0x1p-20 * magnitude))
+        fail_msg("%.9g, expected %.9g within 2^-20 of %.3g", value, expected, magnitude);
+}
+
+/* Every element of `after` against an FP64 step from `before`. */
+static void check_step(const state_arrays *before, const state_arrays *after, const fp8flow_adamw_args *a)
+{
+    double beta1 = (double)a->beta1, beta2 = (double)a->beta2, lr = (double)a->lr, decay = (double)a->weight_decay;
+    double correction1 = 1.0 - pow(beta1, (double)a->step), correction2 = 1.0 - pow(beta2, (double)a->step);
+    for (int64_t i = 0; i < after->count; i++) {
+        double g = (double)a->grad[i] * (double)a->grad_scale, w = (double)before->master[i];
+        double m0 = beta1 * (double)before->m[i], m1 = (1.0 - beta1) * g, m = m0 + m1;
+        double v = beta2 * (double)before->v[i] + (1.0 - beta2) * g * g;
+        double root = sqrt(v / correction2) + (double)a->eps;
+        double master = w - lr * (m / correction1 / root + decay * w);
+        double update_terms = lr * (fabs(m0) + fabs(m1)) / correction1 / root;
+        assert_within((double)after->m[i], m, fabs(m0) + fabs(m1));
+        assert_within((double)after->v[i], v, v);
+        assert_within((double)after->master[i], master, fabs(w) + update_terms + fabs(lr * decay * w));
+        assert_int_equal(after->weight[i], f8_bf16_encode(after->master[i]));
+    }
+}
+
+static void test_adamw_is_within_its_bound(void **state)
+{
+    (void)state;
+    static const int64_t counts[] = { 0, 1, 7, 8, 9, 1003 };
+    for (size_t s = 0; s < sizeof counts / sizeof counts[0]; s++)
+        for (int context = 0; context < 2; context++) {
+            fp8flow_context *c = make_numbered_context(context);
+            state_arrays before = make_arrays(counts[s]), after = make_arrays(counts[s]);
+            for (int64_t step = 1; step <= 20; step++) {
+                memcpy(before.master, after.master, (size_t)counts[s] * 4);
+                memcpy(before.m, after.m, (size_t)counts[s] * 4);
+                memcpy(before.v, after.v, (size_t)counts[s] * 4);
+                fill_gradient(&after, (uint64_t)step);
+                fp8flow_adamw_args args = adamw_args(&after, step == 20 ? 100000 : step);
+                assert_ok(fp8flow_adamw(c, &args));
+                check_step(&before, &after, &args);
+            }
+            free_arrays(&before);
+            free_arrays(&after);
+            fp8flow_context_destroy(c);
+        }
+}
+
+static void assert_same_arrays(const state_arrays *a, const state_arrays *b)
+{
+    assert_memory_equal(a->master, b->master, (size_t)a->count * 4);
+    assert_memory_equal(a->m, b->m, (size_t)a->count * 4);
+    assert_memory_equal(a->v, b->v, (size_t)a->count * 4);
+    assert_memory_equal(a->weight, b->weight, (size_t)a->count * 2);
+}
+
+static fp8flow_adamw_args part_of(fp8flow_adamw_args a, int64_t first, int64_t count)
+{
+    a.count = count;
+    a.master += first;
+    a.m += first;
+    a.v += first;
+    a.grad += first;
+    a.weight += first;
+    return a;
+}
+
+/* Threads, and the way parameters are cut into calls (sharded optimiser states), must not change a bit. */
+static void test_adamw_is_the_same_for_any_threads_and_any_cut(void **state)
+{
+    (void)state;
+    enum { COUNT = 20011 };
+    for (int backend = 0; backend < 2; backend++) {
+        state_arrays whole = make_arrays(COUNT), threads = make_arrays(COUNT), parts = make_arrays(COUNT);
+        fp8flow_context *one = make_numbered_context(backend), *three = make_numbered_context(backend ? 3 : 0);
+        for (int64_t step = 1; step <= 3; step++) {
+            fill_gradient(&whole, (uint64_t)step);
+            fill_gradient(&threads, (uint64_t)step);
+            fill_gradient(&parts, (uint64_t)step);
+            fp8flow_adamw_args a = adamw_args(&whole, step), b = adamw_args(&threads, step),
+                               p = adamw_args(&parts, step);
+            assert_ok(fp8flow_adamw(one, &a));
+            assert_ok(fp8flow_adamw(three, &b));
+            for (int64_t first = 0; first < COUNT; first += 1237) {
+                fp8flow_adamw_args part = part_of(p, first, COUNT - first < 1237 ? COUNT - first : 1237);
+                assert_ok(fp8flow_adamw(one, &part));
+            }
+        }
+        assert_same_arrays(&whole, &threads);
+        assert_same_arrays(&whole, &parts);
+        free_arrays(&whole);
+        free_arrays(&threads);
+        free_arrays(&parts);
+        fp8flow_context_destroy(one);
+        fp8flow_context_destroy(three);
+    }
+}
+
+/* Decoupled: the decay must not pass through the moments, and acts without a gradient. */
+static void test_adamw_weight_decay_is_decoupled(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        fp8flow_context *c = make_numbered_context(i);
+        float master = 2.0f, m = 0.0f, v = 0.0f, grad = 0.0f;
+        fp8flow_adamw_args args = { 1, &master, &m, &v, &grad, NULL, 0.5f, 0.9f, 0.99f, 1e-8f, 0.25f, 1.0f, 1 };
+        assert_ok(fp8flow_adamw(c, &args));
+        assert_true(master == 2.0f - 0.5f * 0.25f * 2.0f && m == 0.0f && v == 0.0f);
+        /* The first step moves by lr, whatever the size of the gradient. */
+        args.weight_decay = 0.0f;
+        grad = -1e-4f;
+        master = 1.0f;
+        assert_ok(fp8flow_adamw(c, &args));
+        assert_true(fabs((double)master - 1.5) < 1e-3);
+        fp8flow_context_destroy(c);
+    }
+}
+
+/* 1 - beta^step of a beta near 1 has few bits left in FP32; the second moment stands alone here (eps 0, m 1). */
+static void test_adamw_bias_corrections_keep_their_bits(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 2; i++)
+        for (int64_t step = 2; step < 40; step++) {
+            fp8flow_context *c = make_numbered_context(i);
+            float master = 0.0f, m = 1.0f, v = 1.0f, grad = 0.0f;
+            fp8flow_adamw_args args = {
+                1, &master, &m, &v, &grad, NULL, 1.0f, 0.999f, 0.9995f, 0.0f, 0.0f, 1.0f, step
+            };
+            assert_ok(fp8flow_adamw(c, &args));
+            double beta1 = (double)args.beta1, beta2 = (double)args.beta2;
+            double first = beta1 / (1.0 - pow(beta1, (double)step)), second = beta2 / (1.0 - pow(beta2, (double)step));
+            assert_within((double)master, -first / sqrt(second), first / sqrt(second));
+            fp8flow_context_destroy(c);
+        }
+}
+
+static void test_optimizer_bad_arguments_are_named(void **state)
+{
+    (void)state;
+    fp8flow_context *c = make_context(FP8FLOW_CPU, 1);
+    state_arrays arrays = make_arrays(4);
+    fill_gradient(&arrays, 1);
+    fp8flow_adamw_args args = adamw_args(&arrays, 0);
+    assert_fails(fp8flow_adamw(c, &args), FP8FLOW_EINVAL, "step is 0");
+    args = adamw_args(&arrays, 1);
+    args.beta2 = 1.0f;
+    assert_fails(fp8flow_adamw(c, &args), FP8FLOW_EINVAL, "beta2 is 1");
+    args = adamw_args(&arrays, 1);
+    args.beta1 = NAN;
+    assert_fails(fp8flow_adamw(c, &args), FP8FLOW_EINVAL, "beta1 is nan");
+    args = adamw_args(&arrays, 1);
+    args.v = NULL;
+    assert_fails(fp8flow_adamw(c, &args), FP8FLOW_EINVAL, "v is NULL, count is 4");
+    args.count = -3;
+    assert_fails(fp8flow_adamw(c, &args), FP8FLOW_EINVAL, "count is -3");
+    args = adamw_args(&arrays, 1);
+    args.lr = INFINITY;
+    assert_fails(fp8flow_adamw(c, &args), FP8FLOW_EINVAL, "lr is inf");
+    double sum;
+    fp8flow_square_sum_args square = { 3, NULL, &sum };
+    assert_fails(fp8flow_square_sum(c, &square), FP8FLOW_EINVAL, "x is NULL, count is 3");
+    square.sum = NULL;
+    assert_fails(fp8flow_square_sum(c, &square), FP8FLOW_EINVAL, "sum is NULL");
+    free_arrays(&arrays);
+    fp8flow_context_destroy(c);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_square_sum_is_within_its_bound),
+        cmocka_unit_test(test_square_sum_shows_every_bad_value),
+        cmocka_unit_test(test_adamw_is_within_its_bound),
+        cmocka_unit_test(test_adamw_is_the_same_for_any_threads_and_any_cut),
+        cmocka_unit_test(test_adamw_weight_decay_is_decoupled),
+        cmocka_unit_test(test_adamw_bias_corrections_keep_their_bits),
+        cmocka_unit_test(test_optimizer_bad_arguments_are_named),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
