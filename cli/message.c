@@ -1,7 +1,6 @@
 /* message.c - one-line errors, the state of stdout, and numbers for people. See cli.h. */
 #include "cli.h"
 
-#include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>

@@ -309,6 +309,7 @@ static void describe_range(const cli_option *option, const void *values, char *t
 {
     const void *field = (const char *)values + option->field;
     char name[NAME_MAX_BYTES];
+    const char *default_text;
     size_t used;
     text[0] = '\0';
     switch (option->kind) {
@@ -332,8 +333,9 @@ static void describe_range(const cli_option *option, const void *values, char *t
         return;
     case CLI_STRING:
     case CLI_OPERAND:
+        default_text = *(const char *const *)field;
         if (option->required) snprintf(text, size, "required");
-        else if (*(const char *const *)field) snprintf(text, size, "default %s", *(const char *const *)field);
+        else if (default_text && *default_text) snprintf(text, size, "default %s", default_text);
         return;
     case CLI_FLAG:
     case CLI_HEADING: return;

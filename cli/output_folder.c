@@ -65,9 +65,9 @@ static int create(cli_output_folder *folder, const cli_command *command)
     struct stat status;
     if (mkdir(folder->path, 0777) == 0) folder->is_created = 1;
     else if (errno != EEXIST)
-        return cli_fail(command, "--output: %s: %s", cli_quote(quoted, folder->path), strerror(errno));
+        return cli_fail(command, "output folder %s: %s", cli_quote(quoted, folder->path), strerror(errno));
     else if (stat(folder->path, &status) != 0 || !S_ISDIR(status.st_mode))
-        return cli_fail(command, "--output: %s is not a folder", cli_quote(quoted, folder->path));
+        return cli_fail(command, "output folder %s is not a folder", cli_quote(quoted, folder->path));
     return CLI_DONE;
 }
 
@@ -77,18 +77,18 @@ int cli_output_folder_take(cli_output_folder *folder, const cli_command *command
     *folder = (cli_output_folder){ .path = path, .descriptor = -1 };
     cli_quote(quoted, path);
     if (snprintf(folder->lock_path, sizeof folder->lock_path, "%s/lock", path) >= (int)sizeof folder->lock_path)
-        return cli_fail(command, "--output: %s: %s", quoted, strerror(ENAMETOOLONG));
+        return cli_fail(command, "output folder %s: %s", quoted, strerror(ENAMETOOLONG));
     int code = create(folder, command);
     if (code != CLI_DONE) return code;
     int error = lock(folder);
     if (error == EWOULDBLOCK) {
         long owner = read_owner(folder->lock_path);
-        if (owner > 0) return cli_fail(command, "--output: %s is in use by process %ld", quoted, owner);
-        return cli_fail(command, "--output: %s is in use by another process", quoted);
+        if (owner > 0) return cli_fail(command, "output folder %s is in use by process %ld", quoted, owner);
+        return cli_fail(command, "output folder %s is in use by another process", quoted);
     }
     if (error) {
         cli_output_folder_release(folder);
-        return cli_fail(command, "--output: %s: %s", quoted, strerror(error));
+        return cli_fail(command, "output folder %s: %s", quoted, strerror(error));
     }
     write_owner(folder->descriptor);
     return CLI_DONE;

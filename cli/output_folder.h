@@ -16,7 +16,7 @@ typedef struct {
     int is_created; /* by us */
 } cli_output_folder;
 
-/* CLI_DONE, or an exit code with the error printed ("run: in use by process 123"). */
+/* CLI_DONE, or an exit code with the error printed (output folder "run" is in use by process 123). */
 int cli_output_folder_take(cli_output_folder *folder, const cli_command *command, const char *path);
 
 /* Also after a failed take. */

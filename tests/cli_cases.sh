@@ -1,0 +1,377 @@
+#!/bin/sh
+# cli_cases.sh - wrong and hostile uses of the program: tests/cli_cases.sh path/to/fp8flow (or FP8FLOW=path).
+#
+# Every case states the exit code and a part of the message. It must also give exactly one line on stderr that begins
+# with "fp8flow", nothing on stdout, no trace of a crash or a sanitizer, and leave the folder as it was. One line for
+# each failing case; the last line counts. The cases at the end train for a few steps: signals, lock, lost readers.
+set -u
+program=${1:-${FP8FLOW:-build/release/fp8flow}}
+case $program in /*) ;; *) program=$PWD/$program ;; esac
+[ -x "$program" ] || {
+    echo "cli_cases: $program is not a program" >&2
+    exit 2
+}
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}"
+
+root=$(mktemp -d) || exit 2
+# Not `trap - EXIT`: a case may be interrupted.
+owner=
+trap '[ -n "$owner" ] && kill -KILL "$owner" 2>/dev/null; chmod -R u+rwx "$root"; rm -rf "$root"' EXIT
+trap 'exit 130' INT TERM
+logs=$root/logs
+work=$root/work
+mkdir "$logs" "$work"
+cd "$work" || exit 2
+
+# What the cases find in their folder.
+awk 'BEGIN { for (i = 0; i < 4000; i++) print "line", i, "of a text that is long enough to train on" }' >text.txt
+: >empty.txt
+mkdir folder folder/inner locked
+printf 'x' >tiny.txt
+printf '{' >open.json
+printf '{"hidden_size": -1}' >negative.json
+printf '{"hidden_size": 1e18, "num_experts": 4}' >huge.json
+printf '[1, 2]' >array.json
+awk 'BEGIN { for (i = 0; i < 3000; i++) printf "[" }' >deep.json
+printf 'not json at all\n' >words.json
+head -c 4096 /dev/zero >zeros.json
+ln -s loop.txt loop.txt
+mkfifo pipe
+mkdir -p fake-run/step-00000007 torn/step-00000003
+: >fake-run/step-00000007/COMPLETE
+chmod 555 locked
+
+find . | sort >"$root/names"
+
+passed=0
+failed=0
+ok()
+{
+    passed=$((passed + 1))
+}
+wrong() # name reason
+{
+    failed=$((failed + 1))
+    echo "FAILED $1: $2"
+}
+
+# New names, and files that were written to. A lock that came and went may change the time of a folder.
+files_here()
+{
+    {
+        find . | sort | comm -13 "$root/names" -
+        find . -type f -newer "$logs/start"
+    } | sort -u
+}
+
+# Everything that must hold after a run whatever its exit code was.
+check_clean() # name
+{
+    if grep -qE 'Sanitizer|runtime error:|Segmentation|Assertion|core dumped|stack smashing' "$logs/err"; then
+        wrong "$1" "crash: $(head -n 1 "$logs/err")"
+    elif [ -n "$(files_here)" ]; then
+        wrong "$1" "left $(files_here | tr '\n' ' ')"
+        files_here | while read -r file; do rm -rf "$file"; done
+    else
+        return 0
+    fi
+    return 1
+}
+
+# refuse NAME CODES TEXT ARGUMENT...: CODES is 2, or 1|2, TEXT a part of the message.
+refuse()
+{
+    name=$1 codes=$2 text=$3
+    shift 3
+    : >"$logs/start"
+    timeout -k 5 60 "$program" "$@" <"${input:-/dev/null}" >"$logs/out" 2>"$logs/err"
+    code=$?
+    check_clean "$name" || return
+    lines=$(wc -l <"$logs/err")
+    message=$(cut -c 1-160 "$logs/err" | head -n 1)
+    if ! echo "$code" | grep -qxE "$codes"; then wrong "$name" "exit $code instead of $codes; $message"
+    elif [ "$lines" -ne 1 ]; then wrong "$name" "$lines lines on stderr; $message"
+    elif [ "$(wc -c <"$logs/err")" -gt 1200 ]; then wrong "$name" "a line of $(wc -c <"$logs/err") bytes"
+    elif ! grep -q '^fp8flow' "$logs/err"; then wrong "$name" "message: $message"
+    elif ! grep -qF -- "$text" "$logs/err"; then wrong "$name" "no \"$text\" in: $message"
+    elif [ -s "$logs/out" ]; then wrong "$name" "stdout: $(head -n 1 "$logs/out")"
+    else ok; fi
+}
+
+# accept NAME TEXT ARGUMENT...: exit 0, TEXT on stdout, nothing on stderr.
+accept()
+{
+    name=$1 text=$2
+    shift 2
+    : >"$logs/start"
+    timeout -k 5 60 "$program" "$@" </dev/null >"$logs/out" 2>"$logs/err"
+    code=$?
+    check_clean "$name" || return
+    if [ $code -ne 0 ]; then wrong "$name" "exit $code; $(head -n 1 "$logs/err")"
+    elif [ -s "$logs/err" ]; then wrong "$name" "stderr: $(head -n 1 "$logs/err")"
+    elif ! grep -qF -- "$text" "$logs/out"; then wrong "$name" "no \"$text\" on stdout"
+    else ok; fi
+}
+
+# Quiet cases, for lost descriptors: `status NAME WANTED GOT`, stderr must be empty.
+status()
+{
+    check_clean "$1" || return
+    if [ "$3" -ne "$2" ]; then wrong "$1" "exit $3 instead of $2; $(head -n 1 "$logs/err")"
+    elif [ -s "$logs/err" ]; then wrong "$1" "stderr: $(head -n 1 "$logs/err")"
+    else ok; fi
+}
+
+# ---- Commands and help ----
+refuse "no command" 2 'no command'
+refuse "unknown command" 2 'unknown command "frobnicate"' frobnicate
+refuse "near command" 2 'did you mean "train"?' trian
+refuse "unknown global option" 2 'unknown option "--quiet"' --quiet
+refuse "empty command" 2 'unknown command ""' ''
+refuse "help of an unknown command" 2 'unknown command "nothing"' help nothing
+accept "help" 'Usage: fp8flow COMMAND' --help
+accept "help command" 'Usage: fp8flow COMMAND' help
+accept "version" 'fp8flow ' --version
+for command in train generate compare inspect bench doctor; do
+    accept "help $command" "Usage: fp8flow $command" help "$command"
+    accept "$command --help" "Usage: fp8flow $command" "$command" --help
+    refuse "$command unknown flag" 2 'unknown option "--frobnicate"' "$command" --frobnicate
+    refuse "$command short flag" 2 'unknown option "-x"' "$command" -x
+done
+
+# ---- Option syntax ----
+refuse "near option" 2 'did you mean --steps?' train --stesp 3
+refuse "missing value at the end" 2 '--steps needs a value' train --data text.txt --steps
+refuse "missing value before an option" 2 '--data needs a value' train --data --steps 3
+refuse "empty value" 2 '--data: an empty value' train --data=
+refuse "flag with a value" 2 '--json takes no value' doctor --json=yes
+refuse "stray argument" 2 'unexpected argument "text.txt"' train text.txt
+refuse "stray argument behind --" 2 'unexpected argument "--steps"' train --data text.txt -- --steps
+refuse "control bytes in an option" 2 'unknown option' train "$(printf -- '--st\033[31m\npes')"
+# shellcheck disable=SC2046
+refuse "too many lists" 2 'more than 256' train $(awk 'BEGIN { for (i = 0; i < 300; i++) print "--data=text.txt" }')
+
+# ---- Numbers ----
+refuse "negative steps" 2 '--steps: "-1" is not in 1 .. 1000000000' train --data text.txt --steps=-1
+refuse "zero steps" 2 '--steps: "0" is not in' train --data text.txt --steps 0
+refuse "word for a number" 2 '--steps: "ten" is not a whole number' train --data text.txt --steps ten
+refuse "trailing junk" 2 '--steps: "10x" is not a whole number' train --data text.txt --steps 10x
+refuse "fraction for a whole number" 2 '"1.5" is not a whole number' train --data text.txt --batch 1.5
+refuse "blank before a number" 2 '" 1" is not a whole number' train --data text.txt --batch ' 1'
+refuse "hexadecimal" 2 '"0x10" is not a whole number' train --data text.txt --batch 0x10
+refuse "beyond 64 bits" 2 'is not in' train --data text.txt --steps 99999999999999999999999
+refuse "wraps to 1 in 64 bits" 2 'is not in' train --data text.txt --steps 18446744073709551617
+refuse "wraps to 1 in 32 bits" 2 'is not in 1 .. 256' train --data text.txt --ranks 4294967297
+refuse "seed beyond 64 bits" 2 '--seed:' train --data text.txt --seed 9223372036854775808
+refuse "suffix overflows" 2 'is not in' train --data text.txt --steps 9999999999999999G
+refuse "too many ranks" 2 '"257" is not in 1 .. 256' train --data text.txt --ranks 257
+refuse "not a number" 2 '--lr: "nan" is not a number' train --data text.txt --lr nan
+refuse "infinite" 2 '--lr: "inf" is not a number' train --data text.txt --lr inf
+refuse "real overflow" 2 '--lr: "1e999" is not in' train --data text.txt --lr 1e999
+refuse "negative rate" 2 '--lr: "-1" is not in' train --data text.txt --lr -1
+refuse "comma for a point" 2 '--lr: "0,1" is not a number' train --data text.txt --lr 0,1
+refuse "beta of one" 2 '--beta1: "1" is not in' train --data text.txt --beta1 1
+refuse "sequence of one token" 2 '"1" is not in' train --data text.txt --sequence-length 1
+refuse "zero tokens to generate" 2 '--max-tokens: "0" is not in' generate --checkpoint folder --max-tokens 0
+refuse "comparison of no seed" 2 '--seeds: "0" is not in' compare --data text.txt --seeds 0
+refuse "layer of one column" 2 '--hidden: "1" is not in' inspect --hidden 1
+refuse "bench repeats of zero" 2 '--repeat: "0" is not in' bench --repeat 0
+
+# ---- Names ----
+refuse "unknown checkpointing" 2 'is not one of none|moe_expert|full' train --data text.txt --checkpointing some
+refuse "unknown backend" 2 'is not one of cpu|reference' train --data text.txt --backend cuda
+refuse "unknown recipe" 2 'flow' train --data text.txt --recipe fp4
+refuse "unknown variant of a recipe" 2 'fp8flow train:' train --data text.txt --recipe flow+nonsense
+refuse "recipe in a comparison" 2 'fp8flow compare:' compare --data text.txt --recipes flow,fp4
+refuse "empty name in a list" 2 'empty' compare --data text.txt --recipes flow,,bf16
+refuse "recipe to inspect" 2 'fp8flow inspect:' inspect --recipe fp4
+refuse "unknown model" '1|2' 'fp8flow train:' train --data text.txt --model no-such-model
+
+# ---- Long and odd arguments (one argument may have 128 KiB on Linux; a megabyte comes in pieces) ----
+long=$(awk 'BEGIN { for (i = 0; i < 120000; i++) printf "x" }')
+refuse "long option" 2 'unknown option "--xxx' train "--$long"
+refuse "long number" 2 'is not a whole number' train --data text.txt "--steps=$long"
+refuse "long digits" 2 'is not in' train --data text.txt "--steps=$(echo "$long" | tr x 9)"
+refuse "long command" 2 'unknown command "xxx' "$long"
+refuse "long path of data" '1|2' 'fp8flow train:' train --data "$long"
+refuse "long path of output" 1 'output folder' train --data text.txt --output "$long"
+# shellcheck disable=SC2046
+refuse "a megabyte of arguments" 2 'unexpected argument' bench one $(awk 'BEGIN {
+    for (i = 0; i < 10; i++) { for (j = 0; j < 100000; j++) printf "y"; print "" } }')
+
+# ---- Data ----
+refuse "no data" 2 '--data is missing' train
+refuse "missing file" '1|2' 'no-such-file' train --data no-such-file
+refuse "missing file of a comparison" '1|2' 'no-such-file' compare --data no-such-file --steps 1 --recipes flow
+refuse "no data for a comparison" 2 '--data is missing' compare
+refuse "no data for the numerics" 2 'data' inspect --numerics
+refuse "one missing of two" '1|2' 'no-such-file' train --data text.txt --data no-such-file
+refuse "empty file" '1|2' 'fp8flow train:' train --data empty.txt
+refuse "too little text" '1|2' 'fp8flow train:' train --data tiny.txt
+refuse "empty folder" '1|2' 'folder' train --data folder
+refuse "link to itself" '1|2' 'fp8flow train:' train --data loop.txt
+refuse "missing data, output given" '1|2' 'no-such-file' train --data no-such-file --output run
+
+# ---- Configuration ----
+refuse "missing configuration" '1|2' 'no-such.json' train --data text.txt --model ./no-such.json
+for file in open negative huge array deep words zeros; do
+    refuse "configuration $file" '1|2' 'fp8flow train:' train --data text.txt --model "./$file.json"
+done
+refuse "folder as configuration" '1|2' 'fp8flow train:' train --data text.txt --model ./folder
+refuse "bad configuration, output given" '1|2' 'fp8flow train:' train --data text.txt --model ./open.json --output run
+refuse "batch not divisible" 2 'batch' train --data text.txt --batch 3 --micro-batch 2
+
+# ---- Folders and checkpoints ----
+refuse "output in a missing folder" 1 'No such file' train --data text.txt --output missing/run
+refuse "output below a file" 1 'output folder' train --data text.txt --output text.txt/run
+refuse "output is a file" 1 'is not a folder' train --data text.txt --output text.txt
+refuse "output in /proc" 1 'output folder' train --data text.txt --output /proc/fp8flow-run
+refuse "comparison in a missing folder" 1 'No such file' compare --data text.txt --out missing/study
+refuse "comparison into a file" 1 'is not a folder' compare --data text.txt --out text.txt
+if [ "$(id -u)" -ne 0 ]; then
+    refuse "output is read-only" 1 'denied' train --data text.txt --output locked
+    refuse "output in a read-only folder" 1 'denied' train --data text.txt --output locked/run
+fi
+refuse "output of another run" 2 'holds checkpoints' train --data text.txt --output fake-run
+refuse "resume from nothing" '1|2' 'no-such-run' train --data text.txt --resume no-such-run
+refuse "resume from an empty folder" '1|2' 'folder' train --data text.txt --resume folder
+refuse "resume from a file" '1|2' 'fp8flow train:' train --data text.txt --resume text.txt
+refuse "resume from a torn checkpoint" '1|2' 'fp8flow train:' train --data text.txt --resume torn
+refuse "generate without checkpoint" 2 '--checkpoint is missing' generate --prompt x
+refuse "generate from nothing" '1|2' 'no-such-run' generate --checkpoint no-such-run --prompt x
+refuse "generate from an empty folder" '1|2' 'fp8flow generate:' generate --checkpoint folder --prompt x
+refuse "generate from a file" '1|2' 'fp8flow generate:' generate --checkpoint text.txt --prompt x
+refuse "generate from a torn checkpoint" '1|2' 'fp8flow generate:' generate --checkpoint torn --prompt x
+head -c 2000000 /dev/zero >"$logs/zeros"
+input=$logs/zeros
+refuse "prompt too long" 1 'longer than 1 MiB' generate --checkpoint folder --prompt -
+input=$work/folder
+refuse "prompt unreadable" 1 'standard input' generate --checkpoint folder --prompt -
+input=
+
+# ---- Lost descriptors ----
+lost() # NAME CODE TEXT: the last run had stdout on a full device
+{
+    check_clean "$1" || return
+    if [ "$code" -ne "$2" ]; then wrong "$1" "exit $code instead of $2"
+    elif ! grep -qF -- "$3" "$logs/err"; then wrong "$1" "stderr: $(head -n 1 "$logs/err")"
+    else ok; fi
+}
+: >"$logs/start"
+for arguments in --help --version 'help train' doctor 'doctor --json'; do
+    # shellcheck disable=SC2086
+    "$program" $arguments >&- 2>"$logs/err"
+    status "$arguments, stdout closed" 1 $?
+    # shellcheck disable=SC2086
+    "$program" $arguments >/dev/full 2>"$logs/err"
+    code=$?
+    lost "$arguments, stdout full" 1 'standard output'
+    # shellcheck disable=SC2086
+    { (sleep 0.2; exec "$program" $arguments; ) 2>"$logs/err"; echo $? >"$logs/code"; } | :
+    status "$arguments, no reader" 1 "$(cat "$logs/code")"
+done
+: >"$logs/err"
+"$program" train --frobnicate 2>&- >"$logs/out"
+status "wrong usage, stderr closed" 2 $?
+"$program" doctor <&- >"$logs/out" 2>"$logs/err"
+status "stdin closed" 0 $?
+"$program" train --frobnicate <&- >&- 2>&-
+status "everything closed" 2 $?
+LC_ALL=de_DE.UTF-8 LANG=de_DE.UTF-8 "$program" train --data no-such-file --lr 0,1 2>"$logs/err"
+code=$?
+lost "German numbers" 2 'is not a number'
+
+# ---- Runs of a few steps ----
+small='--data text.txt --batch 1 --micro-batch 1 --sequence-length 64 --validate-every 0'
+
+wait_for() # file: until it is there, a minute at most
+{
+    tries=3000
+    while [ ! -s "$1" ] && [ $tries -gt 0 ]; do
+        sleep 0.02
+        tries=$((tries - 1))
+    done
+}
+check() # NAME CONDITION...
+{
+    name=$1
+    shift
+    if "$@"; then ok; else wrong "$name" "$*; $(tail -n 1 "$logs/err" | cut -c 1-120)"; fi
+}
+
+# shellcheck disable=SC2086
+"$program" train $small --steps 1000000 --output run >"$logs/out" 2>"$logs/err" &
+owner=$!
+wait_for run/metrics.jsonl
+# shellcheck disable=SC2086
+"$program" train $small --steps 3 --output run >"$logs/out2" 2>"$logs/err2"
+check "second process on one folder is refused" [ $? -eq 1 ]
+check "the refusal names the owner" grep -q "in use by process $owner\$" "$logs/err2"
+check "the owner's lock stays" [ -e run/lock ]
+kill -TERM $owner
+wait $owner
+check "SIGTERM ends with 0" [ $? -eq 0 ]
+check "SIGTERM saves" [ -n "$(find run -name 'step-*' -type d)" ]
+check "SIGTERM says how to go on" grep -q -- '--resume run' "$logs/out"
+check "the lock goes" [ ! -e run/lock ]
+done_steps=$(wc -l <run/metrics.jsonl)
+printf '{"step": 999' >>run/metrics.jsonl
+# shellcheck disable=SC2086
+"$program" train $small --steps 1000000 --output run --resume run >"$logs/out" 2>"$logs/err" &
+owner=$!
+tries=3000
+while [ "$(wc -l <run/metrics.jsonl)" -le "$done_steps" ] && [ $tries -gt 0 ]; do
+    sleep 0.02
+    tries=$((tries - 1))
+done
+kill -INT $owner
+wait $owner
+check "SIGINT ends with 0" [ $? -eq 0 ]
+# shellcheck disable=SC2016
+check "metrics have every step once" awk -F '[:,]' '$2 + 0 != NR { exit 1 }' run/metrics.jsonl
+check "metrics went on" [ "$(wc -l <run/metrics.jsonl)" -gt "$done_steps" ]
+rm -rf run
+
+# The plain reference is slow enough for the second signal to find the first step.
+rm -f "$logs/out" "$logs/err" # wait_for must not see those of the last run
+# shellcheck disable=SC2086
+"$program" train $small --batch 8 --backend reference --steps 1000000 >"$logs/out" 2>"$logs/err" &
+owner=$!
+wait_for "$logs/out"
+kill -TERM $owner
+wait_for "$logs/err"
+kill -TERM $owner 2>/dev/null
+wait $owner 2>/dev/null
+second=$?
+owner=
+check "a second signal ends at once" [ $second -eq 143 ]
+
+# A kill leaves no lock behind; the folder can be used again at once.
+# shellcheck disable=SC2086
+"$program" train $small --steps 1000000 --output run >"$logs/out" 2>"$logs/err" &
+owner=$!
+wait_for run/metrics.jsonl
+kill -KILL $owner
+wait $owner 2>/dev/null
+owner=
+# shellcheck disable=SC2086
+"$program" train $small --steps 2 --output run >"$logs/out" 2>"$logs/err"
+check "the folder of a killed run can be used again" [ $? -eq 0 ]
+check "metrics start anew" [ "$(wc -l <run/metrics.jsonl)" -eq 2 ]
+rm -rf run
+
+# shellcheck disable=SC2086
+{ "$program" train $small --steps 1000000 --log-every 1 --output run 2>"$logs/err"; echo $? >"$logs/code"; } |
+    head -n 3 >"$logs/out"
+check "a run without reader stops with 1" [ "$(cat "$logs/code")" -eq 1 ]
+check "a run without reader says nothing" [ ! -s "$logs/err" ]
+check "a run without reader saves" [ -n "$(find run -name 'step-*' -type d)" ]
+rm -rf run
+
+# shellcheck disable=SC2086
+"$program" train $small --steps 3 >"$logs/out" 2>"$logs/err"
+check "a log has no terminal codes" [ -z "$(tr -d '\n\t -~' <"$logs/out")" ]
+check "a log has the first and the last step" [ "$(grep -c '^step [13]/3 ' "$logs/out")" -eq 2 ]
+
+echo "$passed passed, $failed failed"
+[ "$failed" -eq 0 ]
