@@ -66,7 +66,7 @@ static void merge(fp8flow_tensor_stats *sum, const fp8flow_tensor_stats *stats)
     sum->nonfinite += stats->nonfinite;
     sum->signal += stats->signal;
     sum->noise += stats->noise;
-    if (stats->count == 0) return; /* an empty tensor has no range */
+    if (stats->amax == 0) return; /* without a finite nonzero value there is no range */
     if (stats->min_exponent < sum->min_exponent) sum->min_exponent = stats->min_exponent;
     if (stats->max_exponent > sum->max_exponent) sum->max_exponent = stats->max_exponent;
     if (stats->amax > sum->amax) sum->amax = stats->amax;
@@ -133,7 +133,7 @@ static void print_tensor(const observed_tensor *tensor, int name_width)
     printf("%-*s %10.3g %7s %8.3f%% %9lld %9lld %8.2f%%", name_width, tensor->name, s->amax, quality,
            percent((double)s->underflow, (double)s->count), (long long)s->saturated, (long long)s->nonfinite,
            percent((double)s->subnormal, (double)s->count));
-    if (s->count > 0) printf(" %4d ..%4d", s->min_exponent, s->max_exponent);
+    if (s->amax > 0) printf(" %4d ..%4d", s->min_exponent, s->max_exponent);
     else printf(" %10s", "-");
     if (tensor->has_shift) {
         shift_summary shifts = summarize_shifts(tensor);
@@ -175,8 +175,8 @@ static json_t *tensor_object(const observed_tensor *tensor)
                      "subnormal", (json_int_t)s->subnormal, "saturated", (json_int_t)s->saturated, "nonfinite",
                      (json_int_t)s->nonfinite, "amax", s->amax, "sqnr_db",
                      isfinite(quality) ? json_real(quality) : json_null(), "min_exponent",
-                     s->count > 0 ? json_integer(s->min_exponent) : json_null(), "max_exponent",
-                     s->count > 0 ? json_integer(s->max_exponent) : json_null(), "shift_histogram", shifts);
+                     s->amax > 0 ? json_integer(s->min_exponent) : json_null(), "max_exponent",
+                     s->amax > 0 ? json_integer(s->max_exponent) : json_null(), "shift_histogram", shifts);
 }
 
 static void append_list(const observation_list *list, const fp8flow_step_metrics *metrics)
