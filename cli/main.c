@@ -10,6 +10,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -99,8 +100,19 @@ static int nobody_reads_stdout(void)
     return (fcntl(STDOUT_FILENO, F_GETFL) & O_ACCMODE) == O_RDONLY;
 }
 
+/* OpenBLAS chooses its kernels when it is loaded; where it chose badly, start again with the better choice named.
+ * The variable is then set, so this happens once; a value that the user has set is left alone. */
+static void choose_blas_kernels(char **argv)
+{
+    const char *core = fp8flow_better_blas_core();
+    if (core && setenv("OPENBLAS_CORETYPE", core, 0) == 0 && strcmp(getenv("OPENBLAS_CORETYPE"), core) == 0 &&
+        !getenv("FP8FLOW_STARTED_AGAIN") && setenv("FP8FLOW_STARTED_AGAIN", "1", 1) == 0)
+        execv("/proc/self/exe", argv);
+}
+
 int main(int argc, char **argv)
 {
+    choose_blas_kernels(argv);
     if (open_standard_descriptors() != 0) return CLI_FAILED;
     signal(SIGPIPE, SIG_IGN);
     signal(SIGXFSZ, SIG_IGN);

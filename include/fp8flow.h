@@ -35,6 +35,10 @@ typedef struct {
 /* Feature number `index` (0, 1, ...) into *feature; EINVAL past the last one. Strings are static. */
 FP8FLOW_API fp8flow_status fp8flow_feature_get(int64_t index, fp8flow_feature *feature);
 
+/* Value of the environment variable OPENBLAS_CORETYPE that would make OpenBLAS choose faster kernels on this processor
+ * (it is read when the library is loaded); NULL: the choice is fine. */
+FP8FLOW_API const char *fp8flow_better_blas_core(void);
+
 /* ---- Recipes -------------------------------------------------------------------------------- */
 
 /* Name of recipe number `index`: bf16, tensorwise, blockwise, deepseek, flow; NULL past the last one. A recipe

@@ -28,6 +28,11 @@ fp8flow_status fp8flow_recipe_check(const char *text)
     return f8_recipe_find(text, &recipe);
 }
 
+const char *fp8flow_better_blas_core(void)
+{
+    return f8_blas_better_core();
+}
+
 /* ---- Features ---- */
 
 static fp8flow_feature find_avx2(void)
@@ -38,12 +43,17 @@ static fp8flow_feature find_avx2(void)
     int found = 0;
 #endif
     return (fp8flow_feature){ "AVX2", found, found ? "with FMA and F16C" : "not on this processor",
-                              found ? "" : "the reference operators run: about 5 to 20 times slower outside the products" };
+                              found ? ""
+                                    : "the reference operators run: about 5 to 20 times slower outside the products" };
 }
 
 static fp8flow_feature find_openblas(void)
 {
-    return (fp8flow_feature){ "OpenBLAS", 1, f8_blas_description(), "" };
+    const char *better = fp8flow_better_blas_core();
+    return (fp8flow_feature){
+        "OpenBLAS", 1, f8_blas_description(),
+        better ? "its kernels are for an older processor: set OPENBLAS_CORETYPE (the fp8flow program does)" : ""
+    };
 }
 
 static fp8flow_feature find_openmp(void)

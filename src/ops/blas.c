@@ -15,6 +15,8 @@
 #include "ops/blas.h"
 
 #include <pthread.h>
+#include <stdio.h>
+#include <string.h>
 
 #if defined(_OPENMP)
 #include <omp.h>
@@ -70,4 +72,29 @@ void f8_blas_sgemm(f8_blas_shape s, f8_blas_matrix a, f8_blas_matrix b, float *c
     cblas_sgemm(CblasRowMajor, a.transpose, b.transpose, s.m, s.n, s.k, s.alpha, a.data, a.stride, b.data, b.stride,
                 s.beta, c, stride);
     if (serial) pthread_mutex_unlock(&lock);
+}
+
+const char *f8_blas_description(void)
+{
+    static _Thread_local char text[128];
+    static const char *const flavours[] = { "serial", "pthread", "openmp" };
+    int flavour = openblas_get_parallel();
+    char version[32] = "";
+    sscanf(openblas_get_config(), "OpenBLAS %31s", version);
+    snprintf(text, sizeof text, "%s, %s, %s kernels", version, flavour >= 0 && flavour < 3 ? flavours[flavour] : "?",
+             openblas_get_corename());
+    return text;
+}
+
+const char *f8_blas_better_core(void)
+{
+#if defined(__x86_64__)
+    static const char *const without_fma[] = { "Prescott", "Core2", "Penryn", "Dunnington", "Nehalem", "Sandybridge" };
+    const char *core = openblas_get_corename();
+    int slow = 0;
+    for (int i = 0; i < 6; i++) slow |= strcmp(core, without_fma[i]) == 0;
+    if (slow && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) return "SkylakeX";
+    if (slow && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return "Haswell";
+#endif
+    return NULL;
 }

@@ -28,7 +28,7 @@ fp8flow_status f8_checkpoint_path(const char *output, int64_t step, const char *
 
 void f8_checkpoint_shard_name(char name[64], const char *kind, int64_t index, int64_t count)
 {
-    snprintf(name, 64, "%.20s-%05lld-of-%05lld.safetensors", kind, (long long)index + 1, (long long)count);
+    snprintf(name, 64, "%.10s-%05d-of-%05d.safetensors", kind, (int)index + 1, (int)count);
 }
 
 void f8_checkpoint_bias_name(char name[F8_CHECKPOINT_NAME], int64_t layer)
@@ -38,7 +38,8 @@ void f8_checkpoint_bias_name(char name[F8_CHECKPOINT_NAME], int64_t layer)
 
 void f8_checkpoint_complete_text(char text[F8_COMPLETE_BYTES + 1], const void *state, size_t size)
 {
-    snprintf(text, F8_COMPLETE_BYTES + 1, "fp8flow state.json %016llx\n ", (unsigned long long)XXH3_64bits(state, size));
+    snprintf(text, F8_COMPLETE_BYTES + 1, "fp8flow state.json %016llx\n ",
+             (unsigned long long)XXH3_64bits(state, size));
     memset(text + strlen(text), ' ', F8_COMPLETE_BYTES - strlen(text));
     text[F8_COMPLETE_BYTES] = '\0';
 }
@@ -120,8 +121,8 @@ static fp8flow_status hex_word(const f8_json *json, const char *key, uint64_t *v
     F8_TRY(f8_json_string(json, key, &text));
     errno = 0;
     *value = strtoull(text, &end, 16);
-    F8_REQUIRE(strlen(text) == 16 && !*end && errno == 0, EFORMAT, "%s: %s is \"%.40s\", expected 16 hexadecimal digits",
-               json->file, key, text);
+    F8_REQUIRE(strlen(text) == 16 && !*end && errno == 0, EFORMAT,
+               "%s: %s is \"%.40s\", expected 16 hexadecimal digits", json->file, key, text);
     return FP8FLOW_OK;
 }
 

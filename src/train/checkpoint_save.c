@@ -63,8 +63,7 @@ static void add_router_biases(shard *s, const fp8flow_trainer *t)
     for (int64_t layer = 0; layer < m->config.num_layers; layer++) {
         if (!m->moe[layer] || fp8flow_comm_rank(t->comm) != 0) continue;
         f8_checkpoint_bias_name(name, layer);
-        add_tensor(s, name, "", 0, m->config.router.num_experts,
-                   m->router_bias + layer * m->config.router.num_experts);
+        add_tensor(s, name, "", 0, m->config.router.num_experts, m->router_bias + layer * m->config.router.num_experts);
     }
 }
 

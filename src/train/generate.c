@@ -134,7 +134,8 @@ static int32_t sample(decoder *d, const fp8flow_generate_options *o, int64_t ind
     int32_t best = most_likely(logits, count);
     if (o->temperature == 0.0) return best;
     if (kept < count) select_top(d, count, kept);
-    else for (int32_t i = 0; i < count; i++) d->order[i] = i;
+    else
+        for (int32_t i = 0; i < count; i++) d->order[i] = i;
     double sum = 0.0;
     for (int64_t i = 0; i < kept; i++) {
         d->weight[i] = exp(((double)logits[d->order[i]] - (double)logits[best]) / o->temperature);
@@ -180,8 +181,9 @@ static fp8flow_status check(const int32_t *prompt, int64_t num_prompt, const fp8
                "generate: the prompt has %lld tokens, the model has %lld positions", (long long)num_prompt,
                (long long)c->max_positions);
     for (int64_t i = 0; i < num_prompt; i++)
-        F8_REQUIRE(prompt[i] >= 0 && prompt[i] < c->vocab_size, EINVAL, "generate: token %d of the prompt is %d, not in 0 to %lld",
-                   (int)i, prompt[i], (long long)c->vocab_size - 1);
+        F8_REQUIRE(prompt[i] >= 0 && prompt[i] < c->vocab_size, EINVAL,
+                   "generate: token %d of the prompt is %d, not in 0 to %lld", (int)i, prompt[i],
+                   (long long)c->vocab_size - 1);
     F8_REQUIRE(o->max_tokens >= 0 && o->top_k >= 0, EINVAL, "generate: max_tokens = %lld, top_k = %lld",
                (long long)o->max_tokens, (long long)o->top_k);
     F8_REQUIRE(o->temperature >= 0.0 && o->temperature <= 1e6, EINVAL, "generate: temperature = %g, expected 0 to 1e6",

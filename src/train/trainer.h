@@ -6,7 +6,7 @@
 #include "model/model.h"
 #include "train/data.h"
 
-enum { F8_MAX_NONFINITE = 64, F8_NONFINITE_BYTES = 128 };
+enum { F8_MAX_NONFINITE = 64, F8_NONFINITE_BYTES = 160 };
 
 struct fp8flow_trainer {
     fp8flow_context *context;
