@@ -267,9 +267,17 @@ fp8flow_status fp8flow_moe_get_load(const fp8flow_moe *m, int64_t *counts)
 fp8flow_status fp8flow_moe_get_saved(const fp8flow_moe *m, int64_t index, fp8flow_saved_tensor *saved)
 {
     F8_REQUIRE(m && saved, EINVAL, "moe_get_saved: NULL argument");
-    F8_REQUIRE(index >= 0 && index < m->saved.num_parts, EINVAL, "moe_get_saved: index %lld of %d", (long long)index,
-               m->saved.num_parts);
-    *saved = (fp8flow_saved_tensor){ m->saved.part[index].name, (int64_t)m->saved.part[index].bytes };
+    int64_t seen = -1;
+    *saved = (fp8flow_saved_tensor){ NULL, 0 };
+    /* Parts of one tensor (codes and scales, the arrays of a plan) are drawn one after the other. */
+    for (int i = 0; i < m->saved.num_parts; i++) {
+        const f8_arena_part *part = &m->saved.part[i];
+        seen += i == 0 || strcmp(part->name, m->saved.part[i - 1].name) != 0;
+        if (seen != index) continue;
+        saved->name = part->name;
+        saved->bytes += (int64_t)part->bytes;
+    }
+    F8_REQUIRE(saved->name, EINVAL, "moe_get_saved: index %lld of %lld", (long long)index, (long long)seen + 1);
     return FP8FLOW_OK;
 }
 

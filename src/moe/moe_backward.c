@@ -34,7 +34,8 @@ static fp8flow_status bring_dy2(fp8flow_moe *m, const fp8flow_tensor *dy, fp8flo
                                                                   .plan = &s->plan,
                                                                   .rows = &permuted,
                                                                   .columns = by_permute ? columns : NULL,
-                                                                  .shift_histogram = m->observer ? histogram : NULL }));
+                                                                  .shift_histogram =
+                                                                      m->observer && by_permute ? histogram : NULL }));
     if (by_permute) {
         f8_edge_note(m, F8_DY2_COLUMNS, "permute", columns);
         F8_TRY(f8_observe_columns(m, f8_edge_name(F8_DY2_COLUMNS), &permuted, columns, &s->groups, histogram));

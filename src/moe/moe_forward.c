@@ -123,7 +123,8 @@ static fp8flow_status bring_x1(fp8flow_moe *m, f8_arena *arena, int want_columns
                                                                   .columns = by_permute ? &s->x1_columns : NULL,
                                                                   .gate = s->recv_gate,
                                                                   .gate_rows = s->gate_rows,
-                                                                  .shift_histogram = m->observer ? histogram : NULL }));
+                                                                  .shift_histogram =
+                                                                      m->observer && by_permute ? histogram : NULL }));
     if (by_permute) {
         f8_edge_note(m, F8_X1_COLUMNS, "permute", &s->x1_columns);
         F8_TRY(f8_observe_columns(m, f8_edge_name(F8_X1_COLUMNS), &permuted, &s->x1_columns, &s->groups, histogram));
