@@ -12,6 +12,10 @@ void cli_training_finish(cli_training *training)
 {
     training->train.data = training->data.items;
     training->train.num_data = training->data.count;
+    /* Without --model a resumed run takes the configuration of its checkpoint. */
+    fp8flow_train_options defaults;
+    fp8flow_train_options_init(&defaults);
+    if (training->train.resume && training->train.model == defaults.model) training->train.model = NULL;
     training->train.checkpointing = (fp8flow_checkpointing)training->checkpointing;
 }
 

@@ -186,8 +186,8 @@ FP8FLOW_API void fp8flow_moe_observe(fp8flow_moe *moe, fp8flow_observer *observe
 
 /* Everything that defines a run. Set defaults with fp8flow_train_options_init, then change fields. */
 typedef struct {
-    const char *model;       /* preset name (fp8flow_preset_name) or path of a config.json (Qwen3-MoE form); NULL: the
-                              * preset "tiny", or on resume the checkpoint's own configuration */
+    const char *model;       /* preset name (fp8flow_preset_name) or path of a config.json (Qwen3-MoE form); NULL:
+                              * "tiny"; on resume the checkpoint's own configuration */
     const char *const *data; /* files or folders of raw text */
     int64_t num_data;
     const char *output; /* folder for checkpoints; NULL: none are written */

@@ -5,7 +5,8 @@
 
 void fp8flow_train_options_init(fp8flow_train_options *o)
 {
-    *o = (fp8flow_train_options){ .recipe = "flow",
+    *o = (fp8flow_train_options){ .model = "tiny",
+                                  .recipe = "flow",
                                   .checkpointing = FP8FLOW_MOE_EXPERT,
                                   .seed = 1,
                                   .data_seed = 1,
