@@ -92,7 +92,11 @@ $(B)/libfp8flow.so: $(lib_obj)
 $(B)/fp8flow: $(cli_obj) $(B)/libfp8flow.a
 	$(Q)$(CC) -o $@ $^ $(ldflags)
 
-$(B)/tests/%: $(B)/tests/%.o $(B)/libfp8flow.a
+# Parts of the program that have unit tests: a test takes from the archive what it names.
+$(B)/cli.a: $(cli_obj)
+	$(Q)rm -f $@ && $(AR) rcs $@ $^
+
+$(B)/tests/%: $(B)/tests/%.o $(B)/cli.a $(B)/libfp8flow.a
 	$(Q)$(CC) -o $@ $^ $(ldflags) -lcmocka
 $(B)/tests/%.o: cflags += -Itests
 

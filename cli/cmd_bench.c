@@ -12,7 +12,7 @@
 static const bench_shape shapes[] = {
     { "demo", { .hidden = 512, .width = 256, .experts = 16, .top_k = 2, .tokens = 4096 } },
     { "v2-lite-row", { .hidden = 2048, .tokens = 4096 } },
-    { "v2-lite-ep8", { .hidden = 2048, .width = 1408, .experts = 8, .top_k = 2, .tokens = 1024 } },
+    { "v2-lite-ep8", { .hidden = 2048, .width = 1408, .experts = 8, .top_k = 2, .tokens = 512 } },
 };
 enum { NUM_SHAPES = sizeof shapes / sizeof *shapes };
 

@@ -96,91 +96,98 @@ int64_t compare_gap_curve(const compare_study *study, const compare_run *run, co
 
 typedef struct {
     double mean, worst;
+    int64_t steps; /* 0: one of the runs has none */
 } gap_figures;
+
+/* Of larger magnitude; a NaN wins and stays. */
+static double worse_of(double a, double b)
+{
+    return isnan(a) || fabs(a) >= fabs(b) ? a : b;
+}
 
 static gap_figures gap_of(const compare_study *study, const compare_run *run, const compare_run *base)
 {
-    gap_figures figures = { NAN, NAN };
+    gap_figures figures = { 0, 0, 0 };
     double *gap = malloc(sizeof *gap * (size_t)study->options->steps);
     if (!gap) return figures;
     int64_t count = compare_gap_curve(study, run, base, gap), first = count / 2;
-    double sum = 0, worst = 0;
     for (int64_t t = first; t < count; t++) {
-        sum += gap[t];
-        if (!(fabs(gap[t]) <= fabs(worst))) worst = gap[t]; /* a NaN stays */
+        figures.mean += gap[t] / (double)(count - first);
+        figures.worst = worse_of(figures.worst, gap[t]);
     }
-    if (count > 0) figures = (gap_figures){ sum / (double)(count - first), worst };
+    figures.steps = count;
     free(gap);
     return figures;
 }
 
-/* ---- Figures of one run --------------------------------------------------------------------- */
+/* ---- Figures over seeds --------------------------------------------------------------------- */
 
+/* Mean of the last twentieth of a run that has steps. */
 static double final_training_loss(const compare_run *run)
 {
     int64_t tail = run->num_steps / 20 > 0 ? run->num_steps / 20 : 1;
     double sum = 0;
-    if (run->num_steps == 0) return NAN;
     for (int64_t t = run->num_steps - tail; t < run->num_steps; t++) sum += run->loss[t];
     return sum / (double)tail;
 }
 
-static double final_validation_loss(const compare_run *run)
-{
-    return run->num_validations ? run->validation[run->num_validations - 1].loss : NAN;
-}
-
-/* Mean and standard deviation of the values that exist. */
 static compare_figure over_seeds(const double *values, int64_t count)
 {
     double sum = 0, squares = 0;
-    int64_t present = 0;
-    for (int64_t i = 0; i < count; i++)
-        if (!isnan(values[i])) sum += values[i], present++;
-    if (present == 0) return (compare_figure){ NAN, NAN };
-    double mean = sum / (double)present;
-    for (int64_t i = 0; i < count; i++)
-        if (!isnan(values[i])) squares += (values[i] - mean) * (values[i] - mean);
-    return (compare_figure){ mean, present > 1 ? sqrt(squares / (double)(present - 1)) : 0 };
+    if (count == 0) return (compare_figure){ NAN, NAN, 0 };
+    for (int64_t i = 0; i < count; i++) sum += values[i];
+    double mean = sum / (double)count;
+    for (int64_t i = 0; i < count; i++) squares += (values[i] - mean) * (values[i] - mean);
+    return (compare_figure){ mean, count > 1 ? sqrt(squares / (double)(count - 1)) : 0, count };
+}
+
+static void summarize_losses(const compare_study *study, compare_recipe *recipe)
+{
+    double training[COMPARE_MAX_SEEDS] = { 0 }, validation[COMPARE_MAX_SEEDS] = { 0 };
+    int64_t num_trained = 0, num_validated = 0;
+    for (int64_t s = 0; s < study->num_seeds; s++) {
+        const compare_run *run = &recipe->runs[s];
+        if (run->num_steps > 0) training[num_trained++] = final_training_loss(run);
+        if (run->num_validations > 0) validation[num_validated++] = run->validation[run->num_validations - 1].loss;
+    }
+    recipe->summary.training_loss = over_seeds(training, num_trained);
+    recipe->summary.validation_loss = over_seeds(validation, num_validated);
+}
+
+static void summarize_gaps(const compare_study *study, compare_recipe *recipe)
+{
+    double means[COMPARE_MAX_SEEDS] = { 0 }, worst = 0;
+    int64_t count = 0;
+    const compare_run *base = study->recipes[study->baseline].runs;
+    for (int64_t s = 0; s < study->num_seeds; s++) {
+        gap_figures gap = gap_of(study, &recipe->runs[s], &base[s]);
+        if (gap.steps == 0) continue;
+        means[count++] = gap.mean;
+        worst = worse_of(worst, gap.worst);
+    }
+    recipe->summary.gap_mean = over_seeds(means, count);
+    recipe->summary.gap_worst = count > 0 ? worst : NAN;
 }
 
 /* ---- Summaries ------------------------------------------------------------------------------ */
 
-static void summarize_gaps(const compare_study *study, compare_recipe *recipe)
-{
-    double means[COMPARE_MAX_SEEDS] = { 0 }, worst = NAN;
-    const compare_run *base = study->recipes[study->baseline].runs;
-    for (int64_t s = 0; s < study->num_seeds; s++) {
-        gap_figures gap = gap_of(study, &recipe->runs[s], &base[s]);
-        means[s] = gap.mean;
-        if (isnan(worst) || fabs(gap.worst) > fabs(worst)) worst = gap.worst;
-    }
-    recipe->summary.gap_mean = over_seeds(means, study->num_seeds);
-    recipe->summary.gap_worst = worst;
-}
-
-static void summarize_recipe(const compare_study *study, compare_recipe *recipe)
+static void summarize_costs(const compare_study *study, compare_recipe *recipe)
 {
     compare_summary *summary = &recipe->summary;
-    double training[COMPARE_MAX_SEEDS] = { 0 }, validation[COMPARE_MAX_SEEDS] = { 0 }, tokens = 0, seconds = 0;
     const fp8flow_step_metrics *last = NULL;
+    double tokens = 0, seconds = 0;
     for (int64_t s = 0; s < study->num_seeds; s++) {
         const compare_run *run = &recipe->runs[s];
-        training[s] = final_training_loss(run);
-        validation[s] = final_validation_loss(run);
         tokens += run->timed_tokens;
         seconds += run->timed_seconds;
         if (!last && run->num_steps > 0) last = &run->last;
     }
-    summary->training_loss = over_seeds(training, study->num_seeds);
-    summary->validation_loss = over_seeds(validation, study->num_seeds);
-    summary->tokens_per_second = seconds > 0 ? tokens / seconds : NAN;
     int64_t layers = study->info.num_moe_layers > 0 ? study->info.num_moe_layers : 1;
+    summary->tokens_per_second = seconds > 0 ? tokens / seconds : NAN;
     summary->saved_bytes = last ? (double)last->saved_bytes / (double)layers : NAN;
     summary->dispatch_bytes = last ? last->dispatch_bytes_per_token : NAN;
     summary->wire_bytes = last ? last->wire_bytes_per_token : NAN;
     summary->explicit_casts = last ? last->explicit_casts : -1;
-    summarize_gaps(study, recipe);
 }
 
 static void summarize_noise(compare_study *study)
@@ -192,10 +199,9 @@ static void summarize_noise(compare_study *study)
     for (int64_t i = 0; i < study->num_seeds; i++)
         for (int64_t j = i + 1; j < study->num_seeds; j++) {
             gap_figures gap = gap_of(study, &base[j], &base[i]);
-            if (isnan(gap.mean)) continue;
+            if (gap.steps == 0) continue;
             sum += fabs(gap.mean);
-            pairs++;
-            if (isnan(noise.worst) || fabs(gap.worst) > fabs(noise.worst)) noise.worst = gap.worst;
+            noise.worst = pairs++ == 0 ? gap.worst : worse_of(noise.worst, gap.worst);
         }
     if (pairs > 0) noise.mean_magnitude = sum / (double)pairs;
     study->noise = noise;
@@ -203,7 +209,11 @@ static void summarize_noise(compare_study *study)
 
 void compare_summarize(compare_study *study)
 {
-    for (int64_t r = 0; r < study->num_recipes; r++) summarize_recipe(study, &study->recipes[r]);
+    for (int64_t r = 0; r < study->num_recipes; r++) {
+        summarize_losses(study, &study->recipes[r]);
+        summarize_gaps(study, &study->recipes[r]);
+        summarize_costs(study, &study->recipes[r]);
+    }
     summarize_noise(study);
 }
 

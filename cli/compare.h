@@ -1,7 +1,7 @@
 /* compare.h - what a comparison of recipes measured, and the figures derived from it.
  *
  * A study is a grid of runs, one per recipe and seed. A run grows by one entry of `loss` per step and may end
- * early (interrupt, failure): every figure is computed from what exists and is NaN where nothing does.
+ * early (interrupt, failure): every figure is computed from what exists.
  *
  * The gap of run A to run B at step t is (S(A)_t - S(B)_t) / S(B)_t, where S is the centred running mean over
  * 1 + steps/20 steps (made odd), cut at both ends of the curve. Its mean and its worst value (largest magnitude, with its
@@ -35,9 +35,11 @@ typedef struct {
     char error[256];                          /* why it ended early; "" if it did not */
 } compare_run;
 
-/* Mean over seeds, and the standard deviation over seeds (0 for one seed). */
+/* Mean over the runs that have the figure, and the standard deviation over them (0 for one run). A run that
+ * diverged makes it NaN: leaving it out would flatter the recipe. */
 typedef struct {
     double mean, spread;
+    int64_t count; /* runs; 0: mean and spread are NaN because nothing was measured */
 } compare_figure;
 
 typedef struct {

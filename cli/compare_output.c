@@ -14,16 +14,8 @@ typedef struct {
 static cell loss_cell(compare_figure figure)
 {
     cell c;
-    if (isnan(figure.mean)) snprintf(c.text, sizeof c.text, "-");
+    if (figure.count == 0) snprintf(c.text, sizeof c.text, "-");
     else snprintf(c.text, sizeof c.text, "%.4f", figure.mean);
-    return c;
-}
-
-static cell percent_cell(double fraction)
-{
-    cell c;
-    if (isnan(fraction)) snprintf(c.text, sizeof c.text, "-");
-    else snprintf(c.text, sizeof c.text, "%+.3f %%", 100 * fraction);
     return c;
 }
 
@@ -35,12 +27,20 @@ static cell number_cell(double value, const char *unit)
     return c;
 }
 
-static cell gap_cell(const compare_study *study, const compare_recipe *recipe)
+static cell gap_cell(const compare_study *study, compare_figure gap)
 {
-    cell c = percent_cell(recipe->summary.gap_mean.mean);
-    size_t used = strlen(c.text);
-    if (study->num_seeds > 1 && !isnan(recipe->summary.gap_mean.mean))
-        snprintf(c.text + used, sizeof c.text - used, " +-%.3f", 100 * recipe->summary.gap_mean.spread);
+    cell c;
+    if (gap.count == 0) snprintf(c.text, sizeof c.text, "-");
+    else if (study->num_seeds == 1) snprintf(c.text, sizeof c.text, "%+.3f %%", 100 * gap.mean);
+    else snprintf(c.text, sizeof c.text, "%+.3f %% +-%.3f", 100 * gap.mean, 100 * gap.spread);
+    return c;
+}
+
+static cell worst_cell(const compare_summary *summary)
+{
+    cell c;
+    if (summary->gap_mean.count == 0) snprintf(c.text, sizeof c.text, "-");
+    else snprintf(c.text, sizeof c.text, "%+.3f %%", 100 * summary->gap_worst);
     return c;
 }
 
@@ -48,8 +48,7 @@ static void print_recipe(FILE *out, const compare_study *study, const compare_re
 {
     const compare_summary *s = &recipe->summary;
     int is_baseline = recipe == &study->recipes[study->baseline];
-    cell gap = gap_cell(study, recipe), worst = percent_cell(s->gap_worst),
-         casts = number_cell((double)s->explicit_casts, "");
+    cell gap = gap_cell(study, s->gap_mean), worst = worst_cell(s), casts = number_cell((double)s->explicit_casts, "");
     fprintf(out, "%-14s %9s %11s %18s %10s %9s %11s %10s %10s %6s\n", recipe->name, loss_cell(s->training_loss).text,
             loss_cell(s->validation_loss).text, is_baseline ? "baseline" : gap.text, is_baseline ? "" : worst.text,
             number_cell(s->tokens_per_second, "").text, number_cell(s->saved_bytes / 1024, " KiB").text,
@@ -70,8 +69,8 @@ static void print_run_notes(FILE *out, const compare_study *study, const compare
             fprintf(out, "%s, seed %lld: %lld of %lld steps\n", name, seed, (long long)run->num_steps,
                     (long long)study->options->steps);
         if (run->nonfinite_steps)
-            fprintf(out, "%s, seed %lld: non-finite values in %lld steps, first in step %lld\n", name, seed,
-                    (long long)run->nonfinite_steps, (long long)run->first_nonfinite);
+            fprintf(out, "%s, seed %lld: non-finite values in %lld of %lld steps, first in step %lld\n", name, seed,
+                    (long long)run->nonfinite_steps, (long long)run->num_steps, (long long)run->first_nonfinite);
     }
 }
 

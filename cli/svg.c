@@ -218,7 +218,7 @@ static void draw_band(FILE *out, const svg_lines *chart, const axis *y)
     double top = fmax(axis_at(y, chart->band), TOP), bottom = fmin(axis_at(y, -chart->band), HEIGHT - BOTTOM);
     fprintf(out, "<rect class=\"band\" x=\"%d\" width=\"%d\" y=\"%.1f\" height=\"%.1f\"/>", LEFT, WIDTH - LEFT - RIGHT,
             top, fmax(bottom - top, 0));
-    fprintf(out, "<text class=\"tick\" x=\"%d\" y=\"%.1f\">", LEFT + 6, top + 14);
+    fprintf(out, "<text class=\"tick\" x=\"%d\" y=\"%.1f\">", LEFT + 6, bottom - 7);
     svg_escape(out, chart->band_label);
     fputs("</text>\n", out);
 }
@@ -271,7 +271,7 @@ void svg_draw_bars(FILE *out, const char *title, const svg_bar *bars, int64_t co
 /* ---- Heat maps ------------------------------------------------------------------------------ */
 
 /* Small maps tell the numbers of a cell when pointed at; in large ones the text would outweigh the drawing. */
-enum { MAX_TOOLTIPS = 600, HEAT_LEFT = 64, HEAT_WIDTH = 372, HEAT_PLOT = HEAT_WIDTH - HEAT_LEFT - 8, HEAT_TOP = 4 };
+enum { MAX_TOOLTIPS = 600, HEAT_LEFT = 64, HEAT_WIDTH = 372, HEAT_PLOT = HEAT_WIDTH - HEAT_LEFT - 14, HEAT_TOP = 4 };
 
 static void draw_cells(FILE *out, const svg_heat *map, double width, double height)
 {
