@@ -178,7 +178,7 @@ static int write_files(const compare_study *study, const char *folder)
         errno = 0;
         if (files[i].write(draft, study) == 0 && rename(draft, path) == 0) continue;
         const char *reason = errno ? strerror(errno) : "out of memory";
-        remove(draft);
+        (void)remove(draft);
         return cli_fail(&cli_compare, "%s: %s", path, reason);
     }
     return CLI_DONE;
