@@ -63,10 +63,11 @@ avx2_src := $(if $(avx2),$(wildcard src/*/*_avx2.c))
 lib_src  := $(filter-out %_avx2.c,$(wildcard src/*.c src/*/*.c)) $(avx2_src)
 cli_src  := $(wildcard cli/*.c)
 headers  := $(wildcard include/*.h)
-c_files  := $(lib_src) $(cli_src) $(wildcard tests/*.c)
+c_files  := $(lib_src) $(cli_src) $(wildcard tests/*.c examples/*.c)
 all_headers := $(headers) $(wildcard src/*.h src/*/*.h cli/*.h tests/*.h)
 lib_obj  := $(lib_src:%.c=$(B)/%.o)
 cli_obj  := $(cli_src:%.c=$(B)/%.o)
+examples   := $(patsubst %.c,$(B)/%,$(wildcard examples/*.c))
 tests      := $(patsubst %.c,$(B)/%,$(wildcard tests/test_*.c))
 long_tests := $(patsubst %.c,$(B)/%,$(wildcard tests/long_*.c))
 # TSan looks at threads of our own only: the programs that use the thread transport.
@@ -100,12 +101,11 @@ $(B)/tests/%: $(B)/tests/%.o $(B)/cli.a $(B)/libfp8flow.a
 	$(Q)$(CC) -o $@ $^ $(ldflags) -lcmocka
 $(B)/tests/%.o: cflags += -Itests
 
+$(B)/examples/%: $(B)/examples/%.o $(B)/libfp8flow.a
+	$(Q)$(CC) -o $@ $^ $(ldflags)
+
 $(B)/fuzz_%: $(B)/tests/fuzz_%.o $(B)/libfp8flow.a
 	$(Q)$(CC) -fsanitize=fuzzer -o $@ $^ $(ldflags)
-
-$(B)/fp8flow.1: docs/fp8flow.1.md tools/make_man.awk
-	@mkdir -p $(@D)
-	$(Q)awk -v version=$(VERSION) -f tools/make_man.awk $< >$@
 
 $(B)/tidy/%.ok: %.c .clang-tidy $(all_headers)
 	@mkdir -p $(@D)
@@ -118,7 +118,7 @@ $(B)/tidy/%.ok: %.c .clang-tidy $(all_headers)
 
 # ---- Targets ----
 .PHONY: help require-deps deps deps-test lib cli check check-long check-all-floats check-cli check-tools \
-        check-install check-tsan test asan ubsan tsan lint format matrix fuzz fuzz-regress run-fuzz bench demo man \
+        check-install check-tsan test asan ubsan tsan lint format matrix fuzz fuzz-regress run-fuzz bench demo \
         docs install uninstall dist clean
 help: ## this list
 	@echo "fp8flow $(VERSION): make TARGET [DEBUG=1 ASAN=1 UBSAN=1 TSAN=1 WERROR=1 V=1 CC=... PREFIX=... DESTDIR=...]"
@@ -139,8 +139,8 @@ lib: $(B)/libfp8flow.a $(B)/libfp8flow.so ## build/release/libfp8flow.{a,so}
 
 cli: $(B)/fp8flow ## build/release/fp8flow
 
-check: $(tests) ## unit tests, under a minute
-	@$(run_tests) $(tests)
+check: $(tests) $(examples) ## unit tests and the examples, under a minute
+	@$(run_tests) $(tests) $(examples)
 
 check-long: $(long_tests) ## the slow cases (tests/long_*.c)
 	@$(run_tests) $(long_tests)
@@ -154,7 +154,7 @@ check-cli: cli ## the command line from end to end (tests/*.sh)
 check-tools: ## the checks of lint find what they are for
 	@$(run_tests) tools/test_checks.sh
 
-check-install: lib cli man ## install, build and run a program against it, uninstall
+check-install: lib cli ## install, build and run a program against it, uninstall
 	@$(run_tests) tools/test_install.sh
 
 test: ## everything that CI runs: unit, long, command line, sanitizers, install, lint, matrix
@@ -170,14 +170,17 @@ tsan: ## the tests of the thread transport under ThreadSanitizer
 check-tsan: $(tsan_tests)
 	@OMP_NUM_THREADS=1 $(run_tests) $(tsan_tests)
 
-lint: lib man $(tidy_ok) ## format, style, layers, symbols, contracts, OPERATORS.md, clang-tidy
+lint: lib $(tidy_ok) ## format, style, layers, symbols, contracts, documents, clang-tidy
 	@CLANG_FORMAT='$(CLANG_FORMAT)' tools/check_style.sh
 	@tools/check_layers.sh
 	@tools/check_symbols.sh $(B)
 	@tools/check_contracts.sh include
 	@awk -f tools/make_operators_md.awk include/fp8flow_ops.h | cmp -s - docs/OPERATORS.md || \
 	    { echo "docs/OPERATORS.md is out of date; run: make docs" >&2; exit 1; }
-	@if command -v groff >/dev/null && groff -man -ww -z $(B)/fp8flow.1 2>&1 | grep .; then exit 1; fi
+	@# The example in README.md consists of lines of examples/layer.c.
+	@awk '/^```c$$/ { on = 1; next } /^```$$/ { on = 0 } on' README.md | grep -Fxvf examples/layer.c && \
+	    { echo "README.md: these lines are not in examples/layer.c" >&2; exit 1; } || true
+	@if command -v groff >/dev/null && groff -mdoc -ww -z docs/fp8flow.1 2>&1 | grep .; then exit 1; fi
 
 format: ## clang-format -i on every C file
 	@$(CLANG_FORMAT) -i $(c_files) $(all_headers)
@@ -193,7 +196,7 @@ fuzz-regress: ## replay the kept inputs in tests/corpus
 run-fuzz: $(fuzzers)
 	@FUZZ_SECONDS='$(FUZZ_SECONDS)' tools/run_fuzz.sh $(fuzzers)
 
-bench: cli ## time every operator and the layer; CSV on standard output
+bench: cli ## time every operator and the layer (BENCH_ARGS=...)
 	@$(B)/fp8flow bench $(BENCH_ARGS)
 
 demo: ## install the packages, build, train the same small model in several recipes, write a report
@@ -201,8 +204,6 @@ demo: ## install the packages, build, train the same small model in several reci
 	@$(MAKE) cli
 	build/release/fp8flow compare $(DEMO_ARGS)
 	@echo "The report is in demo/report.html"
-
-man: $(B)/fp8flow.1 ## the manual page
 
 docs: ## docs/OPERATORS.md from include/fp8flow_ops.h
 	@awk -f tools/make_operators_md.awk include/fp8flow_ops.h >docs/OPERATORS.md
@@ -219,7 +220,7 @@ fill_in   := sed -e 's|@PREFIX@|$(PREFIX)|; s|@LIBDIR@|$(LIBDIR)|; s|@INCLUDEDIR
              -e 's|@VERSION@|$(VERSION)|; s|@SOVERSION@|$(SOVERSION)|; s|@PACKAGES@|$(packages)|' \
              -e 's|@LIBS@|$(private_libs)|; s|@STATIC_LIBS@|$(dep_libs) $(openmp)|'
 
-install: lib cli man ## headers, libraries, program, manual page, pkg-config and CMake files under PREFIX
+install: lib cli ## headers, libraries, program, manual page, pkg-config and CMake files under PREFIX
 	$(Q)install -d $(addprefix $(D),$(INCLUDEDIR) $(LIBDIR)/pkgconfig $(cmake_dir) $(BINDIR) $(MANDIR))
 	$(Q)install -m 644 $(headers) $(D)$(INCLUDEDIR)
 	$(Q)install -m 644 $(B)/libfp8flow.a $(D)$(LIBDIR)
@@ -227,7 +228,7 @@ install: lib cli man ## headers, libraries, program, manual page, pkg-config and
 	$(Q)ln -sf libfp8flow.so.$(VERSION) $(D)$(LIBDIR)/libfp8flow.so.$(SOVERSION)
 	$(Q)ln -sf libfp8flow.so.$(SOVERSION) $(D)$(LIBDIR)/libfp8flow.so
 	$(Q)install -m 755 $(B)/fp8flow $(D)$(BINDIR)
-	$(Q)install -m 644 $(B)/fp8flow.1 $(D)$(MANDIR)
+	$(Q)install -m 644 docs/fp8flow.1 $(D)$(MANDIR)
 	$(Q)$(fill_in) packaging/fp8flow.pc.in >$(D)$(LIBDIR)/pkgconfig/fp8flow.pc
 	$(Q)$(fill_in) packaging/fp8flowConfig.cmake.in >$(D)$(cmake_dir)/fp8flowConfig.cmake
 	$(Q)$(fill_in) packaging/fp8flowConfigVersion.cmake.in >$(D)$(cmake_dir)/fp8flowConfigVersion.cmake
