@@ -80,6 +80,9 @@ static fp8flow_status measure(fp8flow_moe *m, size_t *saved_bytes, size_t *works
     if (status == FP8FLOW_OK) status = f8_moe_run_backward(m, &x, &y, 1.0f, &none, &x);
     m->measuring = 0;
     m->workspace = &m->context->workspace;
+    /* What the rehearsal noted has not happened. */
+    m->report = (fp8flow_moe_report){ .weight_bytes = (int64_t)m->weight_bytes };
+    memset(m->edge, 0, sizeof m->edge);
     *saved_bytes = m->saved.peak;
     *workspace_bytes = workspace.peak;
     return status;

@@ -12,7 +12,8 @@ static const f8_tensor_format bf16 = { FP8FLOW_BF16, FP8FLOW_UNSCALED, FP8FLOW_R
 static fp8flow_status recompute(fp8flow_moe *m, const fp8flow_tensor *x)
 {
     F8_TRY(f8_moe_route(m, x));
-    if (m->config.checkpointing == FP8FLOW_FULL) F8_TRY(f8_moe_send(m, x, m->workspace, m->workspace));
+    if (m->config.checkpointing == FP8FLOW_FULL)
+        F8_TRY(f8_moe_send(m, x, F8_PASS_RECOMPUTE, m->workspace, m->workspace));
     if (m->config.checkpointing != FP8FLOW_KEEP_ALL) F8_TRY(f8_moe_experts(m, F8_PASS_RECOMPUTE));
     return FP8FLOW_OK;
 }
@@ -34,7 +35,8 @@ static fp8flow_status bring_dy2(fp8flow_moe *m, const fp8flow_tensor *dy, fp8flo
                                                                   .plan = &s->plan,
                                                                   .rows = &permuted,
                                                                   .columns = by_permute ? columns : NULL,
-                                                                  .shift_histogram = m->observer ? histogram : NULL }));
+                                                                  .shift_histogram =
+                                                                      m->observer && by_permute ? histogram : NULL }));
     if (by_permute) {
         f8_edge_note(m, F8_DY2_COLUMNS, "permute", columns);
         F8_TRY(f8_observe_columns(m, f8_edge_name(F8_DY2_COLUMNS), &permuted, columns, &s->groups, histogram));

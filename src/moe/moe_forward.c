@@ -73,14 +73,15 @@ fp8flow_status f8_moe_route(fp8flow_moe *m, const fp8flow_tensor *x)
     return FP8FLOW_OK;
 }
 
-fp8flow_status f8_moe_send(fp8flow_moe *m, const fp8flow_tensor *x, f8_arena *routing, f8_arena *rows)
+fp8flow_status f8_moe_send(fp8flow_moe *m, const fp8flow_tensor *x, f8_pass pass, f8_arena *routing, f8_arena *rows)
 {
     f8_moe_state *s = &m->state;
     f8_edge_pair pair = { F8_FORWARD_WIRE, F8_NUM_EDGES, "caller", NULL, m->workspace, NULL };
     fp8flow_tensor wire;
     F8_TRY(f8_ep_plan(m, routing));
     F8_TRY(f8_bring_rows(m, &pair, x, &wire, NULL));
-    return f8_ep_dispatch(m, F8_ROWS_AND_ROUTING, &wire, rows, &s->inbox, &m->report.dispatch_bytes[0]);
+    return f8_ep_dispatch(m, F8_ROWS_AND_ROUTING, &wire, rows, &s->inbox,
+                          &m->report.dispatch_bytes[pass == F8_PASS_RECOMPUTE]);
 }
 
 /* Rows of each local expert, padded to the recipe's alignment. */
@@ -123,7 +124,8 @@ static fp8flow_status bring_x1(fp8flow_moe *m, f8_arena *arena, int want_columns
                                                                   .columns = by_permute ? &s->x1_columns : NULL,
                                                                   .gate = s->recv_gate,
                                                                   .gate_rows = s->gate_rows,
-                                                                  .shift_histogram = m->observer ? histogram : NULL }));
+                                                                  .shift_histogram =
+                                                                      m->observer && by_permute ? histogram : NULL }));
     if (by_permute) {
         f8_edge_note(m, F8_X1_COLUMNS, "permute", &s->x1_columns);
         F8_TRY(f8_observe_columns(m, f8_edge_name(F8_X1_COLUMNS), &permuted, &s->x1_columns, &s->groups, histogram));
@@ -227,7 +229,7 @@ fp8flow_status f8_moe_run_forward(fp8flow_moe *m, const fp8flow_tensor *x, fp8fl
     m->state.tokens = x->rows;
     F8_TRY(f8_moe_route(m, x));
     F8_TRY(router_losses(m));
-    F8_TRY(f8_moe_send(m, x, routing, rows));
+    F8_TRY(f8_moe_send(m, x, F8_PASS_FORWARD, routing, rows));
     F8_TRY(f8_moe_experts(m, F8_PASS_FORWARD));
     F8_TRY(combine_outputs(m, y));
     return add_shared_expert(m, x, y);
