@@ -16,9 +16,9 @@ int f8_edge_needs_rows(const fp8flow_moe *m, f8_edge columns_edge)
     return how != F8_FUSED && how != F8_WITH_ROWS;
 }
 
-uint64_t *f8_edge_nonfinite(fp8flow_moe *m, f8_edge edge)
+uint64_t *f8_producer_nonfinite(fp8flow_moe *m, f8_edge edge)
 {
-    return &m->edge[edge].nonfinite;
+    return m->recipe.edge[edge].how == F8_CAST ? NULL : &m->edge[edge].nonfinite;
 }
 
 fp8flow_status f8_draw_tensor(f8_arena *arena, const char *name, f8_tensor_format format, int64_t rows, int64_t cols,
@@ -72,7 +72,7 @@ static fp8flow_status cast(fp8flow_moe *m, const f8_edge_pair *pair, const fp8fl
                                                                     .groups = pair->groups,
                                                                     .rows = rows,
                                                                     .columns = columns,
-                                                                    .nonfinite = f8_edge_nonfinite(m, counted) }));
+                                                                    .nonfinite = &m->edge[counted].nonfinite }));
     count_casts(m, counted, 1, (rows != NULL) + (columns != NULL));
     if (rows) F8_TRY(f8_observe(m, f8_edge_name(pair->rows_edge), source, rows, pair->groups, NULL));
     if (columns) F8_TRY(f8_observe(m, f8_edge_name(pair->columns_edge), source, columns, pair->groups, NULL));

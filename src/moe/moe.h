@@ -121,8 +121,8 @@ fp8flow_status f8_bring_columns(fp8flow_moe *m, f8_edge edge, const fp8flow_tens
 /* Enter a tensor into the dataflow report. */
 void f8_edge_note(fp8flow_moe *m, f8_edge edge, const char *producer, const fp8flow_tensor *tensor);
 
-/* Counter of non-finite values of an edge. */
-uint64_t *f8_edge_nonfinite(fp8flow_moe *m, f8_edge edge);
+/* Where the producer of a row edge counts non-finite values; NULL if the cast after it will. */
+uint64_t *f8_producer_nonfinite(fp8flow_moe *m, f8_edge edge);
 
 /* ---- observe.c: no-ops without an observer ---- */
 

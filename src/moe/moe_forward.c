@@ -152,7 +152,7 @@ static fp8flow_status bring_x2(fp8flow_moe *m, f8_pass pass, f8_arena *arena, in
                                                                 .gate = s->gate_rows,
                                                                 .groups = &s->groups,
                                                                 .rows = &out,
-                                                                .nonfinite = f8_edge_nonfinite(m, F8_X2_ROWS) }));
+                                                                .nonfinite = f8_producer_nonfinite(m, F8_X2_ROWS) }));
     if (fused) F8_TRY(f8_observe_swiglu(m, &out));
     f8_edge_pair pair = {
         F8_X2_ROWS, F8_X2_COLUMNS, "swiglu", &s->groups, want_rows ? rows_arena : NULL, want_columns ? arena : NULL
