@@ -11,6 +11,13 @@
 
 static const int32_t team_sizes[] = { 2, 3, 8 };
 
+/* Under ThreadSanitizer, bf16 and flow only: it looks at threads, which all recipes use alike. */
+#ifdef FP8FLOW_TSAN
+enum { RECIPE_STEP = 4 };
+#else
+enum { RECIPE_STEP = 1 };
+#endif
+
 /* ---- Distances ---- */
 
 /* combine rounds to BF16 once per rank that has several of a token's experts, and once at the end. The sum of up to
@@ -99,7 +106,7 @@ static moe_case rank_case(const char *recipe, int32_t num_ranks)
 static void test_ranks_agree_with_one_rank(void **state)
 {
     (void)state;
-    for (int i = 0; i < NUM_MOE_RECIPES; i++)
+    for (int i = 0; i < NUM_MOE_RECIPES; i += RECIPE_STEP)
         for (int team = 0; team < 3; team++) {
             moe_case c = rank_case(moe_recipes[i], team_sizes[team]);
             c.router.top_k = 4, c.router.aux_coef = 0.1f, c.router.z_coef = 0.01f;
@@ -121,7 +128,7 @@ static void test_ranks_agree_with_one_rank(void **state)
 static void test_up_to_two_experts_give_the_same_bits_on_any_number_of_ranks(void **state)
 {
     (void)state;
-    for (int i = 0; i < NUM_MOE_RECIPES; i++)
+    for (int i = 0; i < NUM_MOE_RECIPES; i += RECIPE_STEP)
         for (int team = 0; team < 3; team++)
             for (int64_t top_k = 1; top_k <= 2; top_k++) {
                 moe_case c = rank_case(moe_recipes[i], team_sizes[team]);
@@ -135,7 +142,7 @@ static void test_up_to_two_experts_give_the_same_bits_on_any_number_of_ranks(voi
 static void test_rank_without_experts(void **state)
 {
     (void)state;
-    for (int i = 0; i < NUM_MOE_RECIPES; i++)
+    for (int i = 0; i < NUM_MOE_RECIPES; i += RECIPE_STEP)
         for (fp8flow_checkpointing mode = FP8FLOW_KEEP_ALL; mode <= FP8FLOW_FULL; mode++) {
             moe_case c = rank_case(moe_recipes[i], 3);
             c.router.num_experts = 2, c.checkpointing = mode;
@@ -149,7 +156,7 @@ static void test_ranks_without_tokens(void **state)
 {
     (void)state;
     static const int64_t shares[][3] = { { 0, 50, 0 }, { 50, 0, 0 }, { 1, 0, 49 } };
-    for (int i = 0; i < NUM_MOE_RECIPES; i++)
+    for (int i = 0; i < NUM_MOE_RECIPES; i += RECIPE_STEP)
         for (int share = 0; share < 3; share++) {
             moe_case c = rank_case(moe_recipes[i], 3);
             c.rank_tokens = shares[share];
@@ -162,7 +169,7 @@ static void test_ranks_without_tokens(void **state)
 static void test_no_token_anywhere(void **state)
 {
     (void)state;
-    for (int i = 0; i < NUM_MOE_RECIPES; i++)
+    for (int i = 0; i < NUM_MOE_RECIPES; i += RECIPE_STEP)
         for (int32_t ranks = 1; ranks <= 3; ranks++)
             for (fp8flow_backend backend = FP8FLOW_CPU; backend <= FP8FLOW_REFERENCE; backend++) {
                 moe_case c = rank_case(moe_recipes[i], ranks);
@@ -183,7 +190,7 @@ static void test_all_tokens_to_the_same_experts(void **state)
 {
     (void)state;
     static const float bias[] = { 0, 100, 0, 90, 0 };
-    for (int i = 0; i < NUM_MOE_RECIPES; i++)
+    for (int i = 0; i < NUM_MOE_RECIPES; i += RECIPE_STEP)
         for (int team = 0; team < 3; team++) {
             moe_case c = rank_case(moe_recipes[i], team_sizes[team]);
             moe_data data = moe_make_data(&c, 25);
@@ -229,7 +236,7 @@ static void check_gradients_close(const char *name, const float *a, const float 
 static void test_cpu_backend_on_ranks_agrees_with_one_rank(void **state)
 {
     (void)state;
-    for (int i = 0; i < NUM_MOE_RECIPES; i++)
+    for (int i = 0; i < NUM_MOE_RECIPES; i += RECIPE_STEP)
         for (int team = 0; team < 3; team++) {
             moe_case c = rank_case(moe_recipes[i], 1);
             c.tokens = 150, c.hidden = 144, c.backend = FP8FLOW_CPU;
@@ -252,7 +259,7 @@ static void test_cpu_backend_on_ranks_agrees_with_one_rank(void **state)
 static void test_runs_and_threads_do_not_change_bits(void **state)
 {
     (void)state;
-    for (int i = 0; i < NUM_MOE_RECIPES; i++)
+    for (int i = 0; i < NUM_MOE_RECIPES; i += RECIPE_STEP)
         for (int32_t ranks = 1; ranks <= 3; ranks += 2) {
             moe_case c = rank_case(moe_recipes[i], ranks);
             c.tokens = 150, c.hidden = 144, c.backend = FP8FLOW_CPU, c.shared_width = 48;
@@ -274,7 +281,7 @@ static void test_runs_and_threads_do_not_change_bits(void **state)
 static void test_reference_and_cpu_backend_agree(void **state)
 {
     (void)state;
-    for (int i = 0; i < NUM_MOE_RECIPES; i++) {
+    for (int i = 0; i < NUM_MOE_RECIPES; i += RECIPE_STEP) {
         moe_case c = rank_case(moe_recipes[i], 2);
         c.hidden = 144;
         moe_data data = moe_make_data(&c, 29);
