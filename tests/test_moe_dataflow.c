@@ -84,7 +84,7 @@ static void test_checkpointing_changes_no_bit(void **state)
 
 /* Forward: router, fc1, fc2. Backward: two products of each of them, and what is recomputed: the router always, fc1
  * when h was not kept, fc2 never. */
-static void test_fc2_is_never_recomputed(void **state)
+static void test_only_what_is_needed_is_recomputed(void **state)
 {
     (void)state;
     moe_case c = moe_default_case();
@@ -95,6 +95,12 @@ static void test_fc2_is_never_recomputed(void **state)
             moe_result r = moe_run(&c, &data);
             assert_int_equal(r.rank[0].forward_calls[MOE_CALLS_gemm], 3);
             assert_int_equal(r.rank[0].backward_calls[MOE_CALLS_gemm], mode == FP8FLOW_KEEP_ALL ? 7 : 8);
+            /* swiglu again only where its gradient does not write x2's column form by the way */
+            f8_recipe recipe;
+            assert_ok(f8_recipe_find(c.recipe, &recipe));
+            int again = mode != FP8FLOW_KEEP_ALL && recipe.edge[F8_X2_COLUMNS].how != F8_FUSED;
+            assert_int_equal(r.rank[0].forward_calls[MOE_CALLS_swiglu], 1);
+            assert_int_equal(r.rank[0].backward_calls[MOE_CALLS_swiglu], again);
             moe_free_result(&r);
         }
     moe_free_data(&data);
@@ -117,6 +123,41 @@ static void test_saved_tensors_sum_to_saved_bytes(void **state)
             if (mode == FP8FLOW_FULL) assert_int_equal(rank->saved_sum, 0);
             moe_free_result(&r);
         }
+    moe_free_data(&data);
+}
+
+/* Another layer, twice as wide, works in the same context in between. */
+static fp8flow_status run_wider_layer(fp8flow_moe *m, void *user)
+{
+    moe_case c = *(const moe_case *)user;
+    c.width *= 2;
+    fp8flow_moe_config config = moe_config_of(&c, c.tokens);
+    moe_data data = moe_make_data(&c, 40);
+    fp8flow_tensor x = f8_bf16(data.x, c.tokens, c.hidden), y = f8_bf16(data.dy, c.tokens, c.hidden);
+    fp8flow_moe *wide = NULL;
+    fp8flow_status status = fp8flow_moe_create(m->context, m->comm, &config, &wide);
+    if (status == FP8FLOW_OK) status = moe_set_case_weights(wide, &c, &data);
+    if (status == FP8FLOW_OK) status = fp8flow_moe_forward(wide, &x, &y);
+    fp8flow_moe_destroy(wide);
+    moe_free_data(&data);
+    return status;
+}
+
+static void test_peak_bytes_are_the_layers_own(void **state)
+{
+    (void)state;
+    moe_case c = moe_default_case();
+    moe_data data = moe_make_data(&c, 3);
+    for (int i = 0; i < NUM_MOE_RECIPES; i++) {
+        c.recipe = moe_recipes[i], c.before = NULL;
+        moe_result alone = moe_run(&c, &data);
+        c.before = run_wider_layer, c.user = &c;
+        moe_result beside = moe_run(&c, &data);
+        assert_int_equal(alone.rank[0].report.peak_bytes, beside.rank[0].report.peak_bytes);
+        assert_true(alone.rank[0].report.peak_bytes >= alone.rank[0].forward_report.peak_bytes);
+        moe_assert_same_bits(&c, &alone, &beside);
+        moe_free_result(&alone), moe_free_result(&beside);
+    }
     moe_free_data(&data);
 }
 
@@ -371,8 +412,9 @@ int main(void)
         cmocka_unit_test(test_explicit_casts_are_0_4_4_12_2),
         cmocka_unit_test(test_transposes_are_the_recipes_own),
         cmocka_unit_test(test_checkpointing_changes_no_bit),
-        cmocka_unit_test(test_fc2_is_never_recomputed),
+        cmocka_unit_test(test_only_what_is_needed_is_recomputed),
         cmocka_unit_test(test_saved_tensors_sum_to_saved_bytes),
+        cmocka_unit_test(test_peak_bytes_are_the_layers_own),
         cmocka_unit_test(test_flow_saves_about_half_of_bf16),
         cmocka_unit_test(test_bytes_per_row_on_the_wire),
         cmocka_unit_test(test_reports_account_for_every_byte_of_the_transport),

@@ -56,10 +56,11 @@ void f8_edge_note(fp8flow_moe *m, f8_edge edge, const char *producer, const fp8f
     e->bytes = bytes;
 }
 
-static void count_casts(fp8flow_moe *m, f8_edge edge, int calls, int tensors)
+/* One call that wrote `tensors` tensors. */
+static void count_cast(fp8flow_moe *m, f8_edge edge, int tensors)
 {
-    m->edge[edge].casts += calls;
-    m->report.explicit_casts += calls;
+    m->edge[edge].casts++;
+    m->report.explicit_casts++;
     m->report.cast_tensors += tensors;
 }
 
@@ -73,7 +74,7 @@ static fp8flow_status cast(fp8flow_moe *m, const f8_edge_pair *pair, const fp8fl
                                                                     .rows = rows,
                                                                     .columns = columns,
                                                                     .nonfinite = &m->edge[counted].nonfinite }));
-    count_casts(m, counted, 1, (rows != NULL) + (columns != NULL));
+    count_cast(m, counted, (rows != NULL) + (columns != NULL));
     if (rows) F8_TRY(f8_observe(m, f8_edge_name(pair->rows_edge), source, rows, pair->groups, NULL));
     if (columns) F8_TRY(f8_observe(m, f8_edge_name(pair->columns_edge), source, columns, pair->groups, NULL));
     return FP8FLOW_OK;
@@ -117,7 +118,7 @@ static fp8flow_status requantize(fp8flow_moe *m, f8_edge edge, const fp8flow_ten
     fp8flow_tensor real;
     F8_TRY(f8_draw_tensor(m->workspace, "dequantised", bf16, rows->rows, rows->cols, 0, 0, &real));
     F8_DO(m, fp8flow_dequantize(m->context, &(fp8flow_dequantize_args){ rows, groups, &real }));
-    count_casts(m, edge, 1, 1);
+    count_cast(m, edge, 1);
     f8_edge_pair pair = { F8_NUM_EDGES, edge, "dequantize", groups, NULL, m->workspace };
     F8_TRY(cast(m, &pair, &real, NULL, columns));
     f8_edge_note(m, edge, "quantize", columns);

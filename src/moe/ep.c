@@ -132,12 +132,11 @@ fp8flow_status f8_ep_dispatch(fp8flow_moe *m, f8_record record, const fp8flow_te
     return FP8FLOW_OK;
 }
 
-/* gate [T, k] from the records that came back: each slot was sent to exactly one rank. */
+/* gate [T, k] from the records that came back: each slot was sent to exactly one rank, so each is written. */
 static void collect_gates(const fp8flow_moe *m, const float *returned, float *gate)
 {
     const f8_moe_state *s = &m->state;
     int64_t top_k = m->config.router.top_k;
-    for (int64_t i = 0; i < s->tokens * top_k; i++) gate[i] = 0.0f;
     for (int64_t row = 0; row < s->sent; row++) {
         int64_t token = s->send.source[row] / m->comm->size;
         for (int64_t slot = 0; slot < top_k; slot++)

@@ -189,10 +189,18 @@ static fp8flow_status check_rows(const fp8flow_moe *m, const char *op, const cha
     return FP8FLOW_OK;
 }
 
-static void note_memory(fp8flow_moe *m)
+/* The workspace is shared with other layers: only what this call draws counts. */
+static f8_arena_position enter_workspace(fp8flow_moe *m)
 {
-    int64_t now = (int64_t)(m->saved.peak + m->workspace->peak);
+    m->workspace->peak = m->workspace->used;
+    return f8_arena_mark(m->workspace);
+}
+
+static void leave_workspace(fp8flow_moe *m, f8_arena_position mark)
+{
+    int64_t now = (int64_t)(m->saved.peak + m->workspace->peak - mark.used);
     if (now > m->report.peak_bytes) m->report.peak_bytes = now;
+    f8_arena_rewind(m->workspace, mark);
 }
 
 static fp8flow_status observe_weights(fp8flow_moe *m)
@@ -214,10 +222,9 @@ fp8flow_status fp8flow_moe_forward(fp8flow_moe *m, const fp8flow_tensor *x, fp8f
     m->forward_done = 0;
     f8_arena_reset(&m->saved);
     m->saved.peak = 0;
-    f8_arena_position mark = f8_arena_mark(m->workspace);
+    f8_arena_position mark = enter_workspace(m);
     fp8flow_status status = f8_moe_run_forward(m, x, y);
-    note_memory(m);
-    f8_arena_rewind(m->workspace, mark);
+    leave_workspace(m, mark);
     F8_TRY(status);
     F8_TRY(observe_weights(m));
     m->report.tokens = m->state.tokens;
@@ -240,10 +247,9 @@ fp8flow_status fp8flow_moe_backward(fp8flow_moe *m, const fp8flow_tensor *x, con
                "moe_backward: a gradient array is NULL");
     F8_REQUIRE(m->config.shared_width == 0 || (gradients->shared_fc1 && gradients->shared_fc2), EINVAL,
                "moe_backward: a gradient array of the shared expert is NULL");
-    f8_arena_position mark = f8_arena_mark(m->workspace);
+    f8_arena_position mark = enter_workspace(m);
     fp8flow_status status = f8_moe_run_backward(m, x, dy, loss_scale, gradients, dx);
-    note_memory(m);
-    f8_arena_rewind(m->workspace, mark);
+    leave_workspace(m, mark);
     m->forward_done = 0;
     return status;
 }
