@@ -4,7 +4,9 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
 
@@ -418,6 +420,50 @@ static void test_saving_over_a_step_replaces_it(void **state)
     assert_ok(load(step_folder("out", 2)));
 }
 
+typedef struct {
+    char mark[700];
+    atomic_int stop;
+    int64_t looks, absences;
+} watch;
+
+/* Look for the mark all the time. One failure may be a look into the folder that is just being exchanged; twenty in a
+ * row mean that for a while there was no checkpoint. */
+static void *watch_mark(void *argument)
+{
+    watch *w = argument;
+    for (int missing = 0; !atomic_load(&w->stop); w->looks++) {
+        missing = access(w->mark, F_OK) == 0 ? 0 : missing + 1;
+        w->absences += missing == 20;
+    }
+    return NULL;
+}
+
+static fp8flow_status save_while_watched(fp8flow_trainer *trainer, void *user)
+{
+    watch *w = user;
+    pthread_t thread;
+    F8_TRY(fp8flow_trainer_save(trainer));
+    F8_REQUIRE(pthread_create(&thread, NULL, watch_mark, w) == 0, ENOMEM, "test: no thread");
+    fp8flow_status status = FP8FLOW_OK;
+    for (int i = 0; i < 20 && status == FP8FLOW_OK; i++) status = fp8flow_trainer_save(trainer);
+    atomic_store(&w->stop, 1);
+    pthread_join(thread, NULL);
+    return status;
+}
+
+static void test_a_step_is_never_absent_while_it_is_replaced(void **state)
+{
+    (void)state;
+    watch w = { .looks = 0 };
+    run r = saving_run("out", 1);
+    snprintf(w.mark, sizeof w.mark, "%s/COMPLETE", step_folder("out", 1));
+    r.look = save_while_watched;
+    r.user = &w;
+    assert_ok(try_run(&r));
+    assert_true(w.looks > 1000);
+    assert_int_equal(w.absences, 0);
+}
+
 static void test_output_folders_of_any_name(void **state)
 {
     (void)state;
@@ -629,6 +675,7 @@ int main(int argc, char **argv)
         folder_test(test_the_newest_complete_step_is_found),
         checkpoint_test(test_old_checkpoints_are_removed_and_strangers_stay),
         checkpoint_test(test_saving_over_a_step_replaces_it),
+        checkpoint_test(test_a_step_is_never_absent_while_it_is_replaced),
         checkpoint_test(test_output_folders_of_any_name),
         checkpoint_test(test_full_disk_leaves_the_old_checkpoint),
         checkpoint_test(test_small_file_system),
