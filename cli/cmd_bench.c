@@ -64,7 +64,7 @@ static void print_record(const bench_record *r)
     if (r->reference) printf(" %7s %7.2f", r->reference, r->reference_ms / r->time.median);
     if (r->bf16_ms > 0) printf(" %7.2f", r->bf16_ms / r->time.median);
     putchar('\n');
-    fflush(stdout);
+    (void)fflush(stdout);
 }
 
 void bench_emit(const bench *b, const bench_record *record)

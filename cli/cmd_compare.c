@@ -70,7 +70,7 @@ static void find_processor(char name[TEXT_BYTES])
         line[strcspn(line, "\n")] = '\0';
         snprintf(name, TEXT_BYTES, "%s, ", value + 1 + strspn(value + 1, " "));
     }
-    if (file) fclose(file);
+    if (file) (void)fclose(file);
 }
 
 static void collect_facts(facts *f, const compare_settings *settings)
@@ -84,7 +84,7 @@ static void collect_facts(facts *f, const compare_settings *settings)
              settings->training.backend == (int32_t)FP8FLOW_REFERENCE ? ", reference operators" : "");
     time_t now = time(NULL);
     struct tm utc;
-    if (gmtime_r(&now, &utc)) strftime(f->date, sizeof f->date, "%Y-%m-%d %H:%M UTC", &utc);
+    if (!gmtime_r(&now, &utc) || strftime(f->date, sizeof f->date, "%Y-%m-%d %H:%M UTC", &utc) == 0) f->date[0] = '\0';
 }
 
 /* ---- Recording a run ------------------------------------------------------------------------ */
@@ -178,7 +178,7 @@ static int write_files(const compare_study *study, const char *folder)
         errno = 0;
         if (files[i].write(draft, study) == 0 && rename(draft, path) == 0) continue;
         const char *reason = errno ? strerror(errno) : "out of memory";
-        remove(draft);
+        (void)remove(draft);
         return cli_fail(&cli_compare, "%s: %s", path, reason);
     }
     return CLI_DONE;

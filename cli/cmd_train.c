@@ -59,7 +59,7 @@ static void print_start(void *user, const fp8flow_train_info *info)
     printf("memory         %s per rank\n", cli_format_bytes(size, (double)info->memory_bytes));
     if (info->first_step > 0) printf("resumed        after step %lld\n", (long long)info->first_step);
     printf("\n");
-    fflush(stdout);
+    (void)fflush(stdout);
 }
 
 /* ---- End ------------------------------------------------------------------------------------ */

@@ -104,14 +104,14 @@ void cli_progress_step(cli_progress *progress, const fp8flow_step_metrics *metri
         cli_progress_format(progress, metrics, LINE_BYTES, now, line, sizeof line);
         fprintf(progress->stream, "%s\n", line);
     }
-    fflush(progress->stream);
+    (void)fflush(progress->stream);
 }
 
 void cli_progress_clear(cli_progress *progress)
 {
     if (!progress->is_drawn) return;
     fprintf(progress->stream, "\r\033[K");
-    fflush(progress->stream);
+    (void)fflush(progress->stream);
     progress->is_drawn = 0;
     progress->drawn_at = 0;
 }
@@ -124,5 +124,5 @@ void cli_progress_note(cli_progress *progress, const char *format, ...)
     vfprintf(progress->stream, format, arguments);
     va_end(arguments);
     fputc('\n', progress->stream);
-    fflush(progress->stream);
+    (void)fflush(progress->stream);
 }
