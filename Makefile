@@ -103,10 +103,6 @@ $(B)/tests/%.o: cflags += -Itests
 $(B)/fuzz_%: $(B)/tests/fuzz_%.o $(B)/libfp8flow.a
 	$(Q)$(CC) -fsanitize=fuzzer -o $@ $^ $(ldflags)
 
-$(B)/fp8flow.1: docs/fp8flow.1.md tools/make_man.awk
-	@mkdir -p $(@D)
-	$(Q)awk -v version=$(VERSION) -f tools/make_man.awk $< >$@
-
 $(B)/tidy/%.ok: %.c .clang-tidy $(all_headers)
 	@mkdir -p $(@D)
 	$(if $(V),,@echo "  TIDY  $<")
@@ -118,7 +114,7 @@ $(B)/tidy/%.ok: %.c .clang-tidy $(all_headers)
 
 # ---- Targets ----
 .PHONY: help require-deps deps deps-test lib cli check check-long check-all-floats check-cli check-tools \
-        check-install check-tsan test asan ubsan tsan lint format matrix fuzz fuzz-regress run-fuzz bench demo man \
+        check-install check-tsan test asan ubsan tsan lint format matrix fuzz fuzz-regress run-fuzz bench demo \
         docs install uninstall dist clean
 help: ## this list
 	@echo "fp8flow $(VERSION): make TARGET [DEBUG=1 ASAN=1 UBSAN=1 TSAN=1 WERROR=1 V=1 CC=... PREFIX=... DESTDIR=...]"
@@ -154,7 +150,7 @@ check-cli: cli ## the command line from end to end (tests/*.sh)
 check-tools: ## the checks of lint find what they are for
 	@$(run_tests) tools/test_checks.sh
 
-check-install: lib cli man ## install, build and run a program against it, uninstall
+check-install: lib cli ## install, build and run a program against it, uninstall
 	@$(run_tests) tools/test_install.sh
 
 test: ## everything that CI runs: unit, long, command line, sanitizers, install, lint, matrix
@@ -170,14 +166,14 @@ tsan: ## the tests of the thread transport under ThreadSanitizer
 check-tsan: $(tsan_tests)
 	@OMP_NUM_THREADS=1 $(run_tests) $(tsan_tests)
 
-lint: lib man $(tidy_ok) ## format, style, layers, symbols, contracts, OPERATORS.md, clang-tidy
+lint: lib $(tidy_ok) ## format, style, layers, symbols, contracts, OPERATORS.md, clang-tidy
 	@CLANG_FORMAT='$(CLANG_FORMAT)' tools/check_style.sh
 	@tools/check_layers.sh
 	@tools/check_symbols.sh $(B)
 	@tools/check_contracts.sh include
 	@awk -f tools/make_operators_md.awk include/fp8flow_ops.h | cmp -s - docs/OPERATORS.md || \
 	    { echo "docs/OPERATORS.md is out of date; run: make docs" >&2; exit 1; }
-	@if command -v groff >/dev/null && groff -man -ww -z $(B)/fp8flow.1 2>&1 | grep .; then exit 1; fi
+	@if command -v groff >/dev/null && groff -mdoc -ww -z docs/fp8flow.1 2>&1 | grep .; then exit 1; fi
 
 format: ## clang-format -i on every C file
 	@$(CLANG_FORMAT) -i $(c_files) $(all_headers)
@@ -202,8 +198,6 @@ demo: ## install the packages, build, train the same small model in several reci
 	build/release/fp8flow compare $(DEMO_ARGS)
 	@echo "The report is in demo/report.html"
 
-man: $(B)/fp8flow.1 ## the manual page
-
 docs: ## docs/OPERATORS.md from include/fp8flow_ops.h
 	@awk -f tools/make_operators_md.awk include/fp8flow_ops.h >docs/OPERATORS.md
 
@@ -219,7 +213,7 @@ fill_in   := sed -e 's|@PREFIX@|$(PREFIX)|; s|@LIBDIR@|$(LIBDIR)|; s|@INCLUDEDIR
              -e 's|@VERSION@|$(VERSION)|; s|@SOVERSION@|$(SOVERSION)|; s|@PACKAGES@|$(packages)|' \
              -e 's|@LIBS@|$(private_libs)|; s|@STATIC_LIBS@|$(dep_libs) $(openmp)|'
 
-install: lib cli man ## headers, libraries, program, manual page, pkg-config and CMake files under PREFIX
+install: lib cli ## headers, libraries, program, manual page, pkg-config and CMake files under PREFIX
 	$(Q)install -d $(addprefix $(D),$(INCLUDEDIR) $(LIBDIR)/pkgconfig $(cmake_dir) $(BINDIR) $(MANDIR))
 	$(Q)install -m 644 $(headers) $(D)$(INCLUDEDIR)
 	$(Q)install -m 644 $(B)/libfp8flow.a $(D)$(LIBDIR)
@@ -227,7 +221,7 @@ install: lib cli man ## headers, libraries, program, manual page, pkg-config and
 	$(Q)ln -sf libfp8flow.so.$(VERSION) $(D)$(LIBDIR)/libfp8flow.so.$(SOVERSION)
 	$(Q)ln -sf libfp8flow.so.$(SOVERSION) $(D)$(LIBDIR)/libfp8flow.so
 	$(Q)install -m 755 $(B)/fp8flow $(D)$(BINDIR)
-	$(Q)install -m 644 $(B)/fp8flow.1 $(D)$(MANDIR)
+	$(Q)install -m 644 docs/fp8flow.1 $(D)$(MANDIR)
 	$(Q)$(fill_in) packaging/fp8flow.pc.in >$(D)$(LIBDIR)/pkgconfig/fp8flow.pc
 	$(Q)$(fill_in) packaging/fp8flowConfig.cmake.in >$(D)$(cmake_dir)/fp8flowConfig.cmake
 	$(Q)$(fill_in) packaging/fp8flowConfigVersion.cmake.in >$(D)$(cmake_dir)/fp8flowConfigVersion.cmake

@@ -17,7 +17,7 @@ doing="the soname and its links"
 readelf -d "$prefix/lib/libfp8flow.so" | grep -q 'SONAME.*\[libfp8flow.so.0\]'
 doing="the installed program and its manual page"
 "$prefix/bin/fp8flow" --version >/dev/null
-grep -q '^\.TH' "$prefix/share/man/man1/fp8flow.1"
+grep -q '^\.Dt FP8FLOW 1' "$prefix/share/man/man1/fp8flow.1"
 
 cat >"$work/main.c" <<'END'
 #include <fp8flow_ops.h>
