@@ -118,8 +118,6 @@ fp8flow_status f8_ep_dispatch(fp8flow_moe *m, f8_record record, const fp8flow_te
     part[num_parts++] = (f8_comm_part){ sent.data, received->data, wire->cols * (int64_t)f8_dtype_bytes(wire->dtype) };
     if (wire->scaling == FP8FLOW_ROW128)
         part[num_parts++] = (f8_comm_part){ sent.scale, received->scale, f8_ceil_div(wire->cols, 128) };
-    int64_t row_bytes = 0;
-    for (int i = 0; i < num_parts; i++) row_bytes += part[i].row_bytes;
     if (record == F8_ROWS_AND_ROUTING) {
         part[num_parts++] = (f8_comm_part){ s->send_expert, s->recv_expert, top_k * 4 };
         part[num_parts++] = (f8_comm_part){ s->send_gate, s->recv_gate, top_k * 4 };
