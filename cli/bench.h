@@ -28,6 +28,7 @@ typedef struct {
     int64_t repeats;
     const char *filter;        /* "": everything */
     json_t *records;           /* NULL: a text table */
+    int64_t num_records;       /* emitted */
     char *copy_from, *copy_to; /* of memcpy, copy_bytes each */
     int64_t copy_bytes;
 } bench;
@@ -45,7 +46,7 @@ typedef struct {
 int bench_selects(const bench *b, const char *name, const char *shape);
 
 /* Print the row, or append it to the JSON list. */
-void bench_emit(const bench *b, const bench_record *record);
+void bench_emit(bench *b, const bench_record *record);
 
 /* memcpy of the whole copy buffer, with the bench's threads. `state` is the bench. */
 fp8flow_status bench_copy(void *state);

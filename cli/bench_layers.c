@@ -47,20 +47,27 @@ static fp8flow_status run_threads_across(void *state)
     return FP8FLOW_OK;
 }
 
-/* bf16 is always timed when another recipe is: it is what their ratio refers to. */
+static variant make_variant(layer_bench *l, const char *recipe, int32_t mode)
+{
+    variant v = { .recipe = recipe, .mode = (fp8flow_checkpointing)mode, .data = &l->data };
+    snprintf(v.name, sizeof v.name, "layer %s %s", recipe, mode_names[mode]);
+    return v;
+}
+
+/* bf16 is timed with every mode that is selected for any recipe: it is what their ratio refers to. */
 static void choose_variants(layer_bench *l)
 {
-    int is_selected = 0;
-    for (int64_t r = 0; fp8flow_recipe_name(r); r++)
-        for (int32_t mode = 0; mode < NUM_MODES && l->num_variants < MAX_VARIANTS; mode++) {
-            variant *v = &l->variants[l->num_variants];
-            *v = (variant){ .recipe = fp8flow_recipe_name(r), .mode = (fp8flow_checkpointing)mode, .data = &l->data };
-            snprintf(v->name, sizeof v->name, "layer %s %s", v->recipe, mode_names[mode]);
-            int wanted = bench_selects(l->b, v->name, l->shape->name);
-            is_selected |= wanted;
-            l->num_variants += wanted || strcmp(v->recipe, "bf16") == 0;
+    for (int32_t mode = 0; mode < NUM_MODES; mode++) {
+        int64_t first = l->num_variants;
+        int has_bf16 = 0;
+        for (int64_t r = 0; fp8flow_recipe_name(r) && l->num_variants < MAX_VARIANTS - 1; r++) {
+            variant v = make_variant(l, fp8flow_recipe_name(r), mode);
+            if (!bench_selects(l->b, v.name, l->shape->name)) continue;
+            has_bf16 |= strcmp(v.recipe, "bf16") == 0;
+            l->variants[l->num_variants++] = v;
         }
-    if (!is_selected) l->num_variants = 0;
+        if (l->num_variants > first && !has_bf16) l->variants[l->num_variants++] = make_variant(l, "bf16", mode);
+    }
 }
 
 static fp8flow_status create_products(layer_bench *l)

@@ -31,6 +31,7 @@ static cell gap_cell(const compare_study *study, compare_figure gap)
 {
     cell c;
     if (gap.count == 0) snprintf(c.text, sizeof c.text, "-");
+    else if (isnan(gap.mean)) snprintf(c.text, sizeof c.text, "not finite");
     else if (study->num_seeds == 1) snprintf(c.text, sizeof c.text, "%+.3f %%", 100 * gap.mean);
     else snprintf(c.text, sizeof c.text, "%+.3f %% +-%.3f", 100 * gap.mean, 100 * gap.spread);
     return c;
@@ -39,7 +40,7 @@ static cell gap_cell(const compare_study *study, compare_figure gap)
 static cell worst_cell(const compare_summary *summary)
 {
     cell c;
-    if (summary->gap_mean.count == 0) snprintf(c.text, sizeof c.text, "-");
+    if (summary->gap_mean.count == 0 || isnan(summary->gap_worst)) snprintf(c.text, sizeof c.text, "-");
     else snprintf(c.text, sizeof c.text, "%+.3f %%", 100 * summary->gap_worst);
     return c;
 }

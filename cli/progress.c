@@ -123,6 +123,6 @@ void cli_progress_note(cli_progress *progress, const char *format, ...)
     va_start(arguments, format);
     vfprintf(progress->stream, format, arguments);
     va_end(arguments);
-    fputc('\n', progress->stream);
+    (void)fputc('\n', progress->stream);
     (void)fflush(progress->stream);
 }

@@ -113,11 +113,12 @@ static void write_head(FILE *out, const compare_study *study)
     fputs("</dl>\n", out);
 }
 
-/* A figure that nothing was measured for is a dash; one that a diverged run spoilt is "nan". */
+/* A figure that nothing was measured for is a dash; one that a diverged run spoilt says so. */
 static void write_figure(FILE *out, const char *format, double value, int64_t count)
 {
     fputs("<td>", out);
     if (count == 0) fputs("&ndash;", out);
+    else if (!isfinite(value)) fputs("not finite", out);
     else fprintf(out, format, value);
     fputs("</td>", out);
 }
@@ -129,7 +130,7 @@ static void write_number(FILE *out, const char *format, double value)
 
 static void write_gap(FILE *out, const compare_study *study, const compare_summary *s)
 {
-    if (s->gap_mean.count > 0 && study->num_seeds > 1)
+    if (isfinite(s->gap_mean.mean) && study->num_seeds > 1)
         fprintf(out, "<td>%+.3f&thinsp;%% <small>&plusmn;&thinsp;%.3f</small></td>", 100 * s->gap_mean.mean,
                 100 * s->gap_mean.spread);
     else write_figure(out, "%+.3f&thinsp;%%", 100 * s->gap_mean.mean, s->gap_mean.count);

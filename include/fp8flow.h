@@ -132,7 +132,8 @@ typedef struct {
     int64_t tokens;            /* T */
     int64_t received_rows;     /* rows that arrived here, one per (token, rank) pair */
     int64_t padded_rows;       /* P */
-    int64_t explicit_casts;    /* calls of quantize and dequantize on activations and gradients */
+    int64_t explicit_casts;    /* calls of quantize and dequantize on activations and gradients, no recomputation */
+    int64_t recomputed_casts;  /* such calls made again by the recomputation of the checkpointing mode */
     int64_t cast_tensors;      /* tensors these calls wrote */
     int64_t dispatch_bytes[2]; /* payload + scales sent by this rank (itself included): forward, backward */
     int64_t routing_bytes;     /* routing metadata sent with the forward dispatch */

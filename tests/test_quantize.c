@@ -253,6 +253,40 @@ static void test_quantize_row_groups_need_no_alignment(void **state)
     free_tensor(&y[1]);
 }
 
+/* The fast path for full BF16 blocks works in 16-bit integers: every magnitude below the block's largest, for
+ * scales over the whole range, must come out as the definition says. */
+static void test_quantize_bf16_blocks_of_every_magnitude(void **state)
+{
+    (void)state;
+    enum { ROWS = 256, COLS = 128 };
+    const f8_tensor_format bf16 = { FP8FLOW_BF16, FP8FLOW_UNSCALED, FP8FLOW_ROWS };
+    fp8flow_context *fast = make_context(FP8FLOW_CPU, 1);
+    for (int dtype = FP8FLOW_E4M3; dtype <= FP8FLOW_E5M2; dtype++) {
+        fp8flow_tensor x = make_tensor(bf16, ROWS, COLS, 0, 0);
+        fp8flow_tensor q =
+            make_tensor((f8_tensor_format){ (fp8flow_dtype)dtype, FP8FLOW_ROW128, FP8FLOW_ROWS }, ROWS, COLS, 0, 0);
+        for (int amax = 1; amax < 0x7F80; amax += 211) {
+            uint16_t *values = x.data;
+            for (int i = 0; i < ROWS * COLS; i++) {
+                int below = amax - i; /* row 0: amax down to amax - 127, row 1 goes on */
+                values[i] = (uint16_t)((below < 0 ? 0 : below) | (i % 3 == 0 ? 0x8000 : 0));
+                if (i % COLS == COLS - 1) values[i] = (uint16_t)amax;
+            }
+            assert_ok(fp8flow_quantize(fast, &(fp8flow_quantize_args){ .x = &x, .rows = &q }));
+            uint8_t byte = f8_scale_byte((uint32_t)amax << 16, (fp8flow_dtype)dtype);
+            for (int i = 0; i < ROWS * COLS; i++) {
+                uint8_t want = f8_encode(f8_bf16_decode(values[i]) * f8_scale_inverse(byte), (fp8flow_dtype)dtype);
+                if (((uint8_t *)q.data)[i] != want || ((uint8_t *)q.scale)[i / COLS] != byte)
+                    fail_msg("amax %04x, value %04x: code %02x, expected %02x", amax, values[i], ((uint8_t *)q.data)[i],
+                             want);
+            }
+        }
+        free_tensor(&x);
+        free_tensor(&q);
+    }
+    fp8flow_context_destroy(fast);
+}
+
 static void test_quantize_zero_block_keeps_smallest_scale(void **state)
 {
     (void)state;
@@ -542,6 +576,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_quantize_matches_its_definition_and_the_reference),
+        cmocka_unit_test(test_quantize_bf16_blocks_of_every_magnitude),
         cmocka_unit_test(test_quantize_groups_pad_and_leave_the_rest_alone),
         cmocka_unit_test(test_quantize_weights_restart_row_blocks_per_expert),
         cmocka_unit_test(test_quantize_row_groups_need_no_alignment),

@@ -63,6 +63,10 @@ void f8_edge_note(fp8flow_moe *m, f8_edge edge, const char *producer, const fp8f
 
 static void count_casts(fp8flow_moe *m, f8_edge edge, int calls, int tensors)
 {
+    if (m->recomputing) {
+        m->report.recomputed_casts += calls;
+        return;
+    }
     m->edge[edge].casts += calls;
     m->report.explicit_casts += calls;
     m->report.cast_tensors += tensors;

@@ -66,6 +66,7 @@ struct fp8flow_moe {
     f8_arena saved;
     f8_arena *workspace; /* the context's, or a measuring one */
     int measuring;
+    int recomputing; /* backward is computing again what forward did not keep */
     f8_moe_state state;
     int forward_done;
     fp8flow_moe_report report;

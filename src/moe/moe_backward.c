@@ -9,12 +9,20 @@
 
 static const f8_tensor_format bf16 = { FP8FLOW_BF16, FP8FLOW_UNSCALED, FP8FLOW_ROWS };
 
-static fp8flow_status recompute(fp8flow_moe *m, const fp8flow_tensor *x)
+static fp8flow_status compute_again(fp8flow_moe *m, const fp8flow_tensor *x)
 {
     F8_TRY(f8_moe_route(m, x));
     if (m->config.checkpointing == FP8FLOW_FULL) F8_TRY(f8_moe_send(m, x, m->workspace, m->workspace));
     if (m->config.checkpointing != FP8FLOW_KEEP_ALL) F8_TRY(f8_moe_experts(m, F8_PASS_RECOMPUTE));
     return FP8FLOW_OK;
+}
+
+static fp8flow_status recompute(fp8flow_moe *m, const fp8flow_tensor *x)
+{
+    m->recomputing = 1;
+    fp8flow_status status = compute_again(m, x);
+    m->recomputing = 0;
+    return status;
 }
 
 /* dy in expert order: the operands of fc2's two products. */

@@ -1,6 +1,7 @@
 /* quantize_avx2.c - quantize with AVX2. ROW128 alone streams row by row; every other combination works on
  * tiles in scratch (block_avx2.h). A task is a span times a strip of column blocks: memory is read in long
  * lines, and the split does not depend on the number of threads. */
+#include "ops/bf16_avx2.h"
 #include "ops/block_avx2.h"
 #include "ops/ops.h"
 
@@ -48,6 +49,15 @@ F8_AVX2 uint64_t quantize_block(f8_place p, int64_t row, const fp8flow_tensor *x
     uint8_t code[F8_BLOCK], *out = (uint8_t *)y->data + f8_element(y, row, p.col);
     uint8_t *scale = (uint8_t *)y->scale + f8_scale_index(y, row, p.col, 0);
     f8v_prefetch(x, f8_element(x, row + 1, p.col));
+    if (from == FP8FLOW_BF16 && p.cols == F8_BLOCK) {
+        const uint16_t *in = (const uint16_t *)x->data + f8_element(x, row, p.col);
+        int amax = f8v_bf16_amax(in);
+        if (amax >= F8V_BF16_SMALL && amax < F8V_BF16_NONFINITE) {
+            *scale = f8_scale_byte((uint32_t)amax << 16, to);
+            f8v_bf16_encode_block(in, *scale, to, out);
+            return 0;
+        }
+    }
     uint32_t most = f8v_load_row(x->data, f8_element(x, row, p.col), p.cols, from, value);
     if (p.cols == F8_BLOCK) {
         *scale = f8v_quantize_row(value, most, to, out);
