@@ -44,11 +44,12 @@ have_deps := $(shell $(PKG_CONFIG) --exists $(packages) openblas 2>/dev/null && 
 dep_cflags := $(if $(have_deps),$(shell $(PKG_CONFIG) --cflags $(packages) openblas))
 dep_libs  := $(blas_libs) $(if $(have_deps),$(shell $(PKG_CONFIG) --libs $(packages))) -lm -lpthread
 
-warnings := -Wall -Wextra -Wpedantic -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wconversion -Wvla \
-            -Wno-unknown-pragmas $(if $(WERROR),-Werror)
 # No OpenMP under clang: its runtime would run beside the one that OpenBLAS brings. None under TSan: it cannot see
-# the runtime's synchronisation.
+# the runtime's synchronisation. What only a pragma uses is then unused.
 openmp   := $(if $(is_clang)$(TSAN),,-fopenmp)
+no_openmp_warnings := -Wno-unused-parameter -Wno-unused-variable
+warnings := -Wall -Wextra -Wpedantic -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wconversion -Wvla \
+            -Wno-unknown-pragmas $(if $(openmp),,$(no_openmp_warnings)) $(if $(WERROR),-Werror)
 sanitize := $(if $(ASAN)$(FUZZ),-fsanitize=address -fno-omit-frame-pointer) \
             $(if $(UBSAN)$(FUZZ),-fsanitize=undefined -fno-sanitize-recover=all) \
             $(if $(TSAN),-fsanitize=thread -DFP8FLOW_TSAN) $(if $(FUZZ),-fsanitize=fuzzer-no-link)
@@ -63,7 +64,7 @@ avx2_src := $(if $(avx2),$(wildcard src/*/*_avx2.c))
 lib_src  := $(filter-out %_avx2.c,$(wildcard src/*.c src/*/*.c)) $(avx2_src)
 cli_src  := $(wildcard cli/*.c)
 headers  := $(wildcard include/*.h)
-c_files  := $(lib_src) $(cli_src) $(wildcard tests/*.c examples/*.c)
+c_files  := $(lib_src) $(cli_src) $(wildcard tests/*.c examples/*.c fuzz/*.c)
 all_headers := $(headers) $(wildcard src/*.h src/*/*.h cli/*.h tests/*.h)
 lib_obj  := $(lib_src:%.c=$(B)/%.o)
 cli_obj  := $(cli_src:%.c=$(B)/%.o)
@@ -72,8 +73,10 @@ tests      := $(patsubst %.c,$(B)/%,$(wildcard tests/test_*.c))
 long_tests := $(patsubst %.c,$(B)/%,$(wildcard tests/long_*.c))
 # TSan looks at threads of our own only: the programs that use the thread transport.
 tsan_tests := $(patsubst %.c,$(B)/%,$(shell grep -ls 'comm/\|pthread.h' $(wildcard tests/test_*.c) /dev/null))
-fuzzers    := $(patsubst tests/%.c,$(B)/%,$(wildcard tests/fuzz_*.c))
-tidy_ok    := $(patsubst %.c,$(B)/tidy/%.ok,$(filter-out tests/%,$(c_files)))
+fuzz_names := $(patsubst fuzz/fuzz_%.c,%,$(wildcard fuzz/fuzz_*.c))
+tidy_ok    := $(patsubst %.c,$(B)/tidy/%.ok,$(filter-out tests/% fuzz/%,$(c_files)))
+# The header of FP8 formats that tests compare with, where CUDA is installed; its own warnings are not ours.
+cuda_dir   := $(wildcard /usr/local/cuda/include)
 run_tests  := FP8FLOW=$(B)/fp8flow tools/run_tests.sh
 
 # ---- Rules ----
@@ -99,13 +102,16 @@ $(B)/cli.a: $(cli_obj)
 
 $(B)/tests/%: $(B)/tests/%.o $(B)/cli.a $(B)/libfp8flow.a
 	$(Q)$(CC) -o $@ $^ $(ldflags) -lcmocka
-$(B)/tests/%.o: cflags += -Itests
+$(B)/tests/%.o: cflags += -Itests $(if $(cuda_dir),-isystem $(cuda_dir))
 
 $(B)/examples/%: $(B)/examples/%.o $(B)/libfp8flow.a
 	$(Q)$(CC) -o $@ $^ $(ldflags)
 
-$(B)/fuzz_%: $(B)/tests/fuzz_%.o $(B)/libfp8flow.a
+# A fuzz target with libFuzzer, and with a main of its own that runs the kept inputs.
+$(B)/fuzz/fuzz_%: $(B)/fuzz/fuzz_%.o $(B)/libfp8flow.a
 	$(Q)$(CC) -fsanitize=fuzzer -o $@ $^ $(ldflags)
+$(B)/fuzz/replay_%: $(B)/fuzz/fuzz_%.o $(B)/fuzz/replay.o $(B)/libfp8flow.a
+	$(Q)$(CC) -o $@ $^ $(ldflags)
 
 $(B)/tidy/%.ok: %.c .clang-tidy $(all_headers)
 	@mkdir -p $(@D)
@@ -186,15 +192,18 @@ format: ## clang-format -i on every C file
 	@$(CLANG_FORMAT) -i $(c_files) $(all_headers)
 
 matrix: ## gcc and clang, C11 and C17; the public headers alone as C11 and C++17
-	@BASE_CFLAGS="$(base_cflags) $(warnings) $(avx2)" CLANG='$(CLANG)' \
+	@BASE_CFLAGS="$(base_cflags) $(warnings) $(avx2)" NO_OPENMP='$(no_openmp_warnings)' CLANG='$(CLANG)' \
 	    tools/check_matrix.sh $(c_files)
 
-fuzz: ## fuzz the file readers, FUZZ_SECONDS=60 for each of tests/fuzz_*.c
+fuzz: ## fuzz the file readers with libFuzzer, FUZZ_SECONDS=60 for each of fuzz/fuzz_*.c
 	@$(MAKE) FUZZ=1 CC=$(CLANG) run-fuzz
-fuzz-regress: ## replay the kept inputs in tests/corpus
-	@$(MAKE) FUZZ=1 CC=$(CLANG) FUZZ_SECONDS= run-fuzz
-run-fuzz: $(fuzzers)
-	@FUZZ_SECONDS='$(FUZZ_SECONDS)' tools/run_fuzz.sh $(fuzzers)
+run-fuzz: $(fuzz_names:%=$(B)/fuzz/fuzz_%)
+	@FUZZ_SECONDS='$(FUZZ_SECONDS)' tools/run_fuzz.sh $^
+fuzz-regress: ## replay the kept inputs in fuzz/corpus under the sanitizers
+	@$(MAKE) ASAN=1 UBSAN=1 $(fuzz_names:%=replay-%)
+replay-%: $(B)/fuzz/replay_%
+	@echo "  REPLAY  $*"
+	@ASAN_OPTIONS=allocator_may_return_null=1 $< fuzz/corpus/$*
 
 bench: cli ## time every operator and the layer (BENCH_ARGS=...)
 	@$(B)/fp8flow bench $(BENCH_ARGS)

@@ -65,7 +65,7 @@ static void flush_pending(byte_printer *printer)
     /* Not characters: C1 controls (a terminal obeys them), overlong forms, surrogates, beyond U+10FFFF. */
     int refused = (c[0] == 0xC2 && c[1] < 0xA0) || (c[0] == 0xE0 && c[1] < 0xA0) || (c[0] == 0xED && c[1] >= 0xA0) ||
                   (c[0] == 0xF0 && c[1] < 0x90) || (c[0] == 0xF4 && c[1] >= 0x90);
-    if (complete && !refused) fwrite(c, 1, (size_t)printer->num_pending, stdout);
+    if (complete && !refused) (void)fwrite(c, 1, (size_t)printer->num_pending, stdout);
     else print_escaped(c, printer->num_pending);
     printer->num_pending = printer->num_needed = 0;
 }

@@ -4,8 +4,8 @@
  * early (interrupt, failure): every figure is computed from what exists.
  *
  * The gap of run A to run B at step t is (S(A)_t - S(B)_t) / S(B)_t, where S is the centred running mean over
- * 1 + steps/20 steps (made odd), cut at both ends of the curve. Its mean and its worst value (largest magnitude, with its
- * sign) are taken over the second half of the steps that both runs have.
+ * 1 + steps/20 steps (made odd), cut at both ends of the curve. Its mean and its worst value (largest magnitude, with
+ * its sign) are taken over the second half of the steps that both runs have.
  */
 #ifndef CLI_COMPARE_H
 #define CLI_COMPARE_H

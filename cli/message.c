@@ -13,7 +13,7 @@ static void print_error(const cli_command *command, const char *format, va_list 
     vsnprintf(text, sizeof text, format, arguments);
     for (char *c = text; *c; c++)
         if ((unsigned char)*c < 0x20 || *c == 0x7F) *c = '?';
-    fflush(stdout);
+    (void)fflush(stdout);
     fprintf(stderr, "fp8flow%s%s: %s\n", command ? " " : "", command ? command->name : "", text);
 }
 

@@ -142,7 +142,7 @@ int cli_metrics_write(cli_metrics *metrics, const fp8flow_trainer *trainer, cons
 
 void cli_metrics_close(cli_metrics *metrics)
 {
-    if (metrics->file) fclose(metrics->file);
+    if (metrics->file) (void)fclose(metrics->file); /* every line has gone past its buffer */
     free(metrics->counts);
     *metrics = (cli_metrics){ 0 };
 }

@@ -51,12 +51,12 @@ static void write_owner(int descriptor)
 
 static long read_owner(const char *path)
 {
-    long owner = 0;
+    char text[CLI_NUMBER_BYTES] = "";
     FILE *file = fopen(path, "re");
     if (!file) return 0;
-    if (fscanf(file, "%ld", &owner) != 1) owner = 0;
-    fclose(file);
-    return owner;
+    const char *line = fgets(text, sizeof text, file);
+    (void)fclose(file);
+    return line ? strtol(line, NULL, 10) : 0;
 }
 
 static int create(cli_output_folder *folder, const cli_command *command)

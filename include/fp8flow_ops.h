@@ -17,6 +17,8 @@
  * operator and the numbers in fp8flow_last_error() of the calling thread. Argument errors
  * (FP8FLOW_EINVAL: a format, a NULL, an enum; FP8FLOW_ESHAPE: a dimension) are found before anything
  * is written. Nothing here prints, exits, aborts or allocates, except *_create and *_destroy.
+ *
+ * The reason for the length of this file: it is read beside the code, and a contract is found in one place.
  */
 #ifndef FP8FLOW_OPS_H
 #define FP8FLOW_OPS_H

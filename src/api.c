@@ -3,6 +3,7 @@
 
 #include "fp8flow.h"
 #include "ops/blas.h"
+#include "ops/ops.h"
 #include "recipe/recipe.h"
 
 const char *fp8flow_version(void)
@@ -37,11 +38,7 @@ const char *fp8flow_better_blas_core(void)
 
 static fp8flow_feature find_avx2(void)
 {
-#if defined(__x86_64__)
-    int found = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-#else
-    int found = 0;
-#endif
+    int found = f8_cpu_has_avx2();
     return (fp8flow_feature){ "AVX2", found, found ? "with FMA and F16C" : "not on this processor",
                               found ? ""
                                     : "the reference operators run: about 5 to 20 times slower outside the products" };

@@ -3,28 +3,11 @@
 #
 # Every case states the exit code and a part of the message. It must also give exactly one line on stderr that begins
 # with "fp8flow", nothing on stdout, no trace of a crash or a sanitizer, and leave the folder as it was. One line for
-# each failing case; the last line counts. The cases at the end train for a few steps: signals, lock, lost readers.
+# each failing case; the last lines count.
 set -u
-program=${1:-${FP8FLOW:-build/release/fp8flow}}
-case $program in /*) ;; *) program=$PWD/$program ;; esac
-[ -x "$program" ] || {
-    echo "cli_cases: $program is not a program" >&2
-    exit 2
-}
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}"
-
-root=$(mktemp -d) || exit 2
-# Not `trap - EXIT`: a case may be interrupted.
-owner=
-trap '[ -n "$owner" ] && kill -KILL "$owner" 2>/dev/null; chmod -R u+rwx "$root"; rm -rf "$root"' EXIT
-trap 'exit 130' INT TERM
-logs=$root/logs
-work=$root/work
-mkdir "$logs" "$work"
-cd "$work" || exit 2
+. "$(dirname "$0")/support.sh"
 
 # What the cases find in their folder.
-awk 'BEGIN { for (i = 0; i < 4000; i++) print "line", i, "of a text that is long enough to train on" }' >text.txt
 : >empty.txt
 mkdir folder folder/inner locked
 printf 'x' >tiny.txt
@@ -42,18 +25,6 @@ mkdir -p fake-run/step-00000007 torn/step-00000003
 chmod 555 locked
 
 find . | sort >"$root/names"
-
-passed=0
-failed=0
-ok()
-{
-    passed=$((passed + 1))
-}
-wrong() # name reason
-{
-    failed=$((failed + 1))
-    echo "FAILED $1: $2"
-}
 
 # New names, and files that were written to. A lock that came and went may change the time of a folder.
 files_here()
@@ -208,7 +179,7 @@ refuse "no data for the numerics" 2 'data' inspect --numerics
 refuse "one missing of two" '1|2' 'no-such-file' train --data text.txt --data no-such-file
 refuse "empty file" '1|2' 'fp8flow train:' train --data empty.txt
 refuse "too little text" '1|2' 'fp8flow train:' train --data tiny.txt
-refuse "empty folder" '1|2' 'folder' train --data folder
+refuse "empty folder" '1|2' '0 documents' train --data folder
 refuse "link to itself" '1|2' 'fp8flow train:' train --data loop.txt
 refuse "missing data, output given" '1|2' 'no-such-file' train --data no-such-file --output run
 
@@ -277,101 +248,5 @@ status "wrong usage, stderr closed" 2 $?
 status "stdin closed" 0 $?
 "$program" train --frobnicate <&- >&- 2>&-
 status "everything closed" 2 $?
-LC_ALL=de_DE.UTF-8 LANG=de_DE.UTF-8 "$program" train --data no-such-file --lr 0,1 2>"$logs/err"
-code=$?
-lost "German numbers" 2 'is not a number'
 
-# ---- Runs of a few steps ----
-small='--data text.txt --batch 1 --micro-batch 1 --sequence-length 64 --validate-every 0'
-
-wait_for() # file: until it is there, a minute at most
-{
-    tries=3000
-    while [ ! -s "$1" ] && [ $tries -gt 0 ]; do
-        sleep 0.02
-        tries=$((tries - 1))
-    done
-}
-check() # NAME CONDITION...
-{
-    name=$1
-    shift
-    if "$@"; then ok; else wrong "$name" "$*; $(tail -n 1 "$logs/err" | cut -c 1-120)"; fi
-}
-
-# shellcheck disable=SC2086
-"$program" train $small --steps 1000000 --output run >"$logs/out" 2>"$logs/err" &
-owner=$!
-wait_for run/metrics.jsonl
-# shellcheck disable=SC2086
-"$program" train $small --steps 3 --output run >"$logs/out2" 2>"$logs/err2"
-check "second process on one folder is refused" [ $? -eq 1 ]
-check "the refusal names the owner" grep -q "in use by process $owner\$" "$logs/err2"
-check "the owner's lock stays" [ -e run/lock ]
-kill -TERM $owner
-wait $owner
-check "SIGTERM ends with 0" [ $? -eq 0 ]
-check "SIGTERM saves" [ -n "$(find run -name 'step-*' -type d)" ]
-check "SIGTERM says how to go on" grep -q -- '--resume run' "$logs/out"
-check "the lock goes" [ ! -e run/lock ]
-done_steps=$(wc -l <run/metrics.jsonl)
-printf '{"step": 999' >>run/metrics.jsonl
-# shellcheck disable=SC2086
-"$program" train $small --steps 1000000 --output run --resume run >"$logs/out" 2>"$logs/err" &
-owner=$!
-tries=3000
-while [ "$(wc -l <run/metrics.jsonl)" -le "$done_steps" ] && [ $tries -gt 0 ]; do
-    sleep 0.02
-    tries=$((tries - 1))
-done
-kill -INT $owner
-wait $owner
-check "SIGINT ends with 0" [ $? -eq 0 ]
-# shellcheck disable=SC2016
-check "metrics have every step once" awk -F '[:,]' '$2 + 0 != NR { exit 1 }' run/metrics.jsonl
-check "metrics went on" [ "$(wc -l <run/metrics.jsonl)" -gt "$done_steps" ]
-rm -rf run
-
-# The plain reference is slow enough for the second signal to find the first step.
-rm -f "$logs/out" "$logs/err" # wait_for must not see those of the last run
-# shellcheck disable=SC2086
-"$program" train $small --batch 8 --backend reference --steps 1000000 >"$logs/out" 2>"$logs/err" &
-owner=$!
-wait_for "$logs/out"
-kill -TERM $owner
-wait_for "$logs/err"
-kill -TERM $owner 2>/dev/null
-wait $owner 2>/dev/null
-second=$?
-owner=
-check "a second signal ends at once" [ $second -eq 143 ]
-
-# A kill leaves no lock behind; the folder can be used again at once.
-# shellcheck disable=SC2086
-"$program" train $small --steps 1000000 --output run >"$logs/out" 2>"$logs/err" &
-owner=$!
-wait_for run/metrics.jsonl
-kill -KILL $owner
-wait $owner 2>/dev/null
-owner=
-# shellcheck disable=SC2086
-"$program" train $small --steps 2 --output run >"$logs/out" 2>"$logs/err"
-check "the folder of a killed run can be used again" [ $? -eq 0 ]
-check "metrics start anew" [ "$(wc -l <run/metrics.jsonl)" -eq 2 ]
-rm -rf run
-
-# shellcheck disable=SC2086
-{ "$program" train $small --steps 1000000 --log-every 1 --output run 2>"$logs/err"; echo $? >"$logs/code"; } |
-    head -n 3 >"$logs/out"
-check "a run without reader stops with 1" [ "$(cat "$logs/code")" -eq 1 ]
-check "a run without reader says nothing" [ ! -s "$logs/err" ]
-check "a run without reader saves" [ -n "$(find run -name 'step-*' -type d)" ]
-rm -rf run
-
-# shellcheck disable=SC2086
-"$program" train $small --steps 3 >"$logs/out" 2>"$logs/err"
-check "a log has no terminal codes" [ -z "$(tr -d '\n\t -~' <"$logs/out")" ]
-check "a log has the first and the last step" [ "$(grep -c '^step [13]/3 ' "$logs/out")" -eq 2 ]
-
-echo "$passed passed, $failed failed"
-[ "$failed" -eq 0 ]
+finish

@@ -3,8 +3,8 @@
 #
 # src/: a file may include headers of its own folder, of folders on a lower layer, and the public headers; never a
 # folder of its own layer. base knows libc only; the packages that a folder may use are in the table. cli/ and the
-# public headers know the public headers and libc only (cli also its own headers and jansson); so do tests whose header
-# comment says "public headers only".
+# public headers know the public headers and libc only (cli also its own headers, jansson, and cblas for the products
+# that `bench` compares with); so do tests whose header comment says "public headers only".
 set -u
 cd "$(dirname "$0")/.." || exit 1
 
@@ -42,7 +42,7 @@ FNR <= 12 && area == "tests" && /public headers only/ { public_only = 1 }
     sub(/>.*/, "", name)
     sub(/\.h$/, "", name)
     if ((name in libc) || name ~ /^sys\// || area == "tests") next
-    if (area == "cli" && name ~ /^(jansson|signal|poll)$/) next
+    if (area == "cli" && name ~ /^(cblas|jansson|poll|signal)$/) next
     if (area == "src" && index(packages[folder], "," name ",")) next
     if (area == "src" && index(packages[folder], ",cuda,") && name ~ /^cuda/) next
     bad("<" name ".h> is not libc and not among the packages of " (folder ? "src/" folder : area))

@@ -1,6 +1,6 @@
 #!/bin/sh
 # check_matrix.sh FILE.c... - every source with gcc and clang as C11 and C17, every warning an error; each public header
-# alone as C11 and as C++17. Called by the Makefile with BASE_CFLAGS and CLANG. Syntax only: nothing is written.
+# alone as C11 and as C++17. Called by the Makefile with BASE_CFLAGS, NO_OPENMP and CLANG. Syntax only: nothing is written.
 set -u
 failed=0
 flags="$BASE_CFLAGS -Itests -Werror -fsyntax-only"
@@ -15,7 +15,7 @@ try() # what, command...
 for compiler in gcc "$CLANG"; do
     for standard in c11 c17; do
         # OpenMP only under gcc, as in the build.
-        openmp=$([ "$compiler" = gcc ] && echo -fopenmp)
+        openmp=$([ "$compiler" = gcc ] && echo -fopenmp || echo "$NO_OPENMP")
         # shellcheck disable=SC2086
         try "$(basename "$compiler") $standard, $# files" "$compiler" -std=$standard $flags $openmp "$@"
     done

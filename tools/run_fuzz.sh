@@ -1,29 +1,19 @@
 #!/bin/sh
-# run_fuzz.sh FUZZER... - replay tests/corpus/<name>/ through each libFuzzer program and, when FUZZ_SECONDS is set, fuzz
-# on for that long. New inputs go to build/fuzz-corpus/<name>/; an input that crashes is kept there as crash-*.
+# run_fuzz.sh FUZZER... - run each libFuzzer program, fuzz_<name>, for FUZZ_SECONDS, starting from fuzz/corpus/<name>/.
+# New inputs go to build/fuzz-corpus/<name>/; an input that crashes is kept there as crash-*.
 set -u
 status=0
-[ $# -gt 0 ] || echo "no fuzzers (tests/fuzz_*.c)"
+[ $# -gt 0 ] || { echo "run_fuzz: no fuzzers" >&2; exit 1; }
 for fuzzer in "$@"; do
     name=$(basename "$fuzzer")
-    kept=tests/corpus/$name
+    name=${name#fuzz_}
+    kept=fuzz/corpus/$name
     found=build/fuzz-corpus/$name
+    [ -d "$kept" ] || { echo "run_fuzz: $kept is missing: keep at least one input" >&2; status=1; continue; }
     mkdir -p "$found"
-    set -- -artifact_prefix="$found/" -timeout=10 -rss_limit_mb=2048 -max_len=65536
-    if [ -n "${FUZZ_SECONDS:-}" ]; then
-        echo "  FUZZ  $name, $FUZZ_SECONDS s"
-        set -- "$@" "$found"
-        [ -d "$kept" ] && set -- "$@" "$kept"
-        "$fuzzer" "$@" -max_total_time="$FUZZ_SECONDS" -print_final_stats=1 </dev/null >"$found.log" 2>&1
-    elif [ -d "$kept" ]; then
-        echo "  REPLAY  $name, $(find "$kept" -type f | wc -l) inputs"
-        "$fuzzer" "$@" -runs=0 "$kept" </dev/null >"$found.log" 2>&1
-    else
-        echo "run_fuzz: $kept is missing: keep at least one input" >&2
-        status=1
-        continue
-    fi
-    [ $? -eq 0 ] && continue
+    echo "  FUZZ  $name, $FUZZ_SECONDS s"
+    "$fuzzer" -artifact_prefix="$found/" -timeout=10 -rss_limit_mb=2048 -max_len=65536 \
+        -max_total_time="$FUZZ_SECONDS" -print_final_stats=1 "$found" "$kept" </dev/null >"$found.log" 2>&1 && continue
     tail -n 60 "$found.log" >&2
     echo "run_fuzz: $name failed; log in $found.log, input in $found/" >&2
     status=1

@@ -137,13 +137,16 @@ static fp8flow_status create_temporary(f8_file_writer *writer)
         if (getrandom(&random, sizeof random, 0) != (ssize_t)sizeof random)
             return f8_fail_errno("name a temporary file for", writer->path);
         snprintf(name, sizeof name, F8_TEMPORARY_PREFIX "%016" PRIx64, random);
-        F8_TRY(f8_path_join(writer->directory, name, &writer->temporary));
-        writer->fd = f8_open(writer->temporary, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW);
-        if (writer->fd >= 0) return FP8FLOW_OK;
+        char *temporary;
+        F8_TRY(f8_path_join(writer->directory, name, &temporary));
+        writer->fd = f8_open(temporary, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW);
+        if (writer->fd >= 0) {
+            writer->temporary = temporary;
+            return FP8FLOW_OK;
+        }
         bool taken = errno == EEXIST;
-        fp8flow_status status = f8_fail_errno("create", writer->temporary);
-        free(writer->temporary);
-        writer->temporary = NULL;
+        fp8flow_status status = f8_fail_errno("create", temporary);
+        free(temporary);
         if (!taken) return status;
     }
     return F8_FAIL(EIO, "%s: cannot find a free name for a temporary file", writer->path);

@@ -21,23 +21,28 @@ uint64_t *f8_producer_nonfinite(fp8flow_moe *m, f8_edge edge)
     return m->recipe.edge[edge].how == F8_CAST ? NULL : &m->edge[edge].nonfinite;
 }
 
-fp8flow_status f8_draw_tensor(f8_arena *arena, const char *name, f8_tensor_format format, int64_t rows, int64_t cols,
-                              int64_t group_rows, int64_t groups, fp8flow_tensor *tensor)
+fp8flow_status f8_draw_made(f8_arena *arena, const char *name, int64_t groups, fp8flow_tensor *tensor)
 {
-    *tensor = f8_tensor_make(format, rows, cols, group_rows);
     int64_t data = fp8flow_tensor_data_bytes(tensor), scale = fp8flow_tensor_scale_bytes(tensor, groups);
-    F8_REQUIRE(data >= 0 && scale >= 0, ENOMEM, "memory: %s [%lld, %lld] is not a possible size", name, (long long)rows,
-               (long long)cols);
+    F8_REQUIRE(data >= 0 && scale >= 0, ENOMEM, "memory: %s [%lld, %lld] is not a possible size", name,
+               (long long)tensor->rows, (long long)tensor->cols);
     F8_TRY(f8_arena_draw(arena, name, data, 1, &tensor->data));
-    if (format.scaling != FP8FLOW_UNSCALED) F8_TRY(f8_arena_draw(arena, name, scale, 1, &tensor->scale));
+    if (tensor->scaling != FP8FLOW_UNSCALED) F8_TRY(f8_arena_draw(arena, name, scale, 1, &tensor->scale));
     return FP8FLOW_OK;
+}
+
+fp8flow_status f8_draw_tensor(f8_arena *arena, const char *name, f8_tensor_format format, int64_t rows, int64_t cols,
+                              fp8flow_tensor *tensor)
+{
+    *tensor = f8_tensor_make(format, rows, cols, 0);
+    return f8_draw_made(arena, name, 0, tensor);
 }
 
 fp8flow_status f8_edge_draw(fp8flow_moe *m, f8_edge edge, f8_arena *arena, int64_t rows, int64_t cols,
                             fp8flow_tensor *tensor)
 {
-    return f8_draw_tensor(arena, f8_edge_name(edge), m->recipe.edge[edge].format, rows, cols, 0, m->local_experts,
-                          tensor);
+    *tensor = f8_tensor_make(m->recipe.edge[edge].format, rows, cols, 0);
+    return f8_draw_made(arena, f8_edge_name(edge), m->local_experts, tensor);
 }
 
 void f8_edge_note(fp8flow_moe *m, f8_edge edge, const char *producer, const fp8flow_tensor *tensor)
@@ -120,7 +125,7 @@ static fp8flow_status requantize(fp8flow_moe *m, f8_edge edge, const fp8flow_ten
     f8_arena_position mark = f8_arena_mark(m->workspace);
     const f8_tensor_format bf16 = { FP8FLOW_BF16, FP8FLOW_UNSCALED, FP8FLOW_ROWS };
     fp8flow_tensor real;
-    F8_TRY(f8_draw_tensor(m->workspace, "dequantised", bf16, rows->rows, rows->cols, 0, 0, &real));
+    F8_TRY(f8_draw_tensor(m->workspace, "dequantised", bf16, rows->rows, rows->cols, &real));
     F8_DO(m, fp8flow_dequantize(m->context, &(fp8flow_dequantize_args){ rows, groups, &real }));
     count_cast(m, edge, 1);
     f8_edge_pair pair = { F8_NUM_EDGES, edge, "dequantize", groups, NULL, m->workspace };

@@ -105,13 +105,13 @@ fp8flow_status f8_ep_dispatch(fp8flow_moe *m, f8_record record, const fp8flow_te
     int64_t top_k = m->config.router.top_k;
     f8_tensor_format format = { wire->dtype, wire->scaling, wire->layout };
     fp8flow_tensor sent;
-    F8_TRY(f8_draw_tensor(arena, "received rows", format, s->received, wire->cols, 0, 0, received));
+    F8_TRY(f8_draw_tensor(arena, "received rows", format, s->received, wire->cols, received));
     if (record == F8_ROWS_AND_ROUTING) {
         F8_TRY(f8_arena_draw(arena, "received experts", s->received * top_k, 4, &s->recv_expert));
         F8_TRY(f8_arena_draw(arena, "received gates", s->received * top_k, 4, &s->recv_gate));
     }
     f8_arena_position mark = f8_arena_mark(m->workspace);
-    F8_TRY(f8_draw_tensor(m->workspace, "sent rows", format, s->sent, wire->cols, 0, 0, &sent));
+    F8_TRY(f8_draw_tensor(m->workspace, "sent rows", format, s->sent, wire->cols, &sent));
     F8_DO(m, fp8flow_permute(m->context, &(fp8flow_permute_args){ .x = wire, .plan = &s->send, .rows = &sent }));
     f8_comm_part part[4];
     int num_parts = 0;
@@ -153,7 +153,7 @@ fp8flow_status f8_ep_combine(fp8flow_moe *m, const fp8flow_tensor *rows, const f
     const f8_tensor_format bf16 = { FP8FLOW_BF16, FP8FLOW_UNSCALED, FP8FLOW_ROWS };
     fp8flow_tensor returned;
     float *returned_gate = NULL;
-    F8_TRY(f8_draw_tensor(m->workspace, "returned rows", bf16, s->sent, rows->cols, 0, 0, &returned));
+    F8_TRY(f8_draw_tensor(m->workspace, "returned rows", bf16, s->sent, rows->cols, &returned));
     if (gate) F8_TRY(f8_arena_draw(m->workspace, "returned gates", s->sent * top_k, 4, &returned_gate));
     f8_comm_part part[2] = { { rows->data, returned.data, rows->cols * 2 }, { gate_rows, returned_gate, top_k * 4 } };
     int64_t before = m->comm->exchanged_bytes;

@@ -54,8 +54,8 @@ static fp8flow_status draw_weights(fp8flow_moe *m, f8_arena *arena)
         if (!f8_is_fp8(m->recipe.weight.dtype)) continue;
         f8_tensor_format columns = m->recipe.weight;
         columns.layout = FP8FLOW_COLUMNS;
-        F8_TRY(f8_draw_tensor(arena, weights[i].name, m->recipe.weight, all_rows, weights[i].cols, rows,
-                              m->local_experts, &w->rows));
+        w->rows = f8_tensor_make(m->recipe.weight, all_rows, weights[i].cols, rows);
+        F8_TRY(f8_draw_made(arena, weights[i].name, m->local_experts, &w->rows));
         w->columns = f8_tensor_make(columns, all_rows, weights[i].cols, rows);
         F8_TRY(f8_arena_draw(arena, weights[i].name, fp8flow_tensor_data_bytes(&w->columns), 1, &w->columns.data));
         w->columns.scale = w->rows.scale;

@@ -86,9 +86,13 @@ struct fp8flow_moe {
 int64_t f8_moe_max_received(const fp8flow_moe *m);
 int64_t f8_moe_max_padded(const fp8flow_moe *m, int64_t received);
 
-/* Draw a tensor (codes and scales are two parts of one name). `groups`: scales of TENSOR. */
+/* Memory for a tensor whose shape and format are set (codes and scales are two parts of one name). `groups`: scales of
+ * TENSOR. */
+fp8flow_status f8_draw_made(f8_arena *arena, const char *name, int64_t groups, fp8flow_tensor *tensor);
+
+/* The same for a plain matrix, made here; not for TENSOR scaling. */
 fp8flow_status f8_draw_tensor(f8_arena *arena, const char *name, f8_tensor_format format, int64_t rows, int64_t cols,
-                              int64_t group_rows, int64_t groups, fp8flow_tensor *tensor);
+                              fp8flow_tensor *tensor);
 
 /* ---- edge.c ---- */
 

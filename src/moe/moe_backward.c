@@ -35,7 +35,7 @@ static fp8flow_status bring_dy2(fp8flow_moe *m, const fp8flow_tensor *dy, fp8flo
     F8_TRY(f8_bring_rows(m, &wire_pair, dy, &wire, NULL));
     F8_TRY(f8_ep_dispatch(m, F8_ROWS_ONLY, &wire, m->workspace, &received, &m->report.dispatch_bytes[1]));
     f8_tensor_format format = { wire.dtype, wire.scaling, wire.layout };
-    F8_TRY(f8_draw_tensor(m->workspace, "dy2 rows", format, s->padded, dy->cols, 0, 0, &permuted));
+    F8_TRY(f8_draw_tensor(m->workspace, "dy2 rows", format, s->padded, dy->cols, &permuted));
     int by_permute = f8_edge_is_fused(m, F8_DY2_COLUMNS);
     if (by_permute) F8_TRY(f8_edge_draw(m, F8_DY2_COLUMNS, m->workspace, s->padded, dy->cols, columns));
     uint64_t histogram[64] = { 0 };
@@ -64,7 +64,7 @@ static fp8flow_status bring_dh(fp8flow_moe *m, const fp8flow_tensor *dx2, float 
     int x2_fused = f8_edge_is_fused(m, F8_X2_COLUMNS);
     f8_tensor_format format = rows_fused ? m->recipe.edge[F8_DH_ROWS].format : bf16;
     fp8flow_tensor out;
-    F8_TRY(f8_draw_tensor(m->workspace, "dh rows", format, s->padded, 2 * width, 0, 0, &out));
+    F8_TRY(f8_draw_tensor(m->workspace, "dh rows", format, s->padded, 2 * width, &out));
     if (columns_fused) F8_TRY(f8_edge_draw(m, F8_DH_COLUMNS, m->workspace, s->padded, 2 * width, columns));
     if (x2_fused) F8_TRY(f8_edge_draw(m, F8_X2_COLUMNS, m->workspace, s->padded, width, &s->x2_columns));
     F8_DO(m, fp8flow_swiglu_backward(
@@ -112,17 +112,17 @@ static fp8flow_status experts_backward(fp8flow_moe *m, const fp8flow_tensor *dy,
     fp8flow_tensor dy2, dy2_columns, dx2, dh, dh_columns, dx1, rows;
     float *dgate_rows, *dgate_received;
     F8_TRY(bring_dy2(m, dy, &dy2, &dy2_columns));
-    F8_TRY(f8_draw_tensor(m->workspace, "dx2", bf16, s->padded, width, 0, 0, &dx2));
+    F8_TRY(f8_draw_tensor(m->workspace, "dx2", bf16, s->padded, width, &dx2));
     F8_TRY(expert_product(m, FP8FLOW_DGRAD, &dy2, &m->fc2.columns, &dx2));
     F8_TRY(f8_arena_draw(m->workspace, "gate gradients", s->padded, 4, &dgate_rows));
     F8_TRY(bring_dh(m, &dx2, dgate_rows, &dh, &dh_columns));
     F8_TRY(f8_bring_columns(m, F8_X2_COLUMNS, &s->x2, &s->groups, &s->x2_columns));
     F8_TRY(expert_gradient(m, gradients->fc2, hidden, &dy2_columns, &s->x2_columns));
-    F8_TRY(f8_draw_tensor(m->workspace, "dx1", bf16, s->padded, hidden, 0, 0, &dx1));
+    F8_TRY(f8_draw_tensor(m->workspace, "dx1", bf16, s->padded, hidden, &dx1));
     F8_TRY(expert_product(m, FP8FLOW_DGRAD, &dh, &m->fc1.columns, &dx1));
     F8_TRY(f8_bring_columns(m, F8_X1_COLUMNS, &s->x1, &s->groups, &s->x1_columns));
     F8_TRY(expert_gradient(m, gradients->fc1, 2 * width, &dh_columns, &s->x1_columns));
-    F8_TRY(f8_draw_tensor(m->workspace, "dx rows", bf16, s->received, hidden, 0, 0, &rows));
+    F8_TRY(f8_draw_tensor(m->workspace, "dx rows", bf16, s->received, hidden, &rows));
     F8_TRY(f8_arena_draw(m->workspace, "gate gradients", s->received * m->config.router.top_k, 4, &dgate_received));
     F8_DO(m, fp8flow_unpermute(
                  m->context,
@@ -139,7 +139,7 @@ static fp8flow_status router_backward(fp8flow_moe *m, const fp8flow_tensor *x, c
     int64_t num_experts = m->config.router.num_experts, hidden = m->config.hidden;
     fp8flow_tensor part, dlogits = f8_f32(NULL, s->tokens, num_experts);
     F8_TRY(f8_arena_draw(m->workspace, "logit gradients", s->tokens * num_experts, 4, &dlogits.data));
-    F8_TRY(f8_draw_tensor(m->workspace, "router dx", bf16, s->tokens, hidden, 0, 0, &part));
+    F8_TRY(f8_draw_tensor(m->workspace, "router dx", bf16, s->tokens, hidden, &part));
     fp8flow_router_load load = { s->total_tokens, s->total_counts, s->total_sums };
     F8_DO(m, fp8flow_router_backward(m->context, &(fp8flow_router_backward_args){ .config = &s->router,
                                                                                   .num_tokens = s->tokens,
@@ -171,12 +171,12 @@ static fp8flow_status shared_backward(fp8flow_moe *m, const fp8flow_tensor *x, c
     fp8flow_tensor dfc1 = f8_f32(gradients->shared_fc1, 2 * width, hidden);
     fp8flow_tensor dfc2 = f8_f32(gradients->shared_fc2, hidden, width);
     fp8flow_tensor v, dv, dh, part;
-    F8_TRY(f8_draw_tensor(m->workspace, "shared x2", bf16, s->tokens, width, 0, 0, &v));
-    F8_TRY(f8_draw_tensor(m->workspace, "shared dx2", bf16, s->tokens, width, 0, 0, &dv));
-    F8_TRY(f8_draw_tensor(m->workspace, "shared dh", bf16, s->tokens, 2 * width, 0, 0, &dh));
-    F8_TRY(f8_draw_tensor(m->workspace, "shared dx", bf16, s->tokens, hidden, 0, 0, &part));
+    F8_TRY(f8_draw_tensor(m->workspace, "shared x2", bf16, s->tokens, width, &v));
+    F8_TRY(f8_draw_tensor(m->workspace, "shared dx2", bf16, s->tokens, width, &dv));
+    F8_TRY(f8_draw_tensor(m->workspace, "shared dh", bf16, s->tokens, 2 * width, &dh));
+    F8_TRY(f8_draw_tensor(m->workspace, "shared dx", bf16, s->tokens, hidden, &part));
     if (m->config.checkpointing != FP8FLOW_KEEP_ALL) {
-        F8_TRY(f8_draw_tensor(m->workspace, "shared h", bf16, s->tokens, 2 * width, 0, 0, &s->shared_h));
+        F8_TRY(f8_draw_tensor(m->workspace, "shared h", bf16, s->tokens, 2 * width, &s->shared_h));
         F8_TRY(f8_moe_product(m, FP8FLOW_FPROP, x, &fc1, &s->shared_h));
     }
     F8_DO(m, fp8flow_swiglu(m->context, &(fp8flow_swiglu_args){ .h = &s->shared_h, .rows = &v }));

@@ -115,8 +115,7 @@ static fp8flow_status bring_x1(fp8flow_moe *m, f8_arena *arena, int want_columns
     int passes = m->recipe.edge[F8_X1_ROWS].how == F8_AS_IS;
     uint64_t histogram[64] = { 0 };
     fp8flow_tensor permuted;
-    F8_TRY(f8_draw_tensor(passes ? rows_arena : m->workspace, "x1 rows", wire, s->padded, m->config.hidden, 0, 0,
-                          &permuted));
+    F8_TRY(f8_draw_tensor(passes ? rows_arena : m->workspace, "x1 rows", wire, s->padded, m->config.hidden, &permuted));
     if (by_permute) F8_TRY(f8_edge_draw(m, F8_X1_COLUMNS, arena, s->padded, m->config.hidden, &s->x1_columns));
     F8_DO(m, fp8flow_permute(m->context, &(fp8flow_permute_args){ .x = &s->inbox,
                                                                   .plan = &s->plan,
@@ -146,8 +145,8 @@ static fp8flow_status bring_x2(fp8flow_moe *m, f8_pass pass, f8_arena *arena, in
     int fused = f8_edge_is_fused(m, F8_X2_ROWS), cast = m->recipe.edge[F8_X2_ROWS].how == F8_CAST;
     fp8flow_tensor out;
     f8_tensor_format format = fused ? m->recipe.edge[F8_X2_ROWS].format : bf16;
-    F8_TRY(f8_draw_tensor(cast ? m->workspace : rows_arena, "x2 rows", format, s->padded, m->config.expert_width, 0, 0,
-                          &out));
+    F8_TRY(
+        f8_draw_tensor(cast ? m->workspace : rows_arena, "x2 rows", format, s->padded, m->config.expert_width, &out));
     F8_DO(m, fp8flow_swiglu(m->context, &(fp8flow_swiglu_args){ .h = &s->h,
                                                                 .gate = s->gate_rows,
                                                                 .groups = &s->groups,
@@ -168,7 +167,7 @@ fp8flow_status f8_moe_experts(fp8flow_moe *m, f8_pass pass)
     F8_TRY(plan_experts(m, arena));
     F8_TRY(f8_arena_draw(arena, "gates of rows", s->padded, 4, &s->gate_rows));
     F8_TRY(bring_x1(m, arena, keeps));
-    F8_TRY(f8_draw_tensor(arena, "h", bf16, s->padded, 2 * m->config.expert_width, 0, 0, &s->h));
+    F8_TRY(f8_draw_tensor(arena, "h", bf16, s->padded, 2 * m->config.expert_width, &s->h));
     F8_DO(m, fp8flow_gemm(m->context, &(fp8flow_gemm_args){ FP8FLOW_FPROP, FP8FLOW_OVERWRITE, &s->groups, &s->x1,
                                                             &m->fc1.rows, &s->h }));
     return bring_x2(m, pass, arena, keeps);
@@ -179,8 +178,8 @@ static fp8flow_status combine_outputs(fp8flow_moe *m, fp8flow_tensor *y)
 {
     f8_moe_state *s = &m->state;
     fp8flow_tensor y2, rows;
-    F8_TRY(f8_draw_tensor(m->workspace, "y2", bf16, s->padded, m->config.hidden, 0, 0, &y2));
-    F8_TRY(f8_draw_tensor(m->workspace, "y rows", bf16, s->received, m->config.hidden, 0, 0, &rows));
+    F8_TRY(f8_draw_tensor(m->workspace, "y2", bf16, s->padded, m->config.hidden, &y2));
+    F8_TRY(f8_draw_tensor(m->workspace, "y rows", bf16, s->received, m->config.hidden, &rows));
     F8_DO(m, fp8flow_gemm(m->context, &(fp8flow_gemm_args){ FP8FLOW_FPROP, FP8FLOW_OVERWRITE, &s->groups, &s->x2,
                                                             &m->fc2.rows, &y2 }));
     F8_DO(m, fp8flow_unpermute(m->context, &(fp8flow_unpermute_args){ .x = &y2, .plan = &s->plan, .y = &rows }));
@@ -197,9 +196,9 @@ static fp8flow_status add_shared_expert(fp8flow_moe *m, const fp8flow_tensor *x,
     fp8flow_tensor fc1 = f8_bf16((uint16_t *)(uintptr_t)m->weights.shared_fc1, 2 * width, hidden);
     fp8flow_tensor fc2 = f8_bf16((uint16_t *)(uintptr_t)m->weights.shared_fc2, hidden, width);
     fp8flow_tensor v, out;
-    F8_TRY(f8_draw_tensor(arena, "shared h", bf16, s->tokens, 2 * width, 0, 0, &s->shared_h));
-    F8_TRY(f8_draw_tensor(m->workspace, "shared x2", bf16, s->tokens, width, 0, 0, &v));
-    F8_TRY(f8_draw_tensor(m->workspace, "shared y", bf16, s->tokens, hidden, 0, 0, &out));
+    F8_TRY(f8_draw_tensor(arena, "shared h", bf16, s->tokens, 2 * width, &s->shared_h));
+    F8_TRY(f8_draw_tensor(m->workspace, "shared x2", bf16, s->tokens, width, &v));
+    F8_TRY(f8_draw_tensor(m->workspace, "shared y", bf16, s->tokens, hidden, &out));
     F8_TRY(f8_moe_product(m, FP8FLOW_FPROP, x, &fc1, &s->shared_h));
     F8_DO(m, fp8flow_swiglu(m->context, &(fp8flow_swiglu_args){ .h = &s->shared_h, .rows = &v }));
     F8_TRY(f8_moe_product(m, FP8FLOW_FPROP, &v, &fc2, &out));
@@ -223,7 +222,7 @@ static fp8flow_status router_losses(fp8flow_moe *m)
 
 fp8flow_status f8_moe_run_forward(fp8flow_moe *m, const fp8flow_tensor *x, fp8flow_tensor *y)
 {
-    int mode = m->config.checkpointing;
+    fp8flow_checkpointing mode = m->config.checkpointing;
     f8_arena *routing = mode == FP8FLOW_FULL ? m->workspace : &m->saved;
     f8_arena *rows = mode == FP8FLOW_MOE_EXPERT ? &m->saved : m->workspace;
     m->state.tokens = x->rows;

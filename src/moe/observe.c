@@ -29,7 +29,7 @@ fp8flow_status f8_observe_columns(fp8flow_moe *m, const char *name, const fp8flo
     f8_arena_position mark = f8_arena_mark(m->workspace);
     fp8flow_tensor real;
     if (!m->measuring && !m->observer) return FP8FLOW_OK;
-    F8_TRY(f8_draw_tensor(m->workspace, "observed", f32, rows->rows, rows->cols, 0, 0, &real));
+    F8_TRY(f8_draw_tensor(m->workspace, "observed", f32, rows->rows, rows->cols, &real));
     F8_DO(m, fp8flow_dequantize(m->context, &(fp8flow_dequantize_args){ rows, groups, &real }));
     F8_TRY(f8_observe(m, name, &real, columns, groups, rows->scaling == FP8FLOW_ROW128 ? histogram : NULL));
     f8_arena_rewind(m->workspace, mark);
@@ -42,7 +42,7 @@ fp8flow_status f8_observe_swiglu(fp8flow_moe *m, const fp8flow_tensor *q)
     f8_arena_position mark = f8_arena_mark(m->workspace);
     fp8flow_tensor real;
     if (!m->measuring && !m->observer) return FP8FLOW_OK;
-    F8_TRY(f8_draw_tensor(m->workspace, "observed", f32, q->rows, q->cols, 0, 0, &real));
+    F8_TRY(f8_draw_tensor(m->workspace, "observed", f32, q->rows, q->cols, &real));
     fp8flow_swiglu_args args = { .h = &s->h, .gate = s->gate_rows, .groups = &s->groups, .rows = &real };
     F8_DO(m, fp8flow_swiglu(m->context, &args));
     f8_edge edge = q->layout == FP8FLOW_ROWS ? F8_X2_ROWS : F8_X2_COLUMNS;
@@ -58,7 +58,7 @@ fp8flow_status f8_observe_swiglu_backward(fp8flow_moe *m, const fp8flow_tensor *
     f8_arena_position mark = f8_arena_mark(m->workspace);
     fp8flow_tensor real;
     if (!m->measuring && !m->observer) return FP8FLOW_OK;
-    F8_TRY(f8_draw_tensor(m->workspace, "observed", f32, s->h.rows, s->h.cols, 0, 0, &real));
+    F8_TRY(f8_draw_tensor(m->workspace, "observed", f32, s->h.rows, s->h.cols, &real));
     fp8flow_swiglu_backward_args args = {
         .h = &s->h, .gate = s->gate_rows, .groups = &s->groups, .dv = dv, .rows = &real
     };

@@ -37,8 +37,8 @@ void f8_blas_sgemm(f8_blas_shape s, f8_blas_matrix a, f8_blas_matrix b, float *c
 /* "OpenBLAS 0.3.21, openmp, SkylakeX kernels". */
 const char *f8_blas_description(void);
 
-/* Value of OPENBLAS_CORETYPE that would give this processor the kernels it deserves, or NULL. OpenBLAS takes the kernels
- * of a Prescott for processors newer than itself (0.3.21 on Emerald Rapids): a quarter of the speed. */
+/* Value of OPENBLAS_CORETYPE that would give this processor the kernels it deserves, or NULL. OpenBLAS takes the
+ * kernels of a Prescott for processors newer than itself (0.3.21 on Emerald Rapids): a quarter of the speed. */
 const char *f8_blas_better_core(void);
 
 #endif

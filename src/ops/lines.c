@@ -1,6 +1,8 @@
 /* lines.c - plain C lines, and the choice of a table. */
 #include "ops/lines.h"
 
+#include "ops/ops.h"
+
 static void plain_decode_bf16(float *out, const uint16_t *codes, int64_t count)
 {
     for (int64_t i = 0; i < count; i++) out[i] = f8_bf16_decode(codes[i]);
@@ -44,7 +46,7 @@ static const f8_lines plain = {
 const f8_lines *f8_lines_cpu(void)
 {
 #if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return &f8_lines_avx2;
+    if (f8_cpu_has_avx2()) return &f8_lines_avx2;
 #endif
     return &plain;
 }

@@ -54,6 +54,9 @@ F8_OPS(F8_X)
 extern const f8_ops f8_ops_reference;
 const f8_ops *f8_ops_cpu(void);
 
+/* 1 if this processor has AVX2, FMA and F16C. */
+int f8_cpu_has_avx2(void);
+
 struct fp8flow_context {
     const f8_ops *ops;
     const f8_device *device;

@@ -32,14 +32,24 @@ static const f8_ops ops_blas = { .name = "blas", F8_OPS(REFERENCE) F8_BLAS_OPS(B
 static const f8_ops ops_avx2 = { .name = "avx2", F8_OPS(REFERENCE) F8_BLAS_OPS(BLAS) F8_AVX2_OPS(AVX2) };
 /* clang-format on */
 
+/* F16C came before AVX2, in every processor; clang 14 cannot ask for it. */
+int f8_cpu_has_avx2(void)
+{
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+
 const f8_ops *f8_ops_cpu(void)
 {
-    int found = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-    return found ? &ops_avx2 : &ops_blas;
+    return f8_cpu_has_avx2() ? &ops_avx2 : &ops_blas;
 }
 
 #else
 /* clang-format on */
+
+int f8_cpu_has_avx2(void)
+{
+    return 0;
+}
 
 const f8_ops *f8_ops_cpu(void)
 {

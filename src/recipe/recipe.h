@@ -59,6 +59,9 @@ typedef struct {
     f8_edge_rule edge[F8_NUM_EDGES];
 } f8_recipe;
 
+/* The name of the row that is taken where none is named. */
+#define F8_DEFAULT_RECIPE "flow"
+
 /* Row `index` of the table; NULL past the end. */
 const f8_recipe *f8_recipe_at(int64_t index);
 

@@ -1,12 +1,13 @@
 /* options.c - defaults, ranges, and the learning-rate schedule of a training run. */
 #include <math.h>
 
+#include "recipe/recipe.h"
 #include "train/trainer.h"
 
 void fp8flow_train_options_init(fp8flow_train_options *o)
 {
     *o = (fp8flow_train_options){ .model = "tiny",
-                                  .recipe = "flow",
+                                  .recipe = F8_DEFAULT_RECIPE,
                                   .checkpointing = FP8FLOW_MOE_EXPERT,
                                   .seed = 1,
                                   .data_seed = 1,
