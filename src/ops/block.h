@@ -103,7 +103,11 @@ static inline fp8flow_status f8_check_groups(const char *op, const char *name, c
     F8_REQUIRE(!groups || t->group_rows == 0, EINVAL, "%s: %s has %lld rows per expert, groups must be NULL", op, name,
                (long long)t->group_rows);
     int blocked = t->scaling == FP8FLOW_TILE128 || t->scaling == FP8FLOW_COL128;
-    return groups ? f8_groups_check(op, groups, t->rows, blocked ? F8_BLOCK : 1) : FP8FLOW_OK;
+    F8_TRY(f8_groups_check(op, groups, t->rows, blocked ? F8_BLOCK : 1));
+    /* A group has a TENSOR scale even where it has no elements. */
+    F8_REQUIRE(t->scaling != FP8FLOW_TENSOR || t->scale || f8_num_groups(t, groups) == 0, EINVAL,
+               "%s: %s has no scales, %lld experts need one each", op, name, (long long)f8_num_groups(t, groups));
+    return FP8FLOW_OK;
 }
 
 /* ---- Tiles ---- */
