@@ -223,7 +223,7 @@ static fp8flow_status router_losses(fp8flow_moe *m)
 
 fp8flow_status f8_moe_run_forward(fp8flow_moe *m, const fp8flow_tensor *x, fp8flow_tensor *y)
 {
-    int mode = m->config.checkpointing;
+    fp8flow_checkpointing mode = m->config.checkpointing;
     f8_arena *routing = mode == FP8FLOW_FULL ? m->workspace : &m->saved;
     f8_arena *rows = mode == FP8FLOW_MOE_EXPERT ? &m->saved : m->workspace;
     m->state.tokens = x->rows;
