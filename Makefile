@@ -95,6 +95,9 @@ $(B)/fp8flow: $(cli_obj) $(B)/libfp8flow.a
 $(B)/tests/%: $(B)/tests/%.o $(B)/libfp8flow.a
 	$(Q)$(CC) -o $@ $^ $(ldflags) -lcmocka
 $(B)/tests/%.o: cflags += -Itests
+# This program stands between the library and the allocator.
+comma := ,
+$(B)/tests/test_memory: ldflags += $(foreach f,malloc calloc realloc aligned_alloc strdup free,-Wl$(comma)--wrap=$f)
 
 $(B)/fuzz_%: $(B)/tests/fuzz_%.o $(B)/libfp8flow.a
 	$(Q)$(CC) -fsanitize=fuzzer -o $@ $^ $(ldflags)
