@@ -103,6 +103,9 @@ $(B)/cli.a: $(cli_obj)
 $(B)/tests/%: $(B)/tests/%.o $(B)/cli.a $(B)/libfp8flow.a
 	$(Q)$(CC) -o $@ $^ $(ldflags) -lcmocka
 $(B)/tests/%.o: cflags += -Itests $(if $(cuda_dir),-isystem $(cuda_dir))
+# This program stands between the library and the allocator.
+comma := ,
+$(B)/tests/test_memory: ldflags += $(foreach f,malloc calloc realloc aligned_alloc strdup free,-Wl$(comma)--wrap=$f)
 
 $(B)/examples/%: $(B)/examples/%.o $(B)/libfp8flow.a
 	$(Q)$(CC) -o $@ $^ $(ldflags)

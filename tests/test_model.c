@@ -187,10 +187,9 @@ static void set_weights(f8_model *m, uint64_t seed)
         const f8_parameter *p = &m->table->parameter[i];
         for (int64_t j = 0; j < p->rows * p->cols; j++) {
             float x = f8_normal(seed, (uint64_t)i, (uint64_t)j);
-            m->master[p->offset + j] = is_norm(p->kind)          ? 1.0f + 0.25f * x
-                                       : p->kind == F8_ROUTER    ? 0.5f * x
-                                       : p->kind == F8_EMBEDDING ? 0.6f * x
-                                                                 : 0.18f * x;
+            m->master[p->offset + j] = is_norm(p->kind)       ? 1.0f + 0.25f * x
+                                       : p->kind == F8_ROUTER ? 0.5f * x
+                                                              : 0.18f * x;
         }
     }
     for (int64_t e = 0; e < m->config.num_layers * E; e++) m->router_bias[e] = 0.1f * f8_normal(seed, 999, (uint64_t)e);
@@ -202,6 +201,7 @@ typedef struct {
     fp8flow_checkpointing checkpointing;
     const char *recipe;
     int32_t threads;
+    uint64_t seed;
     /* results */
     double loss;
     float *gradient;
@@ -228,7 +228,7 @@ static fp8flow_status evaluate_on_rank(fp8flow_comm *comm, void *user)
     f8_model_options options = { e->recipe, e->checkpointing, S, S, F8_FOR_TRAINING };
     f8_model *m = NULL;
     assert_ok(f8_model_create(context, comm, config, &options, &m));
-    set_weights(m, 5);
+    set_weights(m, e->seed);
     make_tokens(ids, targets);
     f8_micro_batch batch = { ids, targets, 1, S, 1.0f / S, 1.0f };
     double sum;
@@ -317,9 +317,9 @@ static void compare_with_reference(f8_model *m, const int32_t *ids, const int32_
     free(r.p);
 }
 
-static void check_against_reference(const char *json)
+static void check_against_reference(const char *json, uint64_t seed)
 {
-    evaluation e = { .json = json, .recipe = "bf16", .look = compare_with_reference };
+    evaluation e = { .json = json, .seed = seed, .recipe = "bf16", .look = compare_with_reference };
     evaluate(&e);
     free(e.gradient);
 }
@@ -333,13 +333,13 @@ static void check_against_reference(const char *json)
 static void test_experts_in_every_layer(void **state)
 {
     (void)state;
-    check_against_reference(PLAIN);
+    check_against_reference(PLAIN, 6);
 }
 
 static void test_dense_layer_shared_experts_sigmoid_tied_head(void **state)
 {
     (void)state;
-    check_against_reference(MIXED);
+    check_against_reference(MIXED, 4);
 }
 
 static void assert_same_evaluation(const evaluation *a, const evaluation *b)
@@ -370,15 +370,16 @@ static void test_checkpointing_and_threads_do_not_change_a_gradient_bit(void **s
         }
 }
 
-/* FP8 products carry 3 bits of mantissa: relative 2^-4 per element at most, averaged over sums. */
+/* E4M3 rounds by 2^-4 at most, 2.6 % on average; both operands of a product, 3.7 %; eight products lie in a row from the
+ * loss to a weight of the first layer: 10 % if nothing but experts carried the gradient. */
 static void test_fp8_gradients_stay_near_bf16(void **state)
 {
     (void)state;
-    evaluation exact = { .json = PLAIN, .recipe = "bf16" };
+    evaluation exact = { .json = PLAIN, .recipe = "bf16", .seed = 6 };
     evaluate(&exact);
     static const char *const recipes[] = { "tensorwise", "blockwise", "deepseek", "flow" };
     for (int i = 0; i < 4; i++) {
-        evaluation e = { .json = PLAIN, .recipe = recipes[i] };
+        evaluation e = { .json = PLAIN, .recipe = recipes[i], .seed = 6 };
         double error = 0.0, size = 0.0;
         evaluate(&e);
         for (int64_t j = 0; j < e.count; j++) {
