@@ -64,10 +64,11 @@ avx2_src := $(if $(avx2),$(wildcard src/*/*_avx2.c))
 lib_src  := $(filter-out %_avx2.c,$(wildcard src/*.c src/*/*.c)) $(avx2_src)
 cli_src  := $(wildcard cli/*.c)
 headers  := $(wildcard include/*.h)
-c_files  := $(lib_src) $(cli_src) $(wildcard tests/*.c fuzz/*.c)
+c_files  := $(lib_src) $(cli_src) $(wildcard tests/*.c examples/*.c fuzz/*.c)
 all_headers := $(headers) $(wildcard src/*.h src/*/*.h cli/*.h tests/*.h)
 lib_obj  := $(lib_src:%.c=$(B)/%.o)
 cli_obj  := $(cli_src:%.c=$(B)/%.o)
+examples   := $(patsubst %.c,$(B)/%,$(wildcard examples/*.c))
 tests      := $(patsubst %.c,$(B)/%,$(wildcard tests/test_*.c))
 long_tests := $(patsubst %.c,$(B)/%,$(wildcard tests/long_*.c))
 # TSan looks at threads of our own only: the programs that use the thread transport.
@@ -102,6 +103,9 @@ $(B)/cli.a: $(cli_obj)
 $(B)/tests/%: $(B)/tests/%.o $(B)/cli.a $(B)/libfp8flow.a
 	$(Q)$(CC) -o $@ $^ $(ldflags) -lcmocka
 $(B)/tests/%.o: cflags += -Itests $(if $(cuda_dir),-isystem $(cuda_dir))
+
+$(B)/examples/%: $(B)/examples/%.o $(B)/libfp8flow.a
+	$(Q)$(CC) -o $@ $^ $(ldflags)
 
 # A fuzz target with libFuzzer, and with a main of its own that runs the kept inputs.
 $(B)/fuzz/fuzz_%: $(B)/fuzz/fuzz_%.o $(B)/libfp8flow.a
@@ -141,8 +145,8 @@ lib: $(B)/libfp8flow.a $(B)/libfp8flow.so ## build/release/libfp8flow.{a,so}
 
 cli: $(B)/fp8flow ## build/release/fp8flow
 
-check: $(tests) ## unit tests, under a minute
-	@$(run_tests) $(tests)
+check: $(tests) $(examples) ## unit tests and the examples, under a minute
+	@$(run_tests) $(tests) $(examples)
 
 check-long: $(long_tests) ## the slow cases (tests/long_*.c)
 	@$(run_tests) $(long_tests)
@@ -172,13 +176,16 @@ tsan: ## the tests of the thread transport under ThreadSanitizer
 check-tsan: $(tsan_tests)
 	@OMP_NUM_THREADS=1 $(run_tests) $(tsan_tests)
 
-lint: lib $(tidy_ok) ## format, style, layers, symbols, contracts, OPERATORS.md, clang-tidy
+lint: lib $(tidy_ok) ## format, style, layers, symbols, contracts, documents, clang-tidy
 	@CLANG_FORMAT='$(CLANG_FORMAT)' tools/check_style.sh
 	@tools/check_layers.sh
 	@tools/check_symbols.sh $(B)
 	@tools/check_contracts.sh include
 	@awk -f tools/make_operators_md.awk include/fp8flow_ops.h | cmp -s - docs/OPERATORS.md || \
 	    { echo "docs/OPERATORS.md is out of date; run: make docs" >&2; exit 1; }
+	@# The example in README.md consists of lines of examples/layer.c.
+	@awk '/^```c$$/ { on = 1; next } /^```$$/ { on = 0 } on' README.md | grep -Fxvf examples/layer.c && \
+	    { echo "README.md: these lines are not in examples/layer.c" >&2; exit 1; } || true
 	@if command -v groff >/dev/null && groff -mdoc -ww -z docs/fp8flow.1 2>&1 | grep .; then exit 1; fi
 
 format: ## clang-format -i on every C file
@@ -198,7 +205,7 @@ replay-%: $(B)/fuzz/replay_%
 	@echo "  REPLAY  $*"
 	@ASAN_OPTIONS=allocator_may_return_null=1 $< fuzz/corpus/$*
 
-bench: cli ## time every operator and the layer; CSV on standard output
+bench: cli ## time every operator and the layer (BENCH_ARGS=...)
 	@$(B)/fp8flow bench $(BENCH_ARGS)
 
 demo: ## install the packages, build, train the same small model in several recipes, write a report

@@ -135,8 +135,8 @@ typedef struct {
     int64_t explicit_casts;    /* calls of quantize and dequantize on activations and gradients, no recomputation */
     int64_t recomputed_casts;  /* such calls made again by the recomputation of the checkpointing mode */
     int64_t cast_tensors;      /* tensors these calls wrote */
-    int64_t dispatch_bytes[2]; /* payload + scales sent by this rank (itself included): forward, backward */
-    int64_t routing_bytes;     /* routing metadata sent with the forward dispatch */
+    int64_t dispatch_bytes[2]; /* payload + scales sent by this rank (itself included): in forward, in backward */
+    int64_t routing_bytes;     /* routing metadata sent with x; with "full" twice, as x is dispatched again */
     int64_t combine_bytes[2];  /* sent back: forward, backward */
     int64_t saved_bytes;       /* kept between forward and backward (arena) */
     int64_t peak_bytes;        /* saved + scratch, largest so far */

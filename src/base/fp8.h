@@ -118,11 +118,17 @@ F8_INLINE float f8_scale_inverse(uint8_t e)
     return e == 254 ? f8_from_bits(0x00400000u) : f8_from_bits((254u - e) << 23);
 }
 
+/* Biased exponent that the scale rule gives to a normal magnitude with these bits, before the clamp. */
+F8_INLINE int f8_scale_exponent(uint32_t amax, fp8flow_dtype dtype)
+{
+    return (int)(amax >> 23) - f8_format_of(dtype).max_exponent + ((amax & 0x7FFFFFu) > 0x600000u);
+}
+
 /* Scale byte of a block whose largest finite magnitude has the bits `amax` (sign cleared). */
 F8_INLINE uint8_t f8_scale_byte(uint32_t amax, fp8flow_dtype dtype)
 {
     if (amax == 0) return 1;
-    int e = (int)(amax >> 23) - f8_format_of(dtype).max_exponent + ((amax & 0x7FFFFFu) > 0x600000u);
+    int e = f8_scale_exponent(amax, dtype);
     return (uint8_t)(e < 1 ? 1 : e > 254 ? 254 : e);
 }
 

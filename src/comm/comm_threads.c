@@ -40,8 +40,8 @@ typedef struct {
     void *user;
     fp8flow_status status;
     char message[MESSAGE_BYTES];
-    int first_failure; /* this rank failed by itself, not because another did */
-    int num_threads;   /* OpenMP threads of this rank */
+    int released;    /* a barrier told this rank that another has failed: its own failure is not the cause */
+    int num_threads; /* OpenMP threads of this rank */
 } thread_rank;
 
 static team *team_of(fp8flow_comm *comm)
@@ -63,6 +63,7 @@ static fp8flow_status barrier(fp8flow_comm *comm)
     while (!t->failed && t->generation == generation) pthread_cond_wait(&t->all_here, &t->mutex);
     int failed = t->failed && t->generation == generation, failed_rank = t->failed_rank;
     pthread_mutex_unlock(&t->mutex);
+    ((thread_rank *)comm)->released |= failed;
     F8_REQUIRE(!failed, ECOMM, "rank %d: rank %d has failed: %s", comm->rank, failed_rank, t->message);
     return FP8FLOW_OK;
 }
@@ -120,22 +121,21 @@ static void reduce_slice(team *t, f8_reduction reduction, int64_t begin, int64_t
     for (int64_t i = begin; i < end; i++) {
         float f32 = 0;
         double f64 = 0;
-        int64_t sum = 0, max = INT64_MIN;
+        int64_t i64 = reduction == F8_MAX_I64 ? INT64_MIN : 0;
         for (int r = 0; r < t->size; r++) {
             const void *data = t->slot[r].data;
             if (reduction == F8_SUM_F32) f32 += ((const float *)data)[i];
             else if (reduction == F8_SUM_F64) f64 += ((const double *)data)[i];
             else {
                 int64_t value = ((const int64_t *)data)[i];
-                sum += value;
-                max = value > max ? value : max;
+                i64 = reduction == F8_SUM_I64 ? i64 + value : value > i64 ? value : i64;
             }
         }
         for (int r = 0; r < t->size; r++) {
             void *data = t->slot[r].data;
             if (reduction == F8_SUM_F32) ((float *)data)[i] = f32;
             else if (reduction == F8_SUM_F64) ((double *)data)[i] = f64;
-            else ((int64_t *)data)[i] = reduction == F8_SUM_I64 ? sum : max;
+            else ((int64_t *)data)[i] = i64;
         }
     }
 }
@@ -156,7 +156,7 @@ static fp8flow_status threads_broadcast(fp8flow_comm *comm, int32_t root, void *
     team *t = team_of(comm);
     t->slot[comm->rank].data = data;
     F8_TRY(barrier(comm));
-    if (comm->rank != root) memcpy(data, t->slot[root].data, (size_t)bytes);
+    if (comm->rank != root && bytes > 0) memcpy(data, t->slot[root].data, (size_t)bytes);
     return barrier(comm);
 }
 
@@ -172,9 +172,6 @@ static void *run_rank(void *argument)
     rank->status = rank->body(&rank->base, rank->user);
     if (rank->status != FP8FLOW_OK) {
         snprintf(rank->message, MESSAGE_BYTES, "%.*s", MESSAGE_BYTES - 1, fp8flow_last_error());
-        pthread_mutex_lock(&rank->team->mutex);
-        rank->first_failure = !rank->team->failed;
-        pthread_mutex_unlock(&rank->team->mutex);
         threads_abort(&rank->base, rank->message);
     }
     return NULL;
@@ -193,13 +190,13 @@ static int start_threads(thread_rank *ranks, pthread_t *threads, int32_t num_ran
     return started;
 }
 
+/* Of the lowest rank that failed by itself: the same one in every run, however the threads were scheduled. */
 static fp8flow_status first_failure(const thread_rank *ranks, int32_t num_ranks)
 {
-    const thread_rank *worst = NULL;
+    const thread_rank *cause = NULL;
     for (int32_t r = 0; r < num_ranks; r++)
-        if (ranks[r].status != FP8FLOW_OK && (!worst || ranks[r].first_failure > worst->first_failure))
-            worst = &ranks[r];
-    return worst ? f8_fail(worst->status, "%s", worst->message) : FP8FLOW_OK;
+        if (ranks[r].status != FP8FLOW_OK && (!cause || ranks[r].released < cause->released)) cause = &ranks[r];
+    return cause ? f8_fail(cause->status, "%s", cause->message) : FP8FLOW_OK;
 }
 
 static void prepare_ranks(thread_rank *ranks, team *t, int32_t num_ranks,
@@ -242,9 +239,9 @@ fp8flow_status fp8flow_run_ranks(int32_t num_ranks, fp8flow_status (*body)(fp8fl
 #if defined(_OPENMP)
     omp_set_num_threads(threads_before);
 #endif
-    fp8flow_status status = first_failure(ranks, num_ranks);
-    if (status == FP8FLOW_OK && started < num_ranks)
-        status = F8_FAIL(ENOMEM, "run_ranks: the system refused thread %d of %d", started, num_ranks);
+    fp8flow_status status = started == num_ranks
+                                ? first_failure(ranks, num_ranks)
+                                : F8_FAIL(ENOMEM, "run_ranks: the system refused thread %d of %d", started, num_ranks);
     pthread_cond_destroy(&t->all_here);
     pthread_mutex_destroy(&t->mutex);
     free(t), free(ranks), free(threads);

@@ -47,6 +47,7 @@ static fp8flow_status refuse_unsupported(const f8_json *json)
     static const char *const activations[] = { "silu" };
     int choice;
     double dropout = 0.0;
+    int64_t window = 0; /* means something only with use_sliding_window */
     F8_REQUIRE(!f8_json_has(json, "auto_map"), EFORMAT, "%s: auto_map names code to run; that is never done",
                json->file);
     F8_TRY(f8_json_choice(json, "model_type", types, 1, &choice));
@@ -55,6 +56,7 @@ static fp8flow_status refuse_unsupported(const f8_json *json)
                json->file);
     F8_TRY(must_be_off(json, "attention_bias"));
     F8_TRY(must_be_off(json, "use_sliding_window"));
+    F8_TRY(optional_int(json, "sliding_window", 0, INT64_MAX, &window));
     F8_TRY(optional_double(json, "attention_dropout", 0.0, 0.0, &dropout));
     return FP8FLOW_OK;
 }

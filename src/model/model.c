@@ -86,13 +86,28 @@ static fp8flow_status draw_all(f8_model *m, f8_arena *a, f8_purpose purpose)
     return draw_shared(m, a, purpose);
 }
 
+/* Elements of all activations of one kind must be countable, before anything is multiplied. */
+static fp8flow_status check_activations(const f8_model *m)
+{
+    const f8_model_config *c = &m->config;
+    int64_t width = c->hidden + 3 * c->num_heads * c->head_dim + 2 * c->dense_width, elements;
+    F8_REQUIRE(!__builtin_mul_overflow(c->num_layers * m->max_tokens, width, &elements), ENOMEM,
+               "memory: activations of %lld tokens in %lld layers are more than 2^63 elements",
+               (long long)m->max_tokens, (long long)c->num_layers);
+    return FP8FLOW_OK;
+}
+
 static fp8flow_status allocate(f8_model *m, f8_purpose purpose)
 {
     f8_arena arena;
+    F8_TRY(check_activations(m));
     f8_arena_init(&arena, NULL, 0);
     F8_TRY(draw_all(m, &arena, purpose));
     size_t bytes = arena.used;
-    F8_TRY(m->context->device->alloc(bytes, &m->memory));
+    fp8flow_status status = m->context->device->alloc(bytes, &m->memory);
+    if (status != FP8FLOW_OK)
+        return f8_fail_in(status, "model: %lld parameters on this rank, %lld tokens at once",
+                          (long long)m->table->count, (long long)m->max_tokens);
     m->memory_bytes = (int64_t)bytes;
     f8_arena_init(&arena, m->memory, bytes);
     F8_TRY(draw_all(m, &arena, purpose));

@@ -16,9 +16,9 @@ int f8_edge_needs_rows(const fp8flow_moe *m, f8_edge columns_edge)
     return how != F8_FUSED && how != F8_WITH_ROWS;
 }
 
-uint64_t *f8_edge_nonfinite(fp8flow_moe *m, f8_edge edge)
+uint64_t *f8_producer_nonfinite(fp8flow_moe *m, f8_edge edge)
 {
-    return &m->edge[edge].nonfinite;
+    return m->recipe.edge[edge].how == F8_CAST ? NULL : &m->edge[edge].nonfinite;
 }
 
 fp8flow_status f8_draw_made(f8_arena *arena, const char *name, int64_t groups, fp8flow_tensor *tensor)
@@ -61,14 +61,15 @@ void f8_edge_note(fp8flow_moe *m, f8_edge edge, const char *producer, const fp8f
     e->bytes = bytes;
 }
 
-static void count_casts(fp8flow_moe *m, f8_edge edge, int calls, int tensors)
+/* One call that wrote `tensors` tensors. */
+static void count_cast(fp8flow_moe *m, f8_edge edge, int tensors)
 {
     if (m->recomputing) {
-        m->report.recomputed_casts += calls;
+        m->report.recomputed_casts++;
         return;
     }
-    m->edge[edge].casts += calls;
-    m->report.explicit_casts += calls;
+    m->edge[edge].casts++;
+    m->report.explicit_casts++;
     m->report.cast_tensors += tensors;
 }
 
@@ -81,8 +82,8 @@ static fp8flow_status cast(fp8flow_moe *m, const f8_edge_pair *pair, const fp8fl
                                                                     .groups = pair->groups,
                                                                     .rows = rows,
                                                                     .columns = columns,
-                                                                    .nonfinite = f8_edge_nonfinite(m, counted) }));
-    count_casts(m, counted, 1, (rows != NULL) + (columns != NULL));
+                                                                    .nonfinite = &m->edge[counted].nonfinite }));
+    count_cast(m, counted, (rows != NULL) + (columns != NULL));
     if (rows) F8_TRY(f8_observe(m, f8_edge_name(pair->rows_edge), source, rows, pair->groups, NULL));
     if (columns) F8_TRY(f8_observe(m, f8_edge_name(pair->columns_edge), source, columns, pair->groups, NULL));
     return FP8FLOW_OK;
@@ -126,7 +127,7 @@ static fp8flow_status requantize(fp8flow_moe *m, f8_edge edge, const fp8flow_ten
     fp8flow_tensor real;
     F8_TRY(f8_draw_tensor(m->workspace, "dequantised", bf16, rows->rows, rows->cols, &real));
     F8_DO(m, fp8flow_dequantize(m->context, &(fp8flow_dequantize_args){ rows, groups, &real }));
-    count_casts(m, edge, 1, 1);
+    count_cast(m, edge, 1);
     f8_edge_pair pair = { F8_NUM_EDGES, edge, "dequantize", groups, NULL, m->workspace };
     F8_TRY(cast(m, &pair, &real, NULL, columns));
     f8_edge_note(m, edge, "quantize", columns);

@@ -125,18 +125,18 @@ fp8flow_status f8_ep_dispatch(fp8flow_moe *m, f8_record record, const fp8flow_te
     int64_t before = m->comm->exchanged_bytes;
     F8_DO(m, f8_comm_exchange(m->comm, part, num_parts, s->send_rows, s->recv_rows));
     int64_t moved = m->comm->exchanged_bytes - before;
-    if (bytes) *bytes = record == F8_ROWS_AND_ROUTING ? moved - s->sent * top_k * 8 : moved;
-    if (record == F8_ROWS_AND_ROUTING) m->report.routing_bytes = s->sent * top_k * 8;
+    int64_t routing = record == F8_ROWS_AND_ROUTING ? s->sent * top_k * 8 : 0;
+    *bytes += moved - routing;
+    m->report.routing_bytes += routing;
     f8_arena_rewind(m->workspace, mark);
     return FP8FLOW_OK;
 }
 
-/* gate [T, k] from the records that came back: each slot was sent to exactly one rank. */
+/* gate [T, k] from the records that came back: each slot was sent to exactly one rank, so each is written. */
 static void collect_gates(const fp8flow_moe *m, const float *returned, float *gate)
 {
     const f8_moe_state *s = &m->state;
     int64_t top_k = m->config.router.top_k;
-    for (int64_t i = 0; i < s->tokens * top_k; i++) gate[i] = 0.0f;
     for (int64_t row = 0; row < s->sent; row++) {
         int64_t token = s->send.source[row] / m->comm->size;
         for (int64_t slot = 0; slot < top_k; slot++)
@@ -158,7 +158,7 @@ fp8flow_status f8_ep_combine(fp8flow_moe *m, const fp8flow_tensor *rows, const f
     f8_comm_part part[2] = { { rows->data, returned.data, rows->cols * 2 }, { gate_rows, returned_gate, top_k * 4 } };
     int64_t before = m->comm->exchanged_bytes;
     F8_DO(m, f8_comm_exchange(m->comm, part, gate ? 2 : 1, s->recv_rows, s->send_rows));
-    *bytes = m->comm->exchanged_bytes - before;
+    *bytes += m->comm->exchanged_bytes - before;
     F8_DO(m, fp8flow_unpermute(m->context, &(fp8flow_unpermute_args){ .x = &returned, .plan = &s->send, .y = y }));
     if (gate && !m->measuring) collect_gates(m, returned_gate, gate);
     f8_arena_rewind(m->workspace, mark);

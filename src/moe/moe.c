@@ -1,39 +1,37 @@
 /* moe.c - a layer's life: create (sizes by measuring), weights, checks of the public calls, reports. */
 #include "moe/moe.h"
+#include "ops/router.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 /* ---- Create ---- */
 
+static fp8flow_status check_width(const char *name, int64_t value, int64_t least)
+{
+    F8_REQUIRE(value >= least && value <= 1 << 24, ESHAPE,
+               "moe_create: %s = %lld, expected a multiple of 16 (next: %d)", name, (long long)value,
+               value < least ? 16 : 1 << 24);
+    F8_REQUIRE(value % 16 == 0, ESHAPE, "moe_create: %s = %lld must be a multiple of 16 (next: %lld)", name,
+               (long long)value, (long long)(f8_ceil_div(value, 16) * 16));
+    return FP8FLOW_OK;
+}
+
 static fp8flow_status check_config(const fp8flow_comm *comm, const fp8flow_moe_config *c)
 {
-    const char *op = "moe_create";
-    const fp8flow_router_config *r = &c->router;
-    const struct {
-        const char *name;
-        int64_t value;
-        int optional;
-    } widths[] = { { "hidden", c->hidden, 0 },
-                   { "expert_width", c->expert_width, 0 },
-                   { "shared_width", c->shared_width, 1 } };
-    for (int i = 0; i < 3; i++) {
-        int64_t value = widths[i].value;
-        F8_REQUIRE((value > 0 || (value == 0 && widths[i].optional)) && value <= 1 << 24 && value % 16 == 0, ESHAPE,
-                   "%s: %s = %lld must be a multiple of 16 (next: %lld), at most 2^24", op, widths[i].name,
-                   (long long)value, (long long)(value > 0 ? f8_ceil_div(value, 16) * 16 : 16));
-    }
-    F8_REQUIRE(r->num_experts >= 1 && r->num_experts <= 65536, ESHAPE, "%s: num_experts = %lld, expected 1 to 65536",
-               op, (long long)r->num_experts);
-    F8_REQUIRE(r->top_k >= 1 && r->top_k <= r->num_experts, ESHAPE, "%s: top_k = %lld of %lld experts", op,
-               (long long)r->top_k, (long long)r->num_experts);
+    fp8flow_router_config router = c->router;
+    F8_TRY(check_width("hidden", c->hidden, 1));
+    F8_TRY(check_width("expert_width", c->expert_width, 1));
+    F8_TRY(check_width("shared_width", c->shared_width, 0));
+    if (router.sequence_coef == 0.0f) router.sequence_length = 1; /* nobody reads it */
+    F8_TRY(f8_router_check_config("moe_create", &router, 0));
     int64_t copies;
-    F8_REQUIRE(c->max_tokens >= 1 && !__builtin_mul_overflow(c->max_tokens, (int64_t)comm->size * r->top_k, &copies) &&
-                   copies + 128 * r->num_experts < INT32_MAX,
-               ESHAPE, "%s: max_tokens = %lld with %d ranks and top_k %lld exceeds 2^31 rows", op,
-               (long long)c->max_tokens, comm->size, (long long)r->top_k);
-    F8_REQUIRE(comm->size <= F8_MAX_RANKS, EINVAL, "%s: %d ranks, at most %d", op, comm->size, F8_MAX_RANKS);
-    F8_REQUIRE((unsigned)c->checkpointing <= FP8FLOW_FULL, EINVAL, "%s: unknown checkpointing %d", op,
+    F8_REQUIRE(c->max_tokens >= 1 && !__builtin_mul_overflow(c->max_tokens, comm->size * router.top_k, &copies) &&
+                   copies < INT32_MAX - 128 * router.num_experts,
+               ESHAPE, "moe_create: max_tokens = %lld with %d ranks and top_k %lld: 1 to 2^31 rows are possible",
+               (long long)c->max_tokens, comm->size, (long long)router.top_k);
+    F8_REQUIRE(comm->size <= F8_MAX_RANKS, EINVAL, "moe_create: %d ranks, at most %d", comm->size, F8_MAX_RANKS);
+    F8_REQUIRE((unsigned)c->checkpointing <= FP8FLOW_FULL, EINVAL, "moe_create: unknown checkpointing %d",
                (int)c->checkpointing);
     return FP8FLOW_OK;
 }
@@ -80,6 +78,9 @@ static fp8flow_status measure(fp8flow_moe *m, size_t *saved_bytes, size_t *works
     if (status == FP8FLOW_OK) status = f8_moe_run_backward(m, &x, &y, 1.0f, &none, &x);
     m->measuring = 0;
     m->workspace = &m->context->workspace;
+    /* What the rehearsal noted has not happened. */
+    m->report = (fp8flow_moe_report){ .weight_bytes = (int64_t)m->weight_bytes };
+    memset(m->edge, 0, sizeof m->edge);
     *saved_bytes = m->saved.peak;
     *workspace_bytes = workspace.peak;
     return status;
@@ -109,7 +110,8 @@ fp8flow_status fp8flow_moe_create(fp8flow_context *context, fp8flow_comm *comm, 
     F8_REQUIRE(context && comm && config && moe, EINVAL, "moe_create: NULL argument");
     F8_TRY(check_config(comm, config));
     f8_recipe recipe;
-    F8_TRY(f8_recipe_find(config->recipe, &recipe));
+    fp8flow_status status = f8_recipe_find(config->recipe, &recipe);
+    if (status != FP8FLOW_OK) return f8_fail_in(status, "moe_create");
     int64_t num_experts = config->router.num_experts;
     fp8flow_moe *m = calloc(1, sizeof *m);
     int64_t *load = calloc((size_t)num_experts, sizeof *load);
@@ -125,7 +127,7 @@ fp8flow_status fp8flow_moe_create(fp8flow_context *context, fp8flow_comm *comm, 
     m->load = load;
     m->first_expert = num_experts * comm->rank / comm->size;
     m->local_experts = num_experts * (comm->rank + 1) / comm->size - m->first_expert;
-    fp8flow_status status = allocate(m);
+    status = allocate(m);
     if (status != FP8FLOW_OK) {
         fp8flow_moe_destroy(m);
         return f8_fail_in(status, "moe_create");
@@ -187,10 +189,18 @@ static fp8flow_status check_rows(const fp8flow_moe *m, const char *op, const cha
     return FP8FLOW_OK;
 }
 
-static void note_memory(fp8flow_moe *m)
+/* The workspace is shared with other layers: only what this call draws counts. */
+static f8_arena_position enter_workspace(fp8flow_moe *m)
 {
-    int64_t now = (int64_t)(m->saved.peak + m->workspace->peak);
+    m->workspace->peak = m->workspace->used;
+    return f8_arena_mark(m->workspace);
+}
+
+static void leave_workspace(fp8flow_moe *m, f8_arena_position mark)
+{
+    int64_t now = (int64_t)(m->saved.peak + m->workspace->peak - mark.used);
     if (now > m->report.peak_bytes) m->report.peak_bytes = now;
+    f8_arena_rewind(m->workspace, mark);
 }
 
 static fp8flow_status observe_weights(fp8flow_moe *m)
@@ -212,10 +222,9 @@ fp8flow_status fp8flow_moe_forward(fp8flow_moe *m, const fp8flow_tensor *x, fp8f
     m->forward_done = 0;
     f8_arena_reset(&m->saved);
     m->saved.peak = 0;
-    f8_arena_position mark = f8_arena_mark(m->workspace);
+    f8_arena_position mark = enter_workspace(m);
     fp8flow_status status = f8_moe_run_forward(m, x, y);
-    note_memory(m);
-    f8_arena_rewind(m->workspace, mark);
+    leave_workspace(m, mark);
     F8_TRY(status);
     F8_TRY(observe_weights(m));
     m->report.tokens = m->state.tokens;
@@ -238,10 +247,9 @@ fp8flow_status fp8flow_moe_backward(fp8flow_moe *m, const fp8flow_tensor *x, con
                "moe_backward: a gradient array is NULL");
     F8_REQUIRE(m->config.shared_width == 0 || (gradients->shared_fc1 && gradients->shared_fc2), EINVAL,
                "moe_backward: a gradient array of the shared expert is NULL");
-    f8_arena_position mark = f8_arena_mark(m->workspace);
+    f8_arena_position mark = enter_workspace(m);
     fp8flow_status status = f8_moe_run_backward(m, x, dy, loss_scale, gradients, dx);
-    note_memory(m);
-    f8_arena_rewind(m->workspace, mark);
+    leave_workspace(m, mark);
     m->forward_done = 0;
     return status;
 }

@@ -126,8 +126,8 @@ fp8flow_status f8_bring_columns(fp8flow_moe *m, f8_edge edge, const fp8flow_tens
 /* Enter a tensor into the dataflow report. */
 void f8_edge_note(fp8flow_moe *m, f8_edge edge, const char *producer, const fp8flow_tensor *tensor);
 
-/* Counter of non-finite values of an edge. */
-uint64_t *f8_edge_nonfinite(fp8flow_moe *m, f8_edge edge);
+/* Where the producer of a row edge counts non-finite values; NULL if the cast after it will. */
+uint64_t *f8_producer_nonfinite(fp8flow_moe *m, f8_edge edge);
 
 /* ---- observe.c: no-ops without an observer ---- */
 
@@ -152,13 +152,13 @@ fp8flow_status f8_observe_swiglu_backward(fp8flow_moe *m, const fp8flow_tensor *
 fp8flow_status f8_ep_plan(fp8flow_moe *m, f8_arena *arena);
 
 /* Send the wire tensor [T, H] to the ranks of its tokens' experts. with_routing: recv_expert and recv_gate too
- * (drawn from `arena` with the received rows). *bytes: codes and scales sent. Collective. */
+ * (drawn from `arena` with the received rows). *bytes grows by the codes and scales sent. Collective. */
 typedef enum { F8_ROWS_ONLY, F8_ROWS_AND_ROUTING } f8_record;
 fp8flow_status f8_ep_dispatch(fp8flow_moe *m, f8_record record, const fp8flow_tensor *wire, f8_arena *arena,
                               fp8flow_tensor *received, int64_t *bytes);
 
 /* Send rows [R, H] BF16 back and sum them per token in rank order: y [T, H]. gate_rows [R, k] (may be NULL)
- * travels along and arrives as gate [T, k]. Collective. */
+ * travels along and arrives as gate [T, k]. *bytes grows by what is sent. Collective. */
 fp8flow_status f8_ep_combine(fp8flow_moe *m, const fp8flow_tensor *rows, const float *gate_rows, fp8flow_tensor *y,
                              float *gate, int64_t *bytes);
 
@@ -167,10 +167,10 @@ fp8flow_status f8_ep_combine(fp8flow_moe *m, const fp8flow_tensor *rows, const f
 /* logits, choice, gates, load over all ranks; draws from the workspace. Collective. */
 fp8flow_status f8_moe_route(fp8flow_moe *m, const fp8flow_tensor *x);
 
-/* Cast to the wire and dispatch. */
-fp8flow_status f8_moe_send(fp8flow_moe *m, const fp8flow_tensor *x, f8_arena *routing, f8_arena *rows);
-
 typedef enum { F8_PASS_FORWARD, F8_PASS_RECOMPUTE } f8_pass;
+
+/* Cast to the wire and dispatch. */
+fp8flow_status f8_moe_send(fp8flow_moe *m, const fp8flow_tensor *x, f8_pass pass, f8_arena *routing, f8_arena *rows);
 
 /* plan, permute, x1, fc1, h, swiglu, x2 as far as the pass needs them. */
 fp8flow_status f8_moe_experts(fp8flow_moe *m, f8_pass pass);

@@ -12,7 +12,8 @@ static const f8_tensor_format bf16 = { FP8FLOW_BF16, FP8FLOW_UNSCALED, FP8FLOW_R
 static fp8flow_status compute_again(fp8flow_moe *m, const fp8flow_tensor *x)
 {
     F8_TRY(f8_moe_route(m, x));
-    if (m->config.checkpointing == FP8FLOW_FULL) F8_TRY(f8_moe_send(m, x, m->workspace, m->workspace));
+    if (m->config.checkpointing == FP8FLOW_FULL)
+        F8_TRY(f8_moe_send(m, x, F8_PASS_RECOMPUTE, m->workspace, m->workspace));
     if (m->config.checkpointing != FP8FLOW_KEEP_ALL) F8_TRY(f8_moe_experts(m, F8_PASS_RECOMPUTE));
     return FP8FLOW_OK;
 }
@@ -66,16 +67,16 @@ static fp8flow_status bring_dh(fp8flow_moe *m, const fp8flow_tensor *dx2, float 
     F8_TRY(f8_draw_tensor(m->workspace, "dh rows", format, s->padded, 2 * width, &out));
     if (columns_fused) F8_TRY(f8_edge_draw(m, F8_DH_COLUMNS, m->workspace, s->padded, 2 * width, columns));
     if (x2_fused) F8_TRY(f8_edge_draw(m, F8_X2_COLUMNS, m->workspace, s->padded, width, &s->x2_columns));
-    F8_DO(m, fp8flow_swiglu_backward(m->context,
-                                     &(fp8flow_swiglu_backward_args){ .h = &s->h,
-                                                                      .gate = s->gate_rows,
-                                                                      .groups = &s->groups,
-                                                                      .dv = dx2,
-                                                                      .rows = &out,
-                                                                      .columns = columns_fused ? columns : NULL,
-                                                                      .v_columns = x2_fused ? &s->x2_columns : NULL,
-                                                                      .dgate = dgate_rows,
-                                                                      .nonfinite = f8_edge_nonfinite(m, F8_DH_ROWS) }));
+    F8_DO(m, fp8flow_swiglu_backward(
+                 m->context, &(fp8flow_swiglu_backward_args){ .h = &s->h,
+                                                              .gate = s->gate_rows,
+                                                              .groups = &s->groups,
+                                                              .dv = dx2,
+                                                              .rows = &out,
+                                                              .columns = columns_fused ? columns : NULL,
+                                                              .v_columns = x2_fused ? &s->x2_columns : NULL,
+                                                              .dgate = dgate_rows,
+                                                              .nonfinite = f8_producer_nonfinite(m, F8_DH_ROWS) }));
     if (columns_fused) f8_edge_note(m, F8_DH_COLUMNS, "swiglu_backward", columns);
     if (x2_fused) f8_edge_note(m, F8_X2_COLUMNS, "swiglu_backward", &s->x2_columns);
     F8_TRY(f8_observe_swiglu_backward(m, dx2, rows_fused ? &out : NULL, columns_fused ? columns : NULL,

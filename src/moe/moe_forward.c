@@ -73,14 +73,15 @@ fp8flow_status f8_moe_route(fp8flow_moe *m, const fp8flow_tensor *x)
     return FP8FLOW_OK;
 }
 
-fp8flow_status f8_moe_send(fp8flow_moe *m, const fp8flow_tensor *x, f8_arena *routing, f8_arena *rows)
+fp8flow_status f8_moe_send(fp8flow_moe *m, const fp8flow_tensor *x, f8_pass pass, f8_arena *routing, f8_arena *rows)
 {
     f8_moe_state *s = &m->state;
     f8_edge_pair pair = { F8_FORWARD_WIRE, F8_NUM_EDGES, "caller", NULL, m->workspace, NULL };
     fp8flow_tensor wire;
     F8_TRY(f8_ep_plan(m, routing));
     F8_TRY(f8_bring_rows(m, &pair, x, &wire, NULL));
-    return f8_ep_dispatch(m, F8_ROWS_AND_ROUTING, &wire, rows, &s->inbox, &m->report.dispatch_bytes[0]);
+    return f8_ep_dispatch(m, F8_ROWS_AND_ROUTING, &wire, rows, &s->inbox,
+                          &m->report.dispatch_bytes[pass == F8_PASS_RECOMPUTE]);
 }
 
 /* Rows of each local expert, padded to the recipe's alignment. */
@@ -150,7 +151,7 @@ static fp8flow_status bring_x2(fp8flow_moe *m, f8_pass pass, f8_arena *arena, in
                                                                 .gate = s->gate_rows,
                                                                 .groups = &s->groups,
                                                                 .rows = &out,
-                                                                .nonfinite = f8_edge_nonfinite(m, F8_X2_ROWS) }));
+                                                                .nonfinite = f8_producer_nonfinite(m, F8_X2_ROWS) }));
     if (fused) F8_TRY(f8_observe_swiglu(m, &out));
     f8_edge_pair pair = {
         F8_X2_ROWS, F8_X2_COLUMNS, "swiglu", &s->groups, want_rows ? rows_arena : NULL, want_columns ? arena : NULL
@@ -227,7 +228,7 @@ fp8flow_status f8_moe_run_forward(fp8flow_moe *m, const fp8flow_tensor *x, fp8fl
     m->state.tokens = x->rows;
     F8_TRY(f8_moe_route(m, x));
     F8_TRY(router_losses(m));
-    F8_TRY(f8_moe_send(m, x, routing, rows));
+    F8_TRY(f8_moe_send(m, x, F8_PASS_FORWARD, routing, rows));
     F8_TRY(f8_moe_experts(m, F8_PASS_FORWARD));
     F8_TRY(combine_outputs(m, y));
     return add_shared_expert(m, x, y);

@@ -103,7 +103,11 @@ static inline fp8flow_status f8_check_groups(const char *op, const char *name, c
     F8_REQUIRE(!groups || t->group_rows == 0, EINVAL, "%s: %s has %lld rows per expert, groups must be NULL", op, name,
                (long long)t->group_rows);
     int blocked = t->scaling == FP8FLOW_TILE128 || t->scaling == FP8FLOW_COL128;
-    return groups ? f8_groups_check(op, groups, t->rows, blocked ? F8_BLOCK : 1) : FP8FLOW_OK;
+    F8_TRY(f8_groups_check(op, groups, t->rows, blocked ? F8_BLOCK : 1));
+    /* A group has a TENSOR scale even where it has no elements. */
+    F8_REQUIRE(t->scaling != FP8FLOW_TENSOR || t->scale || f8_num_groups(t, groups) == 0, EINVAL,
+               "%s: %s has no scales, %lld experts need one each", op, name, (long long)f8_num_groups(t, groups));
+    return FP8FLOW_OK;
 }
 
 /* ---- Tiles ---- */
@@ -192,16 +196,17 @@ static inline uint8_t f8_tile_target(const f8_code_tile *x)
     return target;
 }
 
-/* The scale rule on the values of column c. */
+/* The scale rule on the values of column c. The rule is monotone and commutes with powers of two: the largest byte
+ * that a value asks for is the column's. Values themselves may lie beyond FP32 (256 * 2^120, from FLT_MAX). */
 static inline uint8_t f8_column_target(const f8_code_tile *x, int64_t c, fp8flow_dtype dtype)
 {
-    uint32_t amax = 0;
+    int target = 1;
     for (int64_t r = 0; r < F8_BLOCK; r++) {
-        float value = f8_decode(x->code[r][c], dtype) * f8_scale_decode(x->scale[r]);
-        uint32_t magnitude = f8_finite_magnitude(value);
-        if (magnitude > amax) amax = magnitude;
+        uint32_t amax = f8_finite_magnitude(f8_decode(x->code[r][c], dtype));
+        int byte = amax ? f8_scale_exponent(amax, dtype) + x->scale[r] - 127 : 1;
+        if (byte > target) target = byte;
     }
-    return f8_scale_byte(amax, dtype);
+    return (uint8_t)f8_min(target, 254);
 }
 
 static inline void f8_count_shift(uint64_t *histogram, uint8_t code, int d, fp8flow_dtype dtype)

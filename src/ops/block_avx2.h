@@ -308,7 +308,15 @@ F8_AVX2 void f8v_count_shifts(f8_place p, const f8_code_tile *x, const fp8flow_t
         for (int b = 0; b < F8_SHIFT_BINS; b++) histogram[b] += counts[i][b];
 }
 
-/* f8_shift_tile to COL128 without the store: by way of the values, which FP32 holds exactly. */
+/* 1 if FP32 holds every value of the tile: below this scale not even the largest code leaves its range. */
+static inline int f8v_fits_fp32(const f8_code_tile *x, fp8flow_dtype dtype)
+{
+    int most = 0, limit = 254 - f8_format_of(dtype).max_exponent;
+    for (int r = 0; r < F8_BLOCK; r++) most = x->scale[r] > most ? x->scale[r] : most;
+    return most <= limit;
+}
+
+/* f8_shift_tile to COL128 without the store: by way of the values, which FP32 must hold (f8v_fits_fp32). */
 F8_AVX2 void f8v_shift_to_columns(f8_place p, f8v_work *w, const fp8flow_tensor *y, fp8flow_dtype dtype,
                                   uint64_t *histogram)
 {
@@ -326,6 +334,10 @@ F8_AVX2 void f8v_shift_to_columns(f8_place p, f8v_work *w, const fp8flow_tensor 
 /* f8_shift_tile of w->codes; y is a column form in TILE128 or COL128. */
 static inline void f8v_shift_tile(f8_place p, f8v_work *w, const fp8flow_tensor *y, uint64_t *histogram)
 {
+    if (y->scaling == FP8FLOW_COL128 && !f8v_fits_fp32(&w->codes, y->dtype)) {
+        f8_shift_tile(p, &w->codes, y, histogram);
+        return;
+    }
     if (y->scaling == FP8FLOW_TILE128) {
         if (y->dtype == FP8FLOW_E5M2) f8v_shift_to_tile(p, &w->codes, y, FP8FLOW_E5M2, &w->bytes, histogram);
         else f8v_shift_to_tile(p, &w->codes, y, FP8FLOW_E4M3, &w->bytes, histogram);

@@ -164,15 +164,28 @@ static const char *row_edge_error(const f8_edge_rule *rule, f8_tensor_format sou
 {
     if (rule->format.layout != FP8FLOW_ROWS) return "a row operand must have the rows layout";
     int fp8 = f8_is_fp8(rule->format.dtype), source_fp8 = f8_is_fp8(source.dtype);
+    if (fp8 != (rule->format.scaling != FP8FLOW_UNSCALED)) return "FP8 needs scales, and nothing else has them";
     switch (rule->how) {
     case F8_AS_IS: return same_format(rule->format, source) ? NULL : "differs from the tensor it is taken from";
     case F8_CAST: return fp8 && !source_fp8 ? NULL : "a cast goes from BF16 to FP8";
-    case F8_FUSED: return fp8 && producer_quantizes ? NULL : "its producer cannot quantise";
+    case F8_FUSED:
+        return fp8 && producer_quantizes && rule->format.scaling == FP8FLOW_ROW128 ? NULL
+                                                                                   : "its producer cannot write this";
     default: return "not a way to make a row operand";
     }
 }
 
-static const char *column_edge_error(const f8_edge_rule *rule, const f8_edge_rule *rows)
+/* The rows of a wire are gathered and sent: permute and dispatch take BF16 and row128. */
+static const char *wire_error(const f8_edge_rule *rule)
+{
+    const f8_tensor_format bf16 = { FP8FLOW_BF16, FP8FLOW_UNSCALED, FP8FLOW_ROWS };
+    if (f8_is_fp8(rule->format.dtype) && rule->format.scaling != FP8FLOW_ROW128) return "a wire has row128 scales";
+    return row_edge_error(rule, bf16, 0);
+}
+
+/* Column edge: from its row form, or out of the operator that made the row form. permute (`moved`) writes columns
+ * only when it gets FP8. */
+static const char *column_edge_error(const f8_edge_rule *rule, const f8_edge_rule *rows, int moved)
 {
     f8_tensor_format want = rule->format, have = rows->format;
     if (want.dtype != have.dtype) return "rows and columns need one number format";
@@ -180,11 +193,14 @@ static const char *column_edge_error(const f8_edge_rule *rule, const f8_edge_rul
     if (rule->how == F8_AS_IS)
         return have.dtype == FP8FLOW_BF16 && same_format(want, have) ? NULL : "only BF16 rows serve as columns";
     if (want.layout != FP8FLOW_COLUMNS) return "an FP8 wgrad operand must have the columns layout";
+    if (want.scaling == FP8FLOW_ROW128 || want.scaling == FP8FLOW_UNSCALED) return "not the scales of a column form";
     switch (rule->how) {
     case F8_WITH_ROWS: return rows->how == F8_CAST ? NULL : "the row form is not cast";
     case F8_BYTES:
         return want.scaling == FP8FLOW_TENSOR && have.scaling == FP8FLOW_TENSOR ? NULL : "needs tensor scales";
     case F8_FUSED:
+        if (moved && rows->how != F8_AS_IS) return "its producer cannot write this";
+        return shift ? NULL : "a shift goes from row128 to tile128 or col128";
     case F8_SHIFT: return shift ? NULL : "a shift goes from row128 to tile128 or col128";
     case F8_REQUANTIZE: return f8_is_fp8(have.dtype) ? NULL : "nothing to dequantise";
     default: return "not a way to make a column operand";
@@ -198,21 +214,34 @@ static int is_fprop_pair(f8_tensor_format a, f8_tensor_format weight)
     return a.scaling == FP8FLOW_ROW128 && weight.scaling == FP8FLOW_TILE128;
 }
 
+/* Both operands of a wgrad product, and the padding that their row blocks need. */
+static fp8flow_status check_wgrad_pair(const f8_recipe *r, f8_edge a, f8_edge b)
+{
+    fp8flow_scaling scaling = r->edge[a].format.scaling;
+    F8_REQUIRE(scaling == r->edge[b].format.scaling, EINVAL, "recipe %s: %s and %s differ in scaling", r->name,
+               f8_edge_name(a), f8_edge_name(b));
+    int64_t unit = scaling == FP8FLOW_TILE128 || scaling == FP8FLOW_COL128 ? 128 : 1;
+    F8_REQUIRE(r->align >= 1 && r->align % unit == 0, EINVAL,
+               "recipe %s: align %lld is not a multiple of %lld, as %s needs", r->name, (long long)r->align,
+               (long long)unit, f8_edge_name(a));
+    return FP8FLOW_OK;
+}
+
 fp8flow_status f8_recipe_validate(const f8_recipe *r)
 {
     const f8_edge_rule *e = r->edge;
     const f8_tensor_format bf16 = { FP8FLOW_BF16, FP8FLOW_UNSCALED, FP8FLOW_ROWS };
     const char *error[F8_NUM_EDGES] = {
-        [F8_FORWARD_WIRE] = row_edge_error(&e[F8_FORWARD_WIRE], bf16, 0),
+        [F8_FORWARD_WIRE] = wire_error(&e[F8_FORWARD_WIRE]),
         [F8_X1_ROWS] = row_edge_error(&e[F8_X1_ROWS], e[F8_FORWARD_WIRE].format, 0),
-        [F8_X1_COLUMNS] = column_edge_error(&e[F8_X1_COLUMNS], &e[F8_X1_ROWS]),
+        [F8_X1_COLUMNS] = column_edge_error(&e[F8_X1_COLUMNS], &e[F8_X1_ROWS], 1),
         [F8_X2_ROWS] = row_edge_error(&e[F8_X2_ROWS], bf16, 1),
-        [F8_X2_COLUMNS] = column_edge_error(&e[F8_X2_COLUMNS], &e[F8_X2_ROWS]),
-        [F8_BACKWARD_WIRE] = row_edge_error(&e[F8_BACKWARD_WIRE], bf16, 0),
+        [F8_X2_COLUMNS] = column_edge_error(&e[F8_X2_COLUMNS], &e[F8_X2_ROWS], 0),
+        [F8_BACKWARD_WIRE] = wire_error(&e[F8_BACKWARD_WIRE]),
         [F8_DY2_ROWS] = row_edge_error(&e[F8_DY2_ROWS], e[F8_BACKWARD_WIRE].format, 0),
-        [F8_DY2_COLUMNS] = column_edge_error(&e[F8_DY2_COLUMNS], &e[F8_DY2_ROWS]),
+        [F8_DY2_COLUMNS] = column_edge_error(&e[F8_DY2_COLUMNS], &e[F8_DY2_ROWS], 1),
         [F8_DH_ROWS] = row_edge_error(&e[F8_DH_ROWS], bf16, 1),
-        [F8_DH_COLUMNS] = column_edge_error(&e[F8_DH_COLUMNS], &e[F8_DH_ROWS]),
+        [F8_DH_COLUMNS] = column_edge_error(&e[F8_DH_COLUMNS], &e[F8_DH_ROWS], 0),
     };
     for (int i = 0; i < F8_NUM_EDGES; i++)
         F8_REQUIRE(!error[i], EINVAL, "recipe %s: %s: %s", r->name, f8_edge_name((f8_edge)i), error[i]);
@@ -220,8 +249,6 @@ fp8flow_status f8_recipe_validate(const f8_recipe *r)
     for (int i = 0; i < 4; i++)
         F8_REQUIRE(is_fprop_pair(e[row_operands[i]].format, r->weight), EINVAL,
                    "recipe %s: %s does not fit the weights", r->name, f8_edge_name(row_operands[i]));
-    F8_REQUIRE(e[F8_X1_COLUMNS].format.scaling == e[F8_DH_COLUMNS].format.scaling &&
-                   e[F8_X2_COLUMNS].format.scaling == e[F8_DY2_COLUMNS].format.scaling,
-               EINVAL, "recipe %s: the two operands of a wgrad product differ in scaling", r->name);
-    return FP8FLOW_OK;
+    F8_TRY(check_wgrad_pair(r, F8_X1_COLUMNS, F8_DH_COLUMNS));
+    return check_wgrad_pair(r, F8_X2_COLUMNS, F8_DY2_COLUMNS);
 }

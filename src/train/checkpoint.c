@@ -19,11 +19,27 @@
 
 /* ---- Names ---- */
 
+enum { STEP_NAME = 48 };
+
+static void name_step(char name[STEP_NAME], int64_t step, const char *suffix)
+{
+    snprintf(name, STEP_NAME, "step-%08lld%.15s", (long long)step, suffix);
+}
+
 fp8flow_status f8_checkpoint_path(const char *output, int64_t step, const char *suffix, char **path)
 {
-    char name[48];
-    snprintf(name, sizeof name, "step-%08lld%s", (long long)step, suffix);
+    char name[STEP_NAME];
+    name_step(name, step, suffix);
     return f8_path_join(output, name, path);
+}
+
+int64_t f8_checkpoint_step(const char *name, const char *suffix)
+{
+    char same[STEP_NAME];
+    if (strncmp(name, "step-", 5) != 0) return -1;
+    long long step = strtoll(name + 5, NULL, 10);
+    name_step(same, step, suffix);
+    return step >= 0 && strcmp(name, same) == 0 ? step : -1;
 }
 
 void f8_checkpoint_shard_name(char name[64], const char *kind, int64_t index, int64_t count)
@@ -62,16 +78,6 @@ static int compare_steps(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* The step of a folder named step-NNNNNNNN, or -1. */
-static int64_t step_of_name(const char *name)
-{
-    char *end;
-    if (strncmp(name, "step-", 5) != 0 || name[5] < '0' || name[5] > '9') return -1;
-    errno = 0;
-    long long step = strtoll(name + 5, &end, 10);
-    return *end || errno || step < 0 ? -1 : step;
-}
-
 fp8flow_status f8_checkpoint_list(const char *output, int64_t **steps, size_t *count)
 {
     size_t capacity = 0;
@@ -82,7 +88,7 @@ fp8flow_status f8_checkpoint_list(const char *output, int64_t **steps, size_t *c
     fp8flow_status status = FP8FLOW_OK;
     for (struct dirent *entry; status == FP8FLOW_OK && (entry = readdir(directory));) {
         char *path = NULL;
-        int64_t step = step_of_name(entry->d_name);
+        int64_t step = f8_checkpoint_step(entry->d_name, "");
         if (step < 0) continue;
         status = f8_path_join(output, entry->d_name, &path);
         if (status == FP8FLOW_OK && is_complete(path)) {
@@ -229,12 +235,48 @@ static fp8flow_status read_router_biases(const f8_safetensors_set *set, f8_model
     return FP8FLOW_OK;
 }
 
-/* Tensors that a checkpoint of this model has over all ranks. */
-static int64_t expected_tensors(const f8_model *m)
+/* ---- Tensors that the model does not have ---- */
+
+static int compare_slices(const void *a, const void *b)
 {
-    const f8_parameter_table *t = m->table;
-    int64_t per_expert = 3, sparse = m->num_moe_layers, local = t->local_experts;
-    return t->num_slices + sparse * ((m->config.router.num_experts - local) * per_expert + 1);
+    return strcmp(((const f8_stored_slice *)a)->name, ((const f8_stored_slice *)b)->name);
+}
+
+static int is_router_bias(const f8_model *m, const char *name)
+{
+    char same[F8_CHECKPOINT_NAME];
+    long long layer = -1;
+    if (sscanf(name, "model.layers.%lld.", &layer) != 1 || layer < 0 || layer >= m->config.num_layers) return 0;
+    f8_checkpoint_bias_name(same, layer);
+    return m->moe[layer] && strcmp(name, same) == 0;
+}
+
+/* Is it the name of one of the slices, with this suffix? */
+static int is_slice(const f8_parameter_table *sorted, const char *name, const char *suffix)
+{
+    f8_stored_slice key;
+    size_t length = strlen(name), ending = strlen(suffix);
+    if (length < ending || length - ending >= sizeof key.name || strcmp(name + length - ending, suffix) != 0) return 0;
+    snprintf(key.name, sizeof key.name, "%.*s", (int)(length - ending), name);
+    return bsearch(&key, sorted->slice, (size_t)sorted->num_slices, sizeof key, compare_slices) != NULL;
+}
+
+/* EFORMAT naming a tensor that is neither <slice of any rank><first or second suffix> nor, with "", a router bias. */
+static fp8flow_status refuse_surplus(const f8_safetensors_set *set, const f8_model *m, const char *const suffixes[2])
+{
+    f8_parameter_table *all;
+    fp8flow_status status = FP8FLOW_OK;
+    F8_TRY(f8_parameter_table_create(&m->config, 0, 1, &all));
+    qsort(all->slice, (size_t)all->num_slices, sizeof *all->slice, compare_slices);
+    for (int64_t i = 0; i < f8_safetensors_set_count(set) && status == FP8FLOW_OK; i++) {
+        f8_stored_tensor tensor;
+        f8_safetensors_set_at(set, i, &tensor);
+        if (is_slice(all, tensor.name, suffixes[0]) || is_slice(all, tensor.name, suffixes[1])) continue;
+        if (*suffixes[0] || !is_router_bias(m, tensor.name))
+            status = F8_FAIL(EFORMAT, "tensor %.100s is not one of the model", tensor.name);
+    }
+    f8_parameter_table_destroy(all);
+    return status;
 }
 
 static fp8flow_status open_shards(const char *path, const char *kind, int64_t count, f8_safetensors_set **set)
@@ -259,19 +301,19 @@ static fp8flow_status load_weights(const char *path, const f8_checkpoint_state *
     F8_TRY(open_shards(path, "model", state->num_shards, &set));
     fp8flow_status status = read_slices(set, m->table, "", m->master);
     if (status == FP8FLOW_OK) status = read_router_biases(set, m);
-    if (status == FP8FLOW_OK && f8_safetensors_set_count(set) != expected_tensors(m))
-        status = F8_FAIL(EFORMAT, "%lld tensors, the model has %lld", (long long)f8_safetensors_set_count(set),
-                         (long long)expected_tensors(m));
+    if (status == FP8FLOW_OK) status = refuse_surplus(set, m, (const char *const[]){ "", "" });
     f8_safetensors_set_close(set);
     return status;
 }
 
 static fp8flow_status load_moments(const char *path, const f8_checkpoint_state *state, f8_model *m)
 {
+    static const char *const suffixes[2] = { ".exp_avg", ".exp_avg_sq" };
     f8_safetensors_set *set = NULL;
     F8_TRY(open_shards(path, "optimizer", state->num_shards, &set));
-    fp8flow_status status = read_slices(set, m->table, ".exp_avg", m->moment1);
-    if (status == FP8FLOW_OK) status = read_slices(set, m->table, ".exp_avg_sq", m->moment2);
+    fp8flow_status status = read_slices(set, m->table, suffixes[0], m->moment1);
+    if (status == FP8FLOW_OK) status = read_slices(set, m->table, suffixes[1], m->moment2);
+    if (status == FP8FLOW_OK) status = refuse_surplus(set, m, suffixes);
     f8_safetensors_set_close(set);
     return status;
 }

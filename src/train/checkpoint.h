@@ -9,6 +9,9 @@ enum { F8_CHECKPOINT_NAME = 128, F8_COMPLETE_BYTES = 38 };
 /* output/step-NNNNNNNN + suffix, from malloc. */
 fp8flow_status f8_checkpoint_path(const char *output, int64_t step, const char *suffix, char **path);
 
+/* The step that a folder of this name holds, or -1: the inverse of f8_checkpoint_path ("step-7" is no name of ours). */
+int64_t f8_checkpoint_step(const char *name, const char *suffix);
+
 /* Steps of the complete checkpoints in a folder, ascending, from malloc. */
 fp8flow_status f8_checkpoint_list(const char *output, int64_t **steps, size_t *count);
 

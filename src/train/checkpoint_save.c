@@ -11,6 +11,7 @@
  */
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,10 +19,13 @@
 #include <unistd.h>
 #include <xxhash.h>
 
+#include "comm/comm.h"
 #include "io/file.h"
 #include "io/json.h"
 #include "io/safetensors.h"
 #include "train/checkpoint.h"
+
+#define TEMPORARY ".tmp"
 
 /* ---- Shards of one rank ---- */
 
@@ -175,35 +179,68 @@ static void remove_folder(const char *path)
     rmdir(path);
 }
 
+/* Under another name first: what a killed process leaves of a removal is a step-N.tmp like any other. */
+static void remove_checkpoint(const char *output, int64_t step)
+{
+    char *path = NULL, *away = NULL;
+    if (f8_checkpoint_path(output, step, "", &path) == FP8FLOW_OK &&
+        f8_checkpoint_path(output, step, TEMPORARY, &away) == FP8FLOW_OK) {
+        remove_folder(away);
+        if (rename(path, away) == 0) remove_folder(away);
+    }
+    free(path);
+    free(away);
+}
+
 static void remove_old(const fp8flow_trainer *t)
 {
     int64_t *steps = NULL;
     size_t count = 0;
     if (t->options.keep_checkpoints == 0 || f8_checkpoint_list(t->output, &steps, &count) != FP8FLOW_OK) return;
-    for (size_t i = 0; i + (size_t)t->options.keep_checkpoints < count; i++) {
-        char *path = NULL;
-        if (f8_checkpoint_path(t->output, steps[i], "", &path) == FP8FLOW_OK) remove_folder(path);
-        free(path);
-    }
+    for (size_t i = 0; i + (size_t)t->options.keep_checkpoints < count; i++) remove_checkpoint(t->output, steps[i]);
     free(steps);
 }
 
+/* Folders that killed processes have left half written or half removed. */
+static void remove_rests(const char *output)
+{
+    DIR *directory = opendir(output);
+    if (!directory) return;
+    for (struct dirent *entry; (entry = readdir(directory));) {
+        char *path = NULL;
+        if (f8_checkpoint_step(entry->d_name, TEMPORARY) < 0) continue;
+        if (f8_path_join(output, entry->d_name, &path) == FP8FLOW_OK) remove_folder(path);
+        free(path);
+    }
+    closedir(directory);
+}
+
+/* Put the complete new folder in the place of `to`. Where there is one of that step already, the two are exchanged in
+ * one move: a process that is killed here leaves the old or the new one, never none. */
 static fp8flow_status rename_folder(const char *from, const char *to, const char *output)
 {
-    remove_folder(to); /* an earlier save of the same step, or the rest of a removal */
-    if (rename(from, to) != 0) return F8_FAIL(EIO, "%s: cannot rename to %s: %s", from, to, strerror(errno));
+    int failed = renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_EXCHANGE);
+    if (failed) { /* nothing there, or a file system that cannot exchange */
+        remove_folder(to);
+        failed = rename(from, to);
+    }
+    if (failed) return F8_FAIL(EIO, "%s: cannot rename to %s: %s", from, to, strerror(errno));
     return f8_directory_sync(output);
 }
 
-/* All ranks learn whether one of them failed. */
+/* All ranks return what the lowest rank that failed has to say. */
 static fp8flow_status agree(fp8flow_comm *comm, fp8flow_status mine)
 {
-    int64_t failed = mine != FP8FLOW_OK;
-    fp8flow_status status = f8_comm_all_reduce(comm, F8_MAX_I64, &failed, 1);
-    if (mine != FP8FLOW_OK) return mine;
-    F8_TRY(status);
-    F8_REQUIRE(!failed, ECOMM, "save: another rank has failed");
-    return FP8FLOW_OK;
+    struct {
+        fp8flow_status status;
+        char message[1024];
+    } report = { mine, "" };
+    int64_t first = mine != FP8FLOW_OK ? comm->size - comm->rank : 0;
+    if (mine != FP8FLOW_OK) snprintf(report.message, sizeof report.message, "%s", fp8flow_last_error());
+    F8_TRY(f8_comm_all_reduce(comm, F8_MAX_I64, &first, 1));
+    if (first == 0) return FP8FLOW_OK;
+    F8_TRY(f8_comm_broadcast(comm, comm->size - (int32_t)first, &report, sizeof report));
+    return f8_fail(report.status, "%s", report.message);
 }
 
 static fp8flow_status save_folder(fp8flow_trainer *t, const char *temporary, const char *final)
@@ -211,7 +248,7 @@ static fp8flow_status save_folder(fp8flow_trainer *t, const char *temporary, con
     int first = fp8flow_comm_rank(t->comm) == 0;
     fp8flow_status status = FP8FLOW_OK;
     if (first) {
-        remove_folder(temporary);
+        remove_rests(t->output);
         status = f8_directory_make(temporary);
     }
     F8_TRY(agree(t->comm, status));
@@ -219,7 +256,10 @@ static fp8flow_status save_folder(fp8flow_trainer *t, const char *temporary, con
     if (first) {
         status = write_commit(t, temporary);
         if (status == FP8FLOW_OK) status = rename_folder(temporary, final, t->output);
-        if (status == FP8FLOW_OK) remove_old(t);
+        if (status == FP8FLOW_OK) {
+            remove_old(t);
+            remove_rests(t->output);
+        }
     }
     return agree(t->comm, status);
 }
@@ -227,7 +267,7 @@ static fp8flow_status save_folder(fp8flow_trainer *t, const char *temporary, con
 fp8flow_status f8_checkpoint_save(fp8flow_trainer *t)
 {
     char *temporary = NULL, *final = NULL;
-    F8_TRY(f8_checkpoint_path(t->output, t->step, ".tmp", &temporary));
+    F8_TRY(f8_checkpoint_path(t->output, t->step, TEMPORARY, &temporary));
     fp8flow_status status = f8_checkpoint_path(t->output, t->step, "", &final);
     if (status == FP8FLOW_OK) status = save_folder(t, temporary, final);
     if (status != FP8FLOW_OK && fp8flow_comm_rank(t->comm) == 0) remove_folder(temporary);
