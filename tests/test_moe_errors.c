@@ -237,25 +237,20 @@ static void test_wrong_tensors_are_refused(void **state)
 static void missing_arrays(fp8flow_context *context, fp8flow_comm *comm)
 {
     layer l = make_layer(context, comm);
-    fp8flow_moe_weights w;
-    fp8flow_moe_gradients g;
-#define WITHOUT(field)             \
-    w = l.weights, w.field = NULL; \
-    assert_fails(fp8flow_moe_set_weights(l.moe, &w), FP8FLOW_EINVAL, "moe_set_weights");
-    WITHOUT(router)
-    WITHOUT(fc1) WITHOUT(fc2) WITHOUT(shared_fc1) WITHOUT(shared_fc2)
-#undef WITHOUT
-        assert_fails(fp8flow_moe_set_weights(l.moe, NULL), FP8FLOW_EINVAL, "NULL");
+    fp8flow_moe_weights w[5];
+    fp8flow_moe_gradients g[5];
+    for (int i = 0; i < 5; i++) w[i] = l.weights, g[i] = l.gradients;
+    w[0].router = NULL, w[1].fc1 = NULL, w[2].fc2 = NULL, w[3].shared_fc1 = NULL, w[4].shared_fc2 = NULL;
+    g[0].router = NULL, g[1].fc1 = NULL, g[2].fc2 = NULL, g[3].shared_fc1 = NULL, g[4].shared_fc2 = NULL;
+    for (int i = 0; i < 5; i++) assert_fails(fp8flow_moe_set_weights(l.moe, &w[i]), FP8FLOW_EINVAL, "moe_set_weights");
+    assert_fails(fp8flow_moe_set_weights(l.moe, NULL), FP8FLOW_EINVAL, "NULL");
     assert_fails(fp8flow_moe_set_weights(NULL, &l.weights), FP8FLOW_EINVAL, "NULL");
     assert_ok(fp8flow_moe_set_weights(l.moe, &l.weights));
     assert_ok(fp8flow_moe_forward(l.moe, &l.x, &l.y));
-#define WITHOUT(field)               \
-    g = l.gradients, g.field = NULL; \
-    assert_fails(fp8flow_moe_backward(l.moe, &l.x, &l.dy, 1, &g, &l.dx), FP8FLOW_EINVAL, "moe_backward: a gradient");
-    WITHOUT(router)
-    WITHOUT(fc1) WITHOUT(fc2) WITHOUT(shared_fc1) WITHOUT(shared_fc2)
-#undef WITHOUT
-        free_layer(&l);
+    for (int i = 0; i < 5; i++)
+        assert_fails(fp8flow_moe_backward(l.moe, &l.x, &l.dy, 1, &g[i], &l.dx), FP8FLOW_EINVAL,
+                     "moe_backward: a gradient");
+    free_layer(&l);
 }
 
 static void test_missing_weights_and_gradients_are_refused(void **state)

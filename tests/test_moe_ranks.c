@@ -99,7 +99,8 @@ static void compare_with_one_rank(moe_case c, const moe_data *data)
 static moe_case rank_case(const char *recipe, int32_t num_ranks)
 {
     moe_case c = moe_default_case();
-    c.tokens = 50, c.hidden = 48, c.recipe = recipe, c.num_ranks = num_ranks, c.backend = FP8FLOW_REFERENCE;
+    c.tokens = 40, c.hidden = 48, c.width = 16, c.recipe = recipe, c.num_ranks = num_ranks,
+    c.backend = FP8FLOW_REFERENCE;
     return c;
 }
 
@@ -155,7 +156,7 @@ static void test_rank_without_experts(void **state)
 static void test_ranks_without_tokens(void **state)
 {
     (void)state;
-    static const int64_t shares[][3] = { { 0, 50, 0 }, { 50, 0, 0 }, { 1, 0, 49 } };
+    static const int64_t shares[][3] = { { 0, 40, 0 }, { 40, 0, 0 }, { 1, 0, 39 } };
     for (int i = 0; i < NUM_MOE_RECIPES; i += RECIPE_STEP)
         for (int share = 0; share < 3; share++) {
             moe_case c = rank_case(moe_recipes[i], 3);

@@ -1,6 +1,5 @@
 /* moe.c - a layer's life: create (sizes by measuring), weights, checks of the public calls, reports. */
 #include "moe/moe.h"
-#include "ops/router.h"
 
 #include <stdlib.h>
 #include <string.h>

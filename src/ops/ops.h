@@ -76,6 +76,9 @@ void *f8_scratch(fp8flow_context *c);
 /* 1 in an operator's OpenMP loops means: too little work to share. `work` is about one simple operation. */
 int f8_threads_for(const fp8flow_context *c, int64_t work);
 
+/* The configuration of a router alone, for the operators and layers that take one. */
+fp8flow_status f8_router_check_config(const char *op, const fp8flow_router_config *config, int64_t num_tokens);
+
 /* Count the call and run the context's implementation of an operator whose contract has been checked. */
 #define F8_RUN(context, op, args) ((context)->calls[F8_OP_##op]++, (context)->ops->op((context), (args)))
 

@@ -12,9 +12,6 @@
 
 enum { F8_ROUTER_MAX_EXPERTS = 4096 }; /* bound of the arrays on the stack */
 
-/* The configuration alone; shared by the three operators that take one. */
-fp8flow_status f8_router_check_config(const char *op, const fp8flow_router_config *config, int64_t num_tokens);
-
 /* ---- Arithmetic of one token ---- */
 
 /* Natural logarithm of a positive normal number, about 1 ulp, the same bits on every backend; NaN gives NaN.
