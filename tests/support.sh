@@ -33,9 +33,9 @@ wrong() # name reason
 }
 check() # NAME CONDITION...
 {
-    name=$1
+    what=$1
     shift
-    if "$@"; then ok; else wrong "$name" "$*; $(tail -n 1 "$logs/err" | cut -c 1-200)"; fi
+    if "$@"; then ok; else wrong "$what" "$*; $(tail -n 1 "$logs/err" | cut -c 1-200)"; fi
 }
 
 # The last lines of a script: the counts in cmocka's words, for run_tests.sh, and the exit status.

@@ -1,0 +1,177 @@
+#!/bin/sh
+# cli_runs.sh - what the program gives when nothing goes wrong: training, generating, comparing, inspecting, measuring;
+# the same run under another locale, mask, number of threads and in folders with odd names.
+#
+# JSON is judged by the program's own parser: as a configuration, a good object lacks its model_type.
+set -u
+. "$(dirname "$0")/support.sh"
+small='--data text.txt --batch 1 --micro-batch 1 --sequence-length 64 --validate-every 0'
+
+run() # ARGUMENT...: exit code in `code`, output in $logs/out and $logs/err
+{
+    timeout -k 5 300 "$program" "$@" </dev/null >"$logs/out" 2>"$logs/err"
+    code=$?
+}
+says() # TEXT: is on stdout
+{
+    grep -qF -- "$1" "$logs/out"
+}
+parses() # FILE TEXT
+{
+    cp "$1" judged.json
+    "$program" train --data text.txt --model ./judged.json 2>&1 | grep -qF "$2"
+}
+is_object() # FILE
+{
+    parses "$1" 'model_type is missing'
+}
+is_list() # FILE
+{
+    parses "$1" 'the root is an array'
+}
+not()
+{
+    ! "$@"
+}
+is_json() # FILE
+{
+    is_object "$1" || is_list "$1"
+}
+# Refers to nothing outside itself; a name of the SVG standard is no reference.
+stands_alone() # FILE
+{
+    ! sed 's/xmlns="[^"]*"//g' "$1" | grep -qiE 'https?:|src=|href="[^#]|<script|<link|@import|url\([^#]'
+}
+every_record_has() # FILE KEY...: as often as there are names
+{
+    file=$1
+    shift
+    records=$(grep -c '^  "name": ' "$file")
+    [ "$records" -gt 0 ] || return 1
+    for key in "$@"; do
+        [ "$(grep -c "^  \"$key\": " "$file")" -eq "$records" ] || return 1
+    done
+}
+
+printf '{"good": [1, 2.5e-3, "x", null]}\n' >good.json
+printf '{"bad": [1, 2.5e-3, "x", nan]}\n' >bad.json
+check "the judge takes good JSON" is_object good.json
+check "the judge refuses bad JSON" not is_json bad.json
+
+# ---- Train ----
+# shellcheck disable=SC2086
+run train $small --steps 4 --output run
+check "train ends with 0" [ $code -eq 0 ]
+check "train is silent on stderr" [ ! -s "$logs/err" ]
+check "train names the default model" grep -q '^model  *tiny: ' "$logs/out"
+check "train names the default recipe" grep -q '^recipe  *flow$' "$logs/out"
+check "a log has the first and the last step" [ "$(grep -c '^step [14]/4 ' "$logs/out")" -eq 2 ]
+check "a log has no terminal codes" [ -z "$(tr -d '\n\t -~' <"$logs/out")" ]
+check "the loss falls" awk '/^step [0-9]*[/]/ { loss[++n] = $4 } END { exit !(n == 2 && loss[2] < loss[1]) }' "$logs/out"
+check "train says what comes next" says 'next: fp8flow generate --checkpoint run'
+check "metrics have every step once" awk -F '[:,]' '$2 + 0 != NR { exit 1 } END { exit NR != 4 }' run/metrics.jsonl
+head -n 1 run/metrics.jsonl >line.json
+check "a line of the metrics is JSON" is_object line.json
+check "the checkpoint is complete" [ -e run/step-00000004/COMPLETE ]
+sed 's/ "tokens_per_second": [^,]*,//; s/, "elapsed_seconds": [^}]*//' run/metrics.jsonl >"$logs/wanted"
+
+# shellcheck disable=SC2086
+run train $small --model run/step-00000004/config.json --steps 1
+check "the checkpoint's configuration is a model" [ $code -eq 0 ]
+
+same_run() # FOLDER: the steps and the weights of the first run
+{
+    sed 's/ "tokens_per_second": [^,]*,//; s/, "elapsed_seconds": [^}]*//' "$1/metrics.jsonl" | cmp -s - "$logs/wanted" &&
+        cmp -s run/step-00000004/model-00001-of-00001.safetensors "$1/step-00000004/model-00001-of-00001.safetensors"
+}
+
+# shellcheck disable=SC2086
+run train $small --steps 4 --threads 1 --output one-thread
+check "one thread: the same run" same_run one-thread
+
+# Names with every kind of letter, 200 characters and more, and nobody else may read them.
+folder="Läufe für 日本 $(awk 'BEGIN { for (i = 0; i < 200; i++) printf "n" }')"
+mkdir "$folder"
+cp text.txt "$folder/Täxt 1.txt"
+umask 077
+run train --data "$folder/Täxt 1.txt" --batch 1 --micro-batch 1 --sequence-length 64 --validate-every 0 --steps 4 \
+    --output "$folder/Ausgabe"
+umask 022
+check "odd names: the same run" same_run "$folder/Ausgabe"
+check "odd names are shown as they are" says "$folder/Ausgabe"
+check "umask holds for every file" [ -z "$(find "$folder/Ausgabe" -perm /077)" ]
+run generate --checkpoint "$folder/Ausgabe" --prompt 'line ' --max-tokens 5
+check "odd names: generate" [ $code -eq 0 ]
+
+# A decimal comma must not reach numbers that are read or written.
+if mkdir locales && localedef -i de_DE -f UTF-8 locales/de_DE.UTF-8 >/dev/null 2>&1; then
+    export LOCPATH="$work/locales" LC_ALL=de_DE.UTF-8
+fi
+# shellcheck disable=SC2086
+run train $small --steps 4 --lr 3e-3 --output german
+check "decimal comma: the same run" same_run german
+run train --data text.txt --lr 0,003
+check "decimal comma: refused in an option" [ $code -eq 2 ]
+unset LOCPATH LC_ALL
+
+# ---- Generate ----
+run generate --checkpoint run --prompt 'line ' --max-tokens 40 --seed 3
+cp "$logs/out" first
+check "generate ends with 0" [ $code -eq 0 ]
+check "generate prints bytes" [ "$(wc -c <first)" -ge 40 ]
+run generate --checkpoint run --prompt 'line ' --max-tokens 40 --seed 3
+check "generate is repeatable" cmp -s "$logs/out" first
+run generate --checkpoint run --prompt 'line ' --max-tokens 40 --seed 4
+check "generate follows its seed" not cmp -s "$logs/out" first
+printf 'line ' | "$program" generate --checkpoint run/step-00000004 --prompt - --max-tokens 40 --seed 3 >"$logs/out"
+check "generate reads its prompt from stdin" cmp -s "$logs/out" first
+
+# ---- Compare ----
+# shellcheck disable=SC2086
+run compare --recipes bf16,flow $small --steps 4 --seeds 2 --validate-every 2 --validation-sequences 2 --out study --json
+check "compare ends with 0" [ $code -eq 0 ]
+check "compare --json prints JSON" is_object "$logs/out"
+check "compare --json has both recipes" [ "$(grep -c '"recipe": "\(bf16\|flow\)"' "$logs/out")" -eq 2 ]
+check "compare --json says its progress on stderr" grep -q '^flow.*step 4/4' "$logs/err"
+check "compare.json is JSON" is_object study/compare.json
+check "the metrics of every run are there" [ "$(cat study/metrics-*-seed[12].jsonl | wc -l)" -eq 16 ]
+check "the report is a page" grep -q '</html>' study/report.html
+check "the report has its figures" [ "$(grep -c '<svg' study/report.html)" -ge 4 ]
+check "the report stands alone" stands_alone study/report.html
+check "nothing half written" [ -z "$(find study -name '*.tmp')" ]
+# shellcheck disable=SC2086
+run compare --recipes bf16,flow $small --steps 2
+check "compare prints a table" grep -q '^flow ' "$logs/out"
+
+# ---- Inspect ----
+layer='--hidden 128 --width 64 --experts 4 --tokens 64'
+for wanted in bf16:0 tensorwise:4 blockwise:4 deepseek:12 flow:2; do
+    # shellcheck disable=SC2086
+    run inspect --recipe "${wanted%:*}" --json $layer
+    check "inspect ${wanted%:*} --json is JSON" is_object "$logs/out"
+    check "${wanted%:*} has ${wanted#*:} explicit casts" grep -q "^ \"explicit_casts\": ${wanted#*:},\$" "$logs/out"
+done
+# shellcheck disable=SC2086
+run inspect --recipe all --json $layer
+check "inspect all --json is a list" is_list "$logs/out"
+# shellcheck disable=SC2086
+run inspect $layer
+check "inspect prints the edges" says 'forward wire'
+run inspect --numerics --data text.txt --batch 1 --micro-batch 1 --sequence-length 64
+check "inspect --numerics ends with 0" [ $code -eq 0 ]
+
+# ---- Bench, doctor ----
+run bench --json --repeat 1 add
+check "bench --json is a list" is_list "$logs/out"
+check "bench --json has every key in every record" \
+    every_record_has "$logs/out" shape device ms_median ms_min ms_max bytes flops reference ratio
+run bench --repeat 1 add
+check "bench prints a table" grep -q '^add ' "$logs/out"
+run bench no-such-operator
+check "bench of nothing is refused" [ $code -ne 0 ]
+run doctor --json
+check "doctor --json is JSON" is_json "$logs/out"
+run doctor
+check "doctor ends with 0" [ $code -eq 0 ]
+
+finish
