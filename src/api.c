@@ -38,7 +38,7 @@ const char *fp8flow_better_blas_core(void)
 static fp8flow_feature find_avx2(void)
 {
 #if defined(__x86_64__)
-    int found = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    int found = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 #else
     int found = 0;
 #endif
