@@ -71,7 +71,7 @@ tests      := $(patsubst %.c,$(B)/%,$(wildcard tests/test_*.c))
 long_tests := $(patsubst %.c,$(B)/%,$(wildcard tests/long_*.c))
 # TSan looks at threads of our own only: the programs that use the thread transport.
 tsan_tests := $(patsubst %.c,$(B)/%,$(shell grep -ls 'comm/\|pthread.h' $(wildcard tests/test_*.c) /dev/null))
-fuzzers    := $(patsubst tests/%.c,$(B)/%,$(wildcard tests/fuzz_*.c))
+fuzzers    := $(patsubst %.c,$(B)/%,$(wildcard fuzz/fuzz_*.c))
 tidy_ok    := $(patsubst %.c,$(B)/tidy/%.ok,$(filter-out tests/%,$(c_files)))
 run_tests  := FP8FLOW=$(B)/fp8flow tools/run_tests.sh
 
@@ -97,9 +97,10 @@ $(B)/tests/%: $(B)/tests/%.o $(B)/libfp8flow.a
 $(B)/tests/%.o: cflags += -Itests
 # This program stands between the library and the allocator.
 comma := ,
-$(B)/tests/test_memory: ldflags += $(foreach f,malloc calloc realloc aligned_alloc strdup free,-Wl$(comma)--wrap=$f)
+wrapped := malloc calloc realloc aligned_alloc strdup strndup free
+$(B)/tests/test_memory: ldflags += $(foreach f,$(wrapped),-Wl$(comma)--wrap=$f)
 
-$(B)/fuzz_%: $(B)/tests/fuzz_%.o $(B)/libfp8flow.a
+$(B)/fuzz/fuzz_%: $(B)/fuzz/fuzz_%.o $(B)/libfp8flow.a
 	$(Q)$(CC) -fsanitize=fuzzer -o $@ $^ $(ldflags)
 
 $(B)/fp8flow.1: docs/fp8flow.1.md tools/make_man.awk
@@ -185,9 +186,9 @@ matrix: ## gcc and clang, C11 and C17; the public headers alone as C11 and C++17
 	@BASE_CFLAGS="$(base_cflags) $(warnings) $(avx2)" CLANG='$(CLANG)' \
 	    tools/check_matrix.sh $(c_files)
 
-fuzz: ## fuzz the file readers, FUZZ_SECONDS=60 for each of tests/fuzz_*.c
+fuzz: ## fuzz the file readers, FUZZ_SECONDS=60 for each of fuzz/fuzz_*.c
 	@$(MAKE) FUZZ=1 CC=$(CLANG) run-fuzz
-fuzz-regress: ## replay the kept inputs in tests/corpus
+fuzz-regress: ## replay the kept inputs in fuzz/corpus
 	@$(MAKE) FUZZ=1 CC=$(CLANG) FUZZ_SECONDS= run-fuzz
 run-fuzz: $(fuzzers)
 	@FUZZ_SECONDS='$(FUZZ_SECONDS)' tools/run_fuzz.sh $(fuzzers)

@@ -1,12 +1,12 @@
 #!/bin/sh
-# run_fuzz.sh FUZZER... - replay tests/corpus/<name>/ through each libFuzzer program and, when FUZZ_SECONDS is set, fuzz
+# run_fuzz.sh FUZZER... - replay fuzz/corpus/<name>/ through each libFuzzer program and, when FUZZ_SECONDS is set, fuzz
 # on for that long. New inputs go to build/fuzz-corpus/<name>/; an input that crashes is kept there as crash-*.
 set -u
 status=0
-[ $# -gt 0 ] || echo "no fuzzers (tests/fuzz_*.c)"
+[ $# -gt 0 ] || echo "no fuzzers (fuzz/fuzz_*.c)"
 for fuzzer in "$@"; do
     name=$(basename "$fuzzer")
-    kept=tests/corpus/$name
+    kept=fuzz/corpus/${name#fuzz_}
     found=build/fuzz-corpus/$name
     mkdir -p "$found"
     set -- -artifact_prefix="$found/" -timeout=10 -rss_limit_mb=2048 -max_len=65536
