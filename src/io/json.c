@@ -17,8 +17,7 @@ fp8flow_status f8_json_parse(const char *file, const char *text, size_t size, f8
     json_error_t error;
     json_t *value = json_loadb(size ? text : "", size, JSON_REJECT_DUPLICATES, &error);
     if (!value) {
-        /* jansson mostly says nothing at all when memory runs out. */
-        if (json_error_code(&error) == json_error_out_of_memory || !error.text[0])
+        if (json_error_code(&error) == json_error_out_of_memory)
             return F8_FAIL(ENOMEM, "%s: no memory to parse %zu bytes of JSON", file, size);
         return F8_FAIL(EFORMAT, "%s: line %d, column %d: %s", file, error.line, error.column, error.text);
     }
