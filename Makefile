@@ -14,7 +14,7 @@ MANDIR    ?= $(PREFIX)/share/man/man1
 DESTDIR   ?=
 PKG_CONFIG ?= pkg-config
 FUZZ_SECONDS ?= 60
-DEMO_ARGS ?= --recipes bf16,blockwise,flow --data /usr/include --out demo
+DEMO_ARGS ?= --recipes bf16,blockwise,flow --data /usr/include --steps 300 --out demo
 
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 ifeq ($(MAKELEVEL),0)
@@ -73,10 +73,15 @@ tests      := $(patsubst %.c,$(B)/%,$(wildcard tests/test_*.c))
 long_tests := $(patsubst %.c,$(B)/%,$(wildcard tests/long_*.c))
 # TSan looks at threads of our own only: the programs that use the thread transport.
 tsan_tests := $(patsubst %.c,$(B)/%,$(shell grep -ls 'comm/\|pthread.h' $(wildcard tests/test_*.c) /dev/null))
+<<<<<<< HEAD
 fuzz_names := $(patsubst fuzz/fuzz_%.c,%,$(wildcard fuzz/fuzz_*.c))
 tidy_ok    := $(patsubst %.c,$(B)/tidy/%.ok,$(filter-out tests/% fuzz/%,$(c_files)))
 # The header of FP8 formats that tests compare with, where CUDA is installed; its own warnings are not ours.
 cuda_dir   := $(wildcard /usr/local/cuda/include)
+=======
+fuzzers    := $(patsubst %.c,$(B)/%,$(wildcard fuzz/fuzz_*.c))
+tidy_ok    := $(patsubst %.c,$(B)/tidy/%.ok,$(filter-out tests/%,$(c_files)))
+>>>>>>> traintests
 run_tests  := FP8FLOW=$(B)/fp8flow tools/run_tests.sh
 
 # ---- Rules ----
@@ -105,10 +110,16 @@ $(B)/tests/%: $(B)/tests/%.o $(B)/cli.a $(B)/libfp8flow.a
 $(B)/tests/%.o: cflags += -Itests $(if $(cuda_dir),-isystem $(cuda_dir))
 # This program stands between the library and the allocator.
 comma := ,
-$(B)/tests/test_memory: ldflags += $(foreach f,malloc calloc realloc aligned_alloc strdup free,-Wl$(comma)--wrap=$f)
+wrapped := malloc calloc realloc aligned_alloc strdup strndup free
+$(B)/tests/test_memory: ldflags += $(foreach f,$(wrapped),-Wl$(comma)--wrap=$f)
 
+<<<<<<< HEAD
 $(B)/examples/%: $(B)/examples/%.o $(B)/libfp8flow.a
 	$(Q)$(CC) -o $@ $^ $(ldflags)
+=======
+$(B)/fuzz/fuzz_%: $(B)/fuzz/fuzz_%.o $(B)/libfp8flow.a
+	$(Q)$(CC) -fsanitize=fuzzer -o $@ $^ $(ldflags)
+>>>>>>> traintests
 
 # A fuzz target with libFuzzer, and with a main of its own that runs the kept inputs.
 $(B)/fuzz/fuzz_%: $(B)/fuzz/fuzz_%.o $(B)/libfp8flow.a
@@ -198,6 +209,7 @@ matrix: ## gcc and clang, C11 and C17; the public headers alone as C11 and C++17
 	@BASE_CFLAGS="$(base_cflags) $(warnings) $(avx2)" NO_OPENMP='$(no_openmp_warnings)' CLANG='$(CLANG)' \
 	    tools/check_matrix.sh $(c_files)
 
+<<<<<<< HEAD
 fuzz: ## fuzz the file readers with libFuzzer, FUZZ_SECONDS=60 for each of fuzz/fuzz_*.c
 	@$(MAKE) FUZZ=1 CC=$(CLANG) run-fuzz
 run-fuzz: $(fuzz_names:%=$(B)/fuzz/fuzz_%)
@@ -207,6 +219,14 @@ fuzz-regress: ## replay the kept inputs in fuzz/corpus under the sanitizers
 replay-%: $(B)/fuzz/replay_%
 	@echo "  REPLAY  $*"
 	@ASAN_OPTIONS=allocator_may_return_null=1 $< fuzz/corpus/$*
+=======
+fuzz: ## fuzz the file readers, FUZZ_SECONDS=60 for each of fuzz/fuzz_*.c
+	@$(MAKE) FUZZ=1 CC=$(CLANG) run-fuzz
+fuzz-regress: ## replay the kept inputs in fuzz/corpus
+	@$(MAKE) FUZZ=1 CC=$(CLANG) FUZZ_SECONDS= run-fuzz
+run-fuzz: $(fuzzers)
+	@FUZZ_SECONDS='$(FUZZ_SECONDS)' tools/run_fuzz.sh $(fuzzers)
+>>>>>>> traintests
 
 bench: cli ## time every operator and the layer (BENCH_ARGS=...)
 	@$(B)/fp8flow bench $(BENCH_ARGS)

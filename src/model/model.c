@@ -3,6 +3,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* ---- Memory ---- */
 
@@ -97,6 +98,19 @@ static fp8flow_status check_activations(const f8_model *m)
     return FP8FLOW_OK;
 }
 
+/* Linux hands out addresses that no memory stands behind and kills the process when it uses them: what can never fit
+ * is refused before it is asked for. */
+static fp8flow_status check_machine(const f8_model *m, size_t bytes)
+{
+    long pages = sysconf(_SC_PHYS_PAGES), page_bytes = sysconf(_SC_PAGESIZE);
+    if (pages <= 0 || page_bytes <= 0) return FP8FLOW_OK;
+    size_t most = (size_t)pages * (size_t)page_bytes;
+    F8_REQUIRE(bytes <= most, ENOMEM,
+               "memory: %lld parameters on this rank and %lld tokens at once need %zu bytes, this machine has %zu",
+               (long long)m->table->count, (long long)m->max_tokens, bytes, most);
+    return FP8FLOW_OK;
+}
+
 static fp8flow_status allocate(f8_model *m, f8_purpose purpose)
 {
     f8_arena arena;
@@ -104,10 +118,8 @@ static fp8flow_status allocate(f8_model *m, f8_purpose purpose)
     f8_arena_init(&arena, NULL, 0);
     F8_TRY(draw_all(m, &arena, purpose));
     size_t bytes = arena.used;
-    fp8flow_status status = m->context->device->alloc(bytes, &m->memory);
-    if (status != FP8FLOW_OK)
-        return f8_fail_in(status, "model: %lld parameters on this rank, %lld tokens at once",
-                          (long long)m->table->count, (long long)m->max_tokens);
+    F8_TRY(check_machine(m, bytes));
+    F8_TRY(m->context->device->alloc(bytes, &m->memory));
     m->memory_bytes = (int64_t)bytes;
     f8_arena_init(&arena, m->memory, bytes);
     F8_TRY(draw_all(m, &arena, purpose));

@@ -62,14 +62,15 @@ void f8_checkpoint_complete_text(char text[F8_COMPLETE_BYTES + 1], const void *s
 
 /* ---- Finding ---- */
 
-static int is_complete(const char *path)
+/* A failure is not "no": a newest checkpoint that is overlooked would silently be an older one. */
+static fp8flow_status find_mark(const char *path, int *complete)
 {
     struct stat information;
     char *mark = NULL;
-    if (f8_path_join(path, "COMPLETE", &mark) != FP8FLOW_OK) return 0;
-    int found = stat(mark, &information) == 0 && S_ISREG(information.st_mode);
+    F8_TRY(f8_path_join(path, "COMPLETE", &mark));
+    *complete = stat(mark, &information) == 0 && S_ISREG(information.st_mode);
     free(mark);
-    return found;
+    return FP8FLOW_OK;
 }
 
 static int compare_steps(const void *a, const void *b)
@@ -88,10 +89,12 @@ fp8flow_status f8_checkpoint_list(const char *output, int64_t **steps, size_t *c
     fp8flow_status status = FP8FLOW_OK;
     for (struct dirent *entry; status == FP8FLOW_OK && (entry = readdir(directory));) {
         char *path = NULL;
+        int complete = 0;
         int64_t step = f8_checkpoint_step(entry->d_name, "");
         if (step < 0) continue;
         status = f8_path_join(output, entry->d_name, &path);
-        if (status == FP8FLOW_OK && is_complete(path)) {
+        if (status == FP8FLOW_OK) status = find_mark(path, &complete);
+        if (status == FP8FLOW_OK && complete) {
             status = f8_grow("checkpoint list", steps, &capacity, *count + 1, sizeof **steps);
             if (status == FP8FLOW_OK) (*steps)[(*count)++] = step;
         }
@@ -110,7 +113,9 @@ fp8flow_status f8_checkpoint_find(const char *folder, char **path)
 {
     int64_t *steps = NULL;
     size_t count = 0;
-    if (is_complete(folder)) return f8_path_join("", folder, path);
+    int complete;
+    F8_TRY(find_mark(folder, &complete));
+    if (complete) return f8_path_join("", folder, path);
     F8_TRY(f8_checkpoint_list(folder, &steps, &count));
     int64_t newest = count ? steps[count - 1] : -1;
     free(steps);

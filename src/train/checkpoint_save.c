@@ -270,7 +270,12 @@ fp8flow_status f8_checkpoint_save(fp8flow_trainer *t)
     F8_TRY(f8_checkpoint_path(t->output, t->step, TEMPORARY, &temporary));
     fp8flow_status status = f8_checkpoint_path(t->output, t->step, "", &final);
     if (status == FP8FLOW_OK) status = save_folder(t, temporary, final);
-    if (status != FP8FLOW_OK && fp8flow_comm_rank(t->comm) == 0) remove_folder(temporary);
+    if (status != FP8FLOW_OK && temporary && fp8flow_comm_rank(t->comm) == 0) {
+        char message[1024]; /* cleaning up must not replace it */
+        snprintf(message, sizeof message, "%s", fp8flow_last_error());
+        remove_folder(temporary);
+        (void)f8_fail(status, "%s", message);
+    }
     free(temporary);
     free(final);
     return status;
