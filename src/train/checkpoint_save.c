@@ -11,6 +11,7 @@
  */
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -175,22 +176,57 @@ static void remove_folder(const char *path)
     rmdir(path);
 }
 
+/* "step-", digits, ".tmp". */
+static int is_leftover(const char *name)
+{
+    size_t length = strlen(name);
+    return length > 9 && strncmp(name, "step-", 5) == 0 && strspn(name + 5, "0123456789") == length - 9 &&
+           strcmp(name + length - 4, ".tmp") == 0;
+}
+
+/* What processes that were killed while they saved or removed have left: it would fill the disk kill by kill. */
+static void remove_leftovers(const char *output)
+{
+    DIR *directory = opendir(output);
+    if (!directory) return;
+    for (struct dirent *entry; (entry = readdir(directory));) {
+        char *path = NULL;
+        if (!is_leftover(entry->d_name)) continue;
+        if (f8_path_join(output, entry->d_name, &path) == FP8FLOW_OK) remove_folder(path);
+        free(path);
+    }
+    closedir(directory);
+}
+
+/* The folder is renamed first: a removal that is cut short leaves a name that remove_leftovers knows. */
+static void remove_checkpoint(const char *output, int64_t step)
+{
+    char *path = NULL, *temporary = NULL;
+    if (f8_checkpoint_path(output, step, "", &path) == FP8FLOW_OK &&
+        f8_checkpoint_path(output, step, ".tmp", &temporary) == FP8FLOW_OK)
+        remove_folder(rename(path, temporary) == 0 ? temporary : path);
+    free(path);
+    free(temporary);
+}
+
 static void remove_old(const fp8flow_trainer *t)
 {
     int64_t *steps = NULL;
     size_t count = 0;
     if (t->options.keep_checkpoints == 0 || f8_checkpoint_list(t->output, &steps, &count) != FP8FLOW_OK) return;
-    for (size_t i = 0; i + (size_t)t->options.keep_checkpoints < count; i++) {
-        char *path = NULL;
-        if (f8_checkpoint_path(t->output, steps[i], "", &path) == FP8FLOW_OK) remove_folder(path);
-        free(path);
-    }
+    for (size_t i = 0; i + (size_t)t->options.keep_checkpoints < count; i++) remove_checkpoint(t->output, steps[i]);
     free(steps);
 }
 
+/* An earlier save of the same step changes places with the new one: at no time is there none. */
 static fp8flow_status rename_folder(const char *from, const char *to, const char *output)
 {
-    remove_folder(to); /* an earlier save of the same step, or the rest of a removal */
+    if (renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_EXCHANGE) == 0) {
+        F8_TRY(f8_directory_sync(output));
+        remove_folder(from);
+        return FP8FLOW_OK;
+    }
+    remove_folder(to); /* only where the file system cannot exchange */
     if (rename(from, to) != 0) return F8_FAIL(EIO, "%s: cannot rename to %s: %s", from, to, strerror(errno));
     return f8_directory_sync(output);
 }
@@ -211,7 +247,7 @@ static fp8flow_status save_folder(fp8flow_trainer *t, const char *temporary, con
     int first = fp8flow_comm_rank(t->comm) == 0;
     fp8flow_status status = FP8FLOW_OK;
     if (first) {
-        remove_folder(temporary);
+        remove_leftovers(t->output);
         status = f8_directory_make(temporary);
     }
     F8_TRY(agree(t->comm, status));
