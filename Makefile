@@ -73,15 +73,10 @@ tests      := $(patsubst %.c,$(B)/%,$(wildcard tests/test_*.c))
 long_tests := $(patsubst %.c,$(B)/%,$(wildcard tests/long_*.c))
 # TSan looks at threads of our own only: the programs that use the thread transport.
 tsan_tests := $(patsubst %.c,$(B)/%,$(shell grep -ls 'comm/\|pthread.h' $(wildcard tests/test_*.c) /dev/null))
-<<<<<<< HEAD
 fuzz_names := $(patsubst fuzz/fuzz_%.c,%,$(wildcard fuzz/fuzz_*.c))
 tidy_ok    := $(patsubst %.c,$(B)/tidy/%.ok,$(filter-out tests/% fuzz/%,$(c_files)))
 # The header of FP8 formats that tests compare with, where CUDA is installed; its own warnings are not ours.
 cuda_dir   := $(wildcard /usr/local/cuda/include)
-=======
-fuzzers    := $(patsubst %.c,$(B)/%,$(wildcard fuzz/fuzz_*.c))
-tidy_ok    := $(patsubst %.c,$(B)/tidy/%.ok,$(filter-out tests/%,$(c_files)))
->>>>>>> traintests
 run_tests  := FP8FLOW=$(B)/fp8flow tools/run_tests.sh
 
 # ---- Rules ----
@@ -113,13 +108,8 @@ comma := ,
 wrapped := malloc calloc realloc aligned_alloc strdup strndup free
 $(B)/tests/test_memory: ldflags += $(foreach f,$(wrapped),-Wl$(comma)--wrap=$f)
 
-<<<<<<< HEAD
 $(B)/examples/%: $(B)/examples/%.o $(B)/libfp8flow.a
 	$(Q)$(CC) -o $@ $^ $(ldflags)
-=======
-$(B)/fuzz/fuzz_%: $(B)/fuzz/fuzz_%.o $(B)/libfp8flow.a
-	$(Q)$(CC) -fsanitize=fuzzer -o $@ $^ $(ldflags)
->>>>>>> traintests
 
 # A fuzz target with libFuzzer, and with a main of its own that runs the kept inputs.
 $(B)/fuzz/fuzz_%: $(B)/fuzz/fuzz_%.o $(B)/libfp8flow.a
@@ -209,7 +199,6 @@ matrix: ## gcc and clang, C11 and C17; the public headers alone as C11 and C++17
 	@BASE_CFLAGS="$(base_cflags) $(warnings) $(avx2)" NO_OPENMP='$(no_openmp_warnings)' CLANG='$(CLANG)' \
 	    tools/check_matrix.sh $(c_files)
 
-<<<<<<< HEAD
 fuzz: ## fuzz the file readers with libFuzzer, FUZZ_SECONDS=60 for each of fuzz/fuzz_*.c
 	@$(MAKE) FUZZ=1 CC=$(CLANG) run-fuzz
 run-fuzz: $(fuzz_names:%=$(B)/fuzz/fuzz_%)
@@ -219,14 +208,6 @@ fuzz-regress: ## replay the kept inputs in fuzz/corpus under the sanitizers
 replay-%: $(B)/fuzz/replay_%
 	@echo "  REPLAY  $*"
 	@ASAN_OPTIONS=allocator_may_return_null=1 $< fuzz/corpus/$*
-=======
-fuzz: ## fuzz the file readers, FUZZ_SECONDS=60 for each of fuzz/fuzz_*.c
-	@$(MAKE) FUZZ=1 CC=$(CLANG) run-fuzz
-fuzz-regress: ## replay the kept inputs in fuzz/corpus
-	@$(MAKE) FUZZ=1 CC=$(CLANG) FUZZ_SECONDS= run-fuzz
-run-fuzz: $(fuzzers)
-	@FUZZ_SECONDS='$(FUZZ_SECONDS)' tools/run_fuzz.sh $(fuzzers)
->>>>>>> traintests
 
 bench: cli ## time every operator and the layer (BENCH_ARGS=...)
 	@$(B)/fp8flow bench $(BENCH_ARGS)

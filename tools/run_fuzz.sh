@@ -1,5 +1,4 @@
 #!/bin/sh
-<<<<<<< HEAD
 # run_fuzz.sh FUZZER... - run each libFuzzer program, fuzz_<name>, for FUZZ_SECONDS, starting from fuzz/corpus/<name>/.
 # New inputs go to build/fuzz-corpus/<name>/; an input that crashes is kept there as crash-*.
 set -u
@@ -9,16 +8,6 @@ for fuzzer in "$@"; do
     name=$(basename "$fuzzer")
     name=${name#fuzz_}
     kept=fuzz/corpus/$name
-=======
-# run_fuzz.sh FUZZER... - replay fuzz/corpus/<name>/ through each libFuzzer program and, when FUZZ_SECONDS is set, fuzz
-# on for that long. New inputs go to build/fuzz-corpus/<name>/; an input that crashes is kept there as crash-*.
-set -u
-status=0
-[ $# -gt 0 ] || echo "no fuzzers (fuzz/fuzz_*.c)"
-for fuzzer in "$@"; do
-    name=$(basename "$fuzzer")
-    kept=fuzz/corpus/${name#fuzz_}
->>>>>>> traintests
     found=build/fuzz-corpus/$name
     [ -d "$kept" ] || { echo "run_fuzz: $kept is missing: keep at least one input" >&2; status=1; continue; }
     mkdir -p "$found"
