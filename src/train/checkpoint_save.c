@@ -179,7 +179,6 @@ static void remove_folder(const char *path)
     rmdir(path);
 }
 
-<<<<<<< HEAD
 /* Under another name first: what a killed process leaves of a removal is a step-N.tmp like any other. */
 static void remove_checkpoint(const char *output, int64_t step)
 {
@@ -191,39 +190,6 @@ static void remove_checkpoint(const char *output, int64_t step)
     }
     free(path);
     free(away);
-=======
-/* "step-", digits, ".tmp". */
-static int is_leftover(const char *name)
-{
-    size_t length = strlen(name);
-    return length > 9 && strncmp(name, "step-", 5) == 0 && strspn(name + 5, "0123456789") == length - 9 &&
-           strcmp(name + length - 4, ".tmp") == 0;
-}
-
-/* What processes that were killed while they saved or removed have left: it would fill the disk kill by kill. */
-static void remove_leftovers(const char *output)
-{
-    DIR *directory = opendir(output);
-    if (!directory) return;
-    for (struct dirent *entry; (entry = readdir(directory));) {
-        char *path = NULL;
-        if (!is_leftover(entry->d_name)) continue;
-        if (f8_path_join(output, entry->d_name, &path) == FP8FLOW_OK) remove_folder(path);
-        free(path);
-    }
-    closedir(directory);
-}
-
-/* The folder is renamed first: a removal that is cut short leaves a name that remove_leftovers knows. */
-static void remove_checkpoint(const char *output, int64_t step)
-{
-    char *path = NULL, *temporary = NULL;
-    if (f8_checkpoint_path(output, step, "", &path) == FP8FLOW_OK &&
-        f8_checkpoint_path(output, step, ".tmp", &temporary) == FP8FLOW_OK)
-        remove_folder(rename(path, temporary) == 0 ? temporary : path);
-    free(path);
-    free(temporary);
->>>>>>> adversary
 }
 
 static void remove_old(const fp8flow_trainer *t)
@@ -235,7 +201,6 @@ static void remove_old(const fp8flow_trainer *t)
     free(steps);
 }
 
-<<<<<<< HEAD
 /* Folders that killed processes have left half written or half removed. */
 static void remove_rests(const char *output)
 {
@@ -260,18 +225,6 @@ static fp8flow_status rename_folder(const char *from, const char *to, const char
         failed = rename(from, to);
     }
     if (failed) return F8_FAIL(EIO, "%s: cannot rename to %s: %s", from, to, strerror(errno));
-=======
-/* An earlier save of the same step changes places with the new one: at no time is there none. */
-static fp8flow_status rename_folder(const char *from, const char *to, const char *output)
-{
-    if (renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_EXCHANGE) == 0) {
-        F8_TRY(f8_directory_sync(output));
-        remove_folder(from);
-        return FP8FLOW_OK;
-    }
-    remove_folder(to); /* only where the file system cannot exchange */
-    if (rename(from, to) != 0) return F8_FAIL(EIO, "%s: cannot rename to %s: %s", from, to, strerror(errno));
->>>>>>> adversary
     return f8_directory_sync(output);
 }
 
@@ -295,11 +248,7 @@ static fp8flow_status save_folder(fp8flow_trainer *t, const char *temporary, con
     int first = fp8flow_comm_rank(t->comm) == 0;
     fp8flow_status status = FP8FLOW_OK;
     if (first) {
-<<<<<<< HEAD
         remove_rests(t->output);
-=======
-        remove_leftovers(t->output);
->>>>>>> adversary
         status = f8_directory_make(temporary);
     }
     F8_TRY(agree(t->comm, status));
