@@ -158,8 +158,8 @@ check-long: $(long_tests) ## the slow cases (tests/long_*.c)
 check-all-floats: $(B)/tests/long_formats ## every one of the 2^32 floats through every format
 	@$(run_tests) $<
 
-check-cli: cli ## the command line from end to end (tests/*.sh)
-	@$(run_tests) $(wildcard tests/*.sh)
+check-cli: cli ## the command line from end to end (tests/cli_*.sh)
+	@$(run_tests) $(wildcard tests/cli_*.sh)
 
 check-tools: ## the checks of lint find what they are for
 	@$(run_tests) tools/test_checks.sh
