@@ -58,7 +58,7 @@ static void print_start(void *user, const fp8flow_train_info *info)
            settings->training.backend == FP8FLOW_REFERENCE ? ", reference operators" : "");
     printf("memory         %s per rank\n", cli_format_bytes(size, (double)info->memory_bytes));
     if (info->first_step > 0) printf("resumed        after step %lld\n", (long long)info->first_step);
-    if (*info->ignored_keys) printf("ignored        keys of config.json without meaning here: %s\n", info->ignored_keys);
+    if (*info->ignored_keys) printf("ignored        keys of config.json without meaning: %s\n", info->ignored_keys);
     printf("\n");
     (void)fflush(stdout);
 }
