@@ -1,5 +1,5 @@
-/* test_model.c - the decoder against FP64 arithmetic written down a second time: the loss, and the gradient of every kind
- * of parameter by central differences; and the table of parameters. */
+/* test_model.c - the decoder against FP64 arithmetic written down a second time: the loss, and the gradient of every
+ * kind of parameter by central differences; and the table of parameters. */
 #include "training.h"
 
 enum { H = 32, HEADS = 2, KV = 1, D = 16, Q = HEADS * D, S = 8, V = 256, E = 4, F = 16 };
@@ -274,9 +274,9 @@ static int64_t element_of(const f8_parameter *p, const int32_t *ids, int64_t sam
                             : (int64_t)(f8_random(11, (uint64_t)p->offset, (uint64_t)sample) % (uint64_t)count);
 }
 
-/* About 20 roundings to BF16 (relative 2^-9 each at most, independent) lie between an element of a layer and the loss, as many
- * on the way back: the gradient of a whole parameter is off by about sqrt(40) 2^-9 = 1.2 %. Three times that is the
- * bound. A forgotten term, a wrong factor or a wrong sign is off by tens of percent. */
+/* About 20 roundings to BF16 (relative 2^-9 each at most, independent) lie between an element of a layer and the loss,
+ * as many on the way back: the gradient of a whole parameter is off by about sqrt(40) 2^-9 = 1.2 %. Three times that
+ * is the bound. A forgotten term, a wrong factor or a wrong sign is off by tens of percent. */
 static const double gradient_bound = 0.037;
 
 /* Logits are about 1 here and carry the same 20 roundings, once: sqrt(20) 2^-9 = 0.9 % of each; the mean of 8 losses,
@@ -370,8 +370,8 @@ static void test_checkpointing_and_threads_do_not_change_a_gradient_bit(void **s
         }
 }
 
-/* E4M3 rounds by 2^-4 at most, 2.6 % on average; both operands of a product, 3.7 %; eight products lie in a row from the
- * loss to a weight of the first layer: 10 % if nothing but experts carried the gradient. */
+/* E4M3 rounds by 2^-4 at most, 2.6 % on average; both operands of a product, 3.7 %; eight products lie in a row from
+ * the loss to a weight of the first layer: 10 % if nothing but experts carried the gradient. */
 static void test_fp8_gradients_stay_near_bf16(void **state)
 {
     (void)state;

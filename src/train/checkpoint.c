@@ -250,8 +250,10 @@ static int compare_slices(const void *a, const void *b)
 static int is_router_bias(const f8_model *m, const char *name)
 {
     char same[F8_CHECKPOINT_NAME];
-    long long layer = -1;
-    if (sscanf(name, "model.layers.%lld.", &layer) != 1 || layer < 0 || layer >= m->config.num_layers) return 0;
+    const char prefix[] = "model.layers.";
+    if (strncmp(name, prefix, sizeof prefix - 1) != 0) return 0;
+    long long layer = strtoll(name + sizeof prefix - 1, NULL, 10);
+    if (layer < 0 || layer >= m->config.num_layers) return 0;
     f8_checkpoint_bias_name(same, layer);
     return m->moe[layer] && strcmp(name, same) == 0;
 }
