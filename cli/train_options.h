@@ -83,7 +83,7 @@ int64_t cli_training_threads(const cli_training *training);
 #define CLI_TRAINING_DISPLAY(type, member)                                                                           \
     CLI_OPTION_INTEGER(type, member.validate_every, "validate-every", "N", 0, CLI_MOST_STEPS,                        \
                        "steps between validations; 0: none"),                                                        \
-        CLI_OPTION_INTEGER(type, member.train.validation_sequences, "validation-sequences", "N", 0, CLI_MOST_TOKENS, \
+        CLI_OPTION_INTEGER(type, member.train.validation_sequences, "validation-sequences", "N", 1, CLI_MOST_TOKENS, \
                            "sequences per validation"),                                                              \
         CLI_OPTION_INTEGER(type, member.log_every, "log-every", "N", 0, CLI_MOST_STEPS,                              \
                            "steps between lines when stdout is not a terminal")

@@ -5,6 +5,7 @@
 
 void fp8flow_train_options_init(fp8flow_train_options *o)
 {
+    if (!o) return;
     *o = (fp8flow_train_options){ .model = "tiny",
                                   .recipe = "flow",
                                   .checkpointing = FP8FLOW_MOE_EXPERT,
