@@ -14,7 +14,7 @@ MANDIR    ?= $(PREFIX)/share/man/man1
 DESTDIR   ?=
 PKG_CONFIG ?= pkg-config
 FUZZ_SECONDS ?= 60
-DEMO_ARGS ?= --recipes bf16,blockwise,flow --data /usr/include --steps 300 --out demo
+DEMO_ARGS ?= --recipes bf16,blockwise,flow --data /usr/include --steps 200 --out demo
 
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 ifeq ($(MAKELEVEL),0)
@@ -158,8 +158,8 @@ check-long: $(long_tests) ## the slow cases (tests/long_*.c)
 check-all-floats: $(B)/tests/long_formats ## every one of the 2^32 floats through every format
 	@$(run_tests) $<
 
-check-cli: cli ## the command line from end to end (tests/*.sh)
-	@$(run_tests) $(wildcard tests/*.sh)
+check-cli: cli ## the command line from end to end (tests/cli_*.sh)
+	@$(run_tests) $(wildcard tests/cli_*.sh)
 
 check-tools: ## the checks of lint find what they are for
 	@$(run_tests) tools/test_checks.sh

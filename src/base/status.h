@@ -17,11 +17,11 @@ fp8flow_status f8_fail(fp8flow_status status, const char *format, ...) __attribu
  * (a file, a tensor, a layer) which the failing function did not. */
 fp8flow_status f8_fail_in(fp8flow_status status, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-/* The value is the constant itself, so that compilers and analysers see that a failure is no success. */
-#define F8_FAIL(code, ...) (f8_fail(FP8FLOW_##code, __VA_ARGS__), (fp8flow_status)FP8FLOW_##code)
+#define F8_FAIL(code, ...) f8_fail(FP8FLOW_##code, __VA_ARGS__)
 
 /* Pastes `code` itself instead of using F8_FAIL: where <errno.h> is included, EIO and EINVAL are macros, and an
- * argument that goes through a second macro is expanded to its number first. */
+ * argument that goes through a second macro is expanded to its number first. Returns the constant, so that an analyser
+ * sees that a failure is no success. */
 #define F8_REQUIRE(condition, code, ...)          \
     do {                                          \
         if (!(condition)) {                       \

@@ -156,8 +156,8 @@ fp8flow_status f8_writer_open(const char *path, f8_file_writer *writer)
 {
     *writer = (f8_file_writer){ .fd = -1 };
     writer->path = strdup(path);
-    fp8flow_status status = writer->path ? FP8FLOW_OK : F8_FAIL(ENOMEM, "%s: no memory for its name", path);
-    if (status == FP8FLOW_OK) status = directory_of(path, &writer->directory);
+    fp8flow_status status =
+        writer->path ? directory_of(path, &writer->directory) : F8_FAIL(ENOMEM, "%s: no memory for its name", path);
     if (status == FP8FLOW_OK) status = create_temporary(writer);
     if (status != FP8FLOW_OK) f8_writer_cancel(writer);
     return status;

@@ -241,3 +241,26 @@ fp8flow_status f8_model_config_load(const char *model, f8_buffer *text, f8_model
     F8_TRY(status);
     return f8_model_config_parse(model, text->data, text->size, config, ignored);
 }
+
+static int router_equal(const fp8flow_router_config *a, const fp8flow_router_config *b)
+{
+    return a->num_experts == b->num_experts && a->top_k == b->top_k && a->score == b->score &&
+           a->gate_rule == b->gate_rule && a->gate_scale == b->gate_scale && a->num_groups == b->num_groups &&
+           a->top_groups == b->top_groups && a->group_score == b->group_score &&
+           a->sequence_length == b->sequence_length && a->aux_coef == b->aux_coef &&
+           a->sequence_coef == b->sequence_coef && a->z_coef == b->z_coef;
+}
+
+int f8_model_config_equal(const f8_model_config *a, const f8_model_config *b)
+{
+    if (a->num_dense_layers != b->num_dense_layers) return 0;
+    for (int64_t i = 0; i < a->num_dense_layers; i++)
+        if (a->dense_layer[i] != b->dense_layer[i]) return 0;
+    return a->vocab_size == b->vocab_size && a->hidden == b->hidden && a->num_layers == b->num_layers &&
+           a->num_heads == b->num_heads && a->num_kv_heads == b->num_kv_heads && a->head_dim == b->head_dim &&
+           a->max_positions == b->max_positions && a->expert_width == b->expert_width &&
+           a->dense_width == b->dense_width && a->shared_width == b->shared_width && a->sparse_step == b->sparse_step &&
+           a->rope_theta == b->rope_theta && a->norm_eps == b->norm_eps && a->init_std == b->init_std &&
+           a->bias_update_rate == b->bias_update_rate && a->tie_embeddings == b->tie_embeddings &&
+           router_equal(&a->router, &b->router);
+}

@@ -27,6 +27,9 @@ fp8flow_status f8_model_config_parse(const char *file, const char *text, size_t 
  * checkpoints. Errors: EIO, EFORMAT; a name that is neither lists the presets. */
 fp8flow_status f8_model_config_load(const char *model, f8_buffer *text, f8_model_config *config, f8_buffer *ignored);
 
+/* 1 if both describe the same model. */
+int f8_model_config_equal(const f8_model_config *a, const f8_model_config *b);
+
 /* 1 if layer `layer` has a mixture of experts. */
 int f8_layer_is_sparse(const f8_model_config *config, int64_t layer);
 

@@ -250,12 +250,11 @@ static int compare_slices(const void *a, const void *b)
 static int is_router_bias(const f8_model *m, const char *name)
 {
     char same[F8_CHECKPOINT_NAME];
-    const char prefix[] = "model.layers.";
-    if (strncmp(name, prefix, sizeof prefix - 1) != 0) return 0;
-    long long layer = strtoll(name + sizeof prefix - 1, NULL, 10);
-    if (layer < 0 || layer >= m->config.num_layers) return 0;
-    f8_checkpoint_bias_name(same, layer);
-    return m->moe[layer] && strcmp(name, same) == 0;
+    for (int64_t layer = 0; layer < m->config.num_layers; layer++) {
+        f8_checkpoint_bias_name(same, layer);
+        if (m->moe[layer] && strcmp(name, same) == 0) return 1;
+    }
+    return 0;
 }
 
 /* Is it the name of one of the slices, with this suffix? */

@@ -38,7 +38,7 @@ static fp8flow_status read_config(fp8flow_trainer *t, const char *model, const c
     fp8flow_status status = f8_model_config_load(model, &text, &given, NULL);
     f8_buffer_free(&text);
     F8_TRY(status);
-    F8_REQUIRE(memcmp(&given, config, sizeof given) == 0, EINVAL, "resume: %s holds another model than \"%.80s\"",
+    F8_REQUIRE(f8_model_config_equal(&given, config), EINVAL, "resume: %s holds another model than \"%.80s\"",
                checkpoint, model);
     return FP8FLOW_OK;
 }
