@@ -14,7 +14,7 @@ MANDIR    ?= $(PREFIX)/share/man/man1
 DESTDIR   ?=
 PKG_CONFIG ?= pkg-config
 FUZZ_SECONDS ?= 60
-DEMO_ARGS ?= --recipes bf16,blockwise,flow --data /usr/include --steps 300 --out demo
+DEMO_ARGS ?= --recipes bf16,blockwise,flow --data /usr/include --steps 200 --out demo
 
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 ifeq ($(MAKELEVEL),0)

@@ -191,7 +191,6 @@ static fp8flow_status make_step(rank_run *run)
     collect_places(run, metrics.nonfinite);
 
     int wants_validation = settings->validate_every > 0 && run->info.validation_tokens > 0 &&
-                           settings->train.validation_sequences > 0 &&
                            (is_due(run->step, settings->validate_every) || run->step == settings->train.steps);
     double validation_loss = NAN;
     if (wants_validation) TRY(fp8flow_trainer_validate(run->trainer, &validation_loss));

@@ -8,7 +8,8 @@
  *
  * Ownership: *_create gives a handle that *_destroy (NULL allowed) takes back; handles borrow the context
  * and the comm they were made from, which must outlive them. Tensors and option strings are borrowed for
- * the call only. One thread at a time per handle.
+ * the call only. One thread at a time per handle. Given NULL, what returns a status fails with EINVAL, what
+ * returns a number gives -1, and what returns nothing does nothing.
  */
 #ifndef FP8FLOW_H
 #define FP8FLOW_H

@@ -135,7 +135,10 @@ typedef enum {
     FP8FLOW_REFERENCE = 1 /* the plain reference: the specification, slow */
 } fp8flow_backend;
 
-/* A context names a backend, owns scratch memory and counts operator calls. One thread at a time. */
+/* A context names a backend, owns scratch memory and counts operator calls. One thread at a time. The bits
+ * that operators promise need the default floating-point environment in the calling thread: round to
+ * nearest, subnormals kept (a program linked with -ffast-math changes that). After a call on more than one
+ * thread, a forked child must not call operators: the OpenMP runtime's threads do not survive fork. */
 typedef struct fp8flow_context fp8flow_context;
 
 typedef struct {

@@ -112,6 +112,20 @@ static void test_rows_without_columns_are_counted_before_they_are_walked(void **
     fp8flow_context_destroy(c);
 }
 
+static void test_null_handles_are_harmless(void **state)
+{
+    (void)state;
+    fp8flow_moe_observe(NULL, NULL, NULL);
+    fp8flow_trainer_observe(NULL, NULL, NULL);
+    fp8flow_train_options_init(NULL);
+    assert_int_equal(fp8flow_comm_rank(NULL), -1);
+    assert_int_equal(fp8flow_comm_size(NULL), -1);
+    assert_int_equal(fp8flow_context_calls(NULL, "gemm"), -1);
+    assert_fails(fp8flow_comm_max(NULL, NULL), FP8FLOW_EINVAL, "comm_max");
+    assert_fails(fp8flow_moe_forward(NULL, NULL, NULL), FP8FLOW_EINVAL, "moe");
+    assert_fails(fp8flow_trainer_step(NULL, NULL), FP8FLOW_EINVAL, "trainer_step");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -119,6 +133,7 @@ int main(void)
         folder_test(test_a_step_saved_again_replaces_its_checkpoint),
         cmocka_unit_test(test_an_empty_group_needs_its_tensor_scale),
         cmocka_unit_test(test_rows_without_columns_are_counted_before_they_are_walked),
+        cmocka_unit_test(test_null_handles_are_harmless),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -3,12 +3,12 @@
 
 int32_t fp8flow_comm_rank(const fp8flow_comm *comm)
 {
-    return comm->rank;
+    return comm ? comm->rank : -1;
 }
 
 int32_t fp8flow_comm_size(const fp8flow_comm *comm)
 {
-    return comm->size;
+    return comm ? comm->size : -1;
 }
 
 fp8flow_status f8_comm_exchange(fp8flow_comm *comm, const f8_comm_part *part, int num_parts, const int32_t *send_rows,

@@ -302,6 +302,7 @@ fp8flow_status fp8flow_moe_get_edge(const fp8flow_moe *m, int64_t index, fp8flow
 
 void fp8flow_moe_observe(fp8flow_moe *m, fp8flow_observer *observer, void *user)
 {
+    if (!m) return;
     m->observer = observer;
     m->observer_user = user;
 }

@@ -6,6 +6,7 @@
 
 void fp8flow_train_options_init(fp8flow_train_options *o)
 {
+    if (!o) return;
     *o = (fp8flow_train_options){ .model = "tiny",
                                   .recipe = F8_DEFAULT_RECIPE,
                                   .checkpointing = FP8FLOW_MOE_EXPERT,

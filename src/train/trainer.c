@@ -209,6 +209,7 @@ fp8flow_status fp8flow_trainer_get_edge(const fp8flow_trainer *t, int64_t index,
 
 void fp8flow_trainer_observe(fp8flow_trainer *t, fp8flow_observer *observer, void *user)
 {
+    if (!t) return;
     t->observer = observer;
     t->observer_user = user;
 }
