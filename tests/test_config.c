@@ -458,6 +458,57 @@ static void test_a_trainer_of_such_a_model_says_so(void **state)
     assert_fails(try_run(&r), FP8FLOW_ENOMEM, "bytes");
 }
 
+/* ---- Comparison ---- */
+
+/* Every key that changes the model, with another good value. */
+static void test_equal_only_if_every_key_is(void **state)
+{
+    (void)state;
+    static const pair other[] = {
+        { "vocab_size", "257" },
+        { "hidden_size", "80" },
+        { "num_hidden_layers", "5" },
+        { "num_attention_heads", "2" },
+        { "num_key_value_heads", "4" },
+        { "head_dim", "32" },
+        { "max_position_embeddings", "64" },
+        { "moe_intermediate_size", "48" },
+        { "intermediate_size", "64" },
+        { "num_experts", "16" },
+        { "num_experts_per_tok", "1" },
+        { "norm_topk_prob", "false" },
+        { "decoder_sparse_step", "3" },
+        { "mlp_only_layers", "[0]" },
+        { "mlp_only_layers", "[0, 3]" },
+        { "rope_theta", "20000.0" },
+        { "rms_norm_eps", "1e-5" },
+        { "initializer_range", "0.03" },
+        { "tie_word_embeddings", "true" },
+        { "router_aux_loss_coef", "0.002" },
+        { "n_shared_experts", "2" },
+        { "scoring_func", "\"sigmoid\"" },
+        { "n_group", "8" },
+        { "topk_group", "3" },
+        { "routed_scaling_factor", "2.0" },
+        { "seq_aux_loss_coef", "0.5" },
+        { "router_z_loss_coef", "0.5" },
+        { "router_bias_update_rate", "0.5" },
+    };
+    f8_model_config *first = calloc(1, sizeof *first), *second = malloc(sizeof *second);
+    assert_non_null(first);
+    assert_non_null(second);
+    memset(second, 0xFF, sizeof *second); /* what lies between members must not count */
+    assert_ok(parse_with(NULL, NULL, first, NULL));
+    assert_ok(parse_with(NULL, NULL, second, NULL));
+    assert_true(f8_model_config_equal(first, second));
+    for (size_t i = 0; i < sizeof other / sizeof *other; i++) {
+        assert_ok(parse_with(other[i].key, other[i].value, second, NULL));
+        if (f8_model_config_equal(first, second)) fail_msg("%s does not count", other[i].key);
+    }
+    free(first);
+    free(second);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -470,6 +521,7 @@ int main(void)
         cmocka_unit_test(test_impossible_combinations_name_the_key),
         cmocka_unit_test(test_texts_that_are_no_object),
         cmocka_unit_test(test_damaged_texts),
+        cmocka_unit_test(test_equal_only_if_every_key_is),
         folder_test(test_files_that_are_no_model),
         cmocka_unit_test(test_models_beyond_the_machine_are_refused_with_their_size),
         folder_test(test_a_trainer_of_such_a_model_says_so),

@@ -1,7 +1,6 @@
 #!/bin/sh
 # check_matrix.sh FILE.c... - every source with gcc and clang as C11 and C17, every warning an error; each public header
-# alone as C11 and as C++17. Called by the Makefile with BASE_CFLAGS, NO_OPENMP and CLANG. Syntax only: nothing is
-# written.
+# alone as C11 and as C++17. Called by the Makefile with BASE_CFLAGS, NO_OPENMP and CLANG. Syntax only.
 set -u
 failed=0
 flags="$BASE_CFLAGS -Itests -Werror -fsyntax-only"
