@@ -42,7 +42,7 @@ static void print_start(void *user, const fp8flow_train_info *info)
     const fp8flow_train_options *train = &settings->training.train;
     char all[CLI_NUMBER_BYTES], active[CLI_NUMBER_BYTES], size[CLI_NUMBER_BYTES], held_out[CLI_NUMBER_BYTES];
     printf("model          %s: %s parameters, %s active per token; %lld layers, %lld with %lld experts (top %lld)\n",
-           train->model, cli_format_count(all, (double)info->parameters),
+           train->model ? train->model : "of the checkpoint", cli_format_count(all, (double)info->parameters),
            cli_format_count(active, (double)info->active_parameters), (long long)info->num_layers,
            (long long)info->num_moe_layers, (long long)info->num_experts, (long long)info->top_k);
     printf("data           %lld files, %s to train, %s to validate", (long long)info->files,
@@ -58,7 +58,8 @@ static void print_start(void *user, const fp8flow_train_info *info)
            settings->training.backend == FP8FLOW_REFERENCE ? ", reference operators" : "");
     printf("memory         %s per rank\n", cli_format_bytes(size, (double)info->memory_bytes));
     if (info->first_step > 0) printf("resumed        after step %lld\n", (long long)info->first_step);
-    if (*info->ignored_keys) printf("ignored        keys of config.json without meaning: %s\n", info->ignored_keys);
+    if (*info->ignored_keys)
+        printf("ignored        keys of config.json without meaning here: %s\n", info->ignored_keys);
     printf("\n");
     (void)fflush(stdout);
 }

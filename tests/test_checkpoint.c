@@ -569,7 +569,12 @@ static void test_small_file_system(void **state)
 
 /* ---- Killed while saving ---- */
 
+<<<<<<< HEAD
 /* What the child does until it is killed: go on from the newest checkpoint, save every step, every second one twice. */
+=======
+/* What the child does until it is killed: go on from the newest checkpoint, save every step, and every second one
+ * twice. */
+>>>>>>> main
 static fp8flow_status step_and_save(fp8flow_trainer *trainer, void *user)
 {
     (void)user;
@@ -636,7 +641,8 @@ static void test_kill_while_saving_never_loses_or_tears(void **state)
     run r = saving_run("out", 1);
     assert_ok(try_run(&r)); /* something to lose */
     newest = 1;
-    for (int round = 0; round < 60; round++) {
+    /* On a slow machine few of the kills come late enough for a step to be complete. */
+    for (int round = 0; round < 60 || (newest < 10 && round < 600); round++) {
         char *found = NULL;
         useconds_t delay = (useconds_t)(f8_random(4, 1, (uint64_t)round) % 80000);
         kill_while_saving(r.options.model, r.options.output, round % 3 == 2 ? "2" : "1", delay);
@@ -646,7 +652,7 @@ static void test_kill_while_saving_never_loses_or_tears(void **state)
         newest = step_of(found);
         free(found);
     }
-    if (newest < 10) fail_msg("only %d steps were saved in 60 rounds", (int)newest);
+    if (newest < 10) fail_msg("only %d steps were saved in 600 rounds", (int)newest);
     /* Whatever lies around, the next whole run leaves the complete steps and nothing else. */
     run last = r;
     last.options.resume = r.options.output;

@@ -183,6 +183,15 @@ static fp8flow_status open_state(const char *path, const f8_buffer *complete, co
     return status == FP8FLOW_OK ? status : f8_fail_in(status, "%s", path);
 }
 
+/* The newest checkpoint is found by the folders' names: a copy under another step's name would be taken for newer. */
+static fp8flow_status check_name(const char *path, int64_t step)
+{
+    const char *slash = strrchr(path, '/');
+    int64_t named = f8_checkpoint_step(slash ? slash + 1 : path, "");
+    F8_REQUIRE(named < 0 || named == step, EFORMAT, "%s: state.json says step %lld", path, (long long)step);
+    return FP8FLOW_OK;
+}
+
 fp8flow_status f8_checkpoint_open(const char *path, f8_checkpoint_state *state, f8_buffer *config_text)
 {
     f8_buffer complete = { 0 }, text = { 0 };
@@ -194,6 +203,7 @@ fp8flow_status f8_checkpoint_open(const char *path, f8_checkpoint_state *state, 
     if (status == FP8FLOW_OK) status = read_file(path, "config.json", config_text);
     if (status == FP8FLOW_OK && XXH3_64bits(config_text->data, config_text->size) != config_hash)
         status = F8_FAIL(EFORMAT, "%s: config.json is damaged: its checksum differs from state.json's", path);
+    if (status == FP8FLOW_OK) status = check_name(path, state->step);
     f8_buffer_free(&complete);
     f8_buffer_free(&text);
     return status;
