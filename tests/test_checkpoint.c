@@ -569,12 +569,7 @@ static void test_small_file_system(void **state)
 
 /* ---- Killed while saving ---- */
 
-<<<<<<< HEAD
 /* What the child does until it is killed: go on from the newest checkpoint, save every step, every second one twice. */
-=======
-/* What the child does until it is killed: go on from the newest checkpoint, save every step, and every second one
- * twice. */
->>>>>>> main
 static fp8flow_status step_and_save(fp8flow_trainer *trainer, void *user)
 {
     (void)user;
