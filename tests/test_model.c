@@ -274,15 +274,9 @@ static int64_t element_of(const f8_parameter *p, const int32_t *ids, int64_t sam
                             : (int64_t)(f8_random(11, (uint64_t)p->offset, (uint64_t)sample) % (uint64_t)count);
 }
 
-<<<<<<< HEAD
-/* About 20 roundings to BF16 (relative 2^-9 each at most, independent) lie between an element of a layer and the loss,
- * as many on the way back: the gradient of a whole parameter is off by about sqrt(40) 2^-9 = 1.2 %. Three times that
- * is the bound. A forgotten term, a wrong factor or a wrong sign is off by tens of percent. */
-=======
 /* About 20 roundings to BF16 (relative 2^-9 each at most, independent) lie between an element of a layer and the
  * loss, as many on the way back: the gradient of a whole parameter is off by about sqrt(40) 2^-9 = 1.2 %. Three
  * times that is the bound. A forgotten term, a wrong factor or a wrong sign is off by tens of percent. */
->>>>>>> main
 static const double gradient_bound = 0.037;
 
 /* Logits are about 1 here and carry the same 20 roundings, once: sqrt(20) 2^-9 = 0.9 % of each; the mean of 8 losses,
