@@ -48,7 +48,7 @@ $(LC_ALL=C.UTF-8 awk 'length($0) > 120 { print FILENAME ":" FNR }' $code Makefil
 END
 # shellcheck disable=SC2086
 complain "work left over:" <<END
-$(grep -nwE '[T]ODO|[F]IXME|[X]XX' $code $texts | sort -u)
+$(grep -nwE '[T]ODO|[F]IXME|[X]XX' $code $texts | sort -u; grep -nE '^(<<<<<<<|>>>>>>>) ' $code $texts | sort -u)
 END
 complain "recipe names belong to src/recipe:" <<END
 $(grep -rnE '"(deepseek|blockwise|tensorwise|flow)"' src --include='*.[ch]' --include='*.cu' | grep -v '^src/recipe/')

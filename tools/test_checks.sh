@@ -80,6 +80,8 @@ break_it() { echo '/* blank */ ' >>src/base/tensor.c; }
 finds "style: trailing blank" 'end in blanks' tools/check_style.sh
 break_it() { echo '/* TO''DO */' >>src/base/tensor.c; }
 finds "style: left over" 'work left over' tools/check_style.sh
+break_it() { printf '/*\n<<<<<<< HEAD\n*/\n' >>src/base/tensor.c; }
+finds "style: half a merge" 'work left over' tools/check_style.sh
 break_it() { printf '/* %0130d */\n' 0 >>src/base/tensor.c; }
 finds "style: long line" '120 columns' tools/check_style.sh
 break_it() { echo 'const char *f8_x = "flow";' >>src/base/tensor.c; }
