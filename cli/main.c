@@ -100,19 +100,25 @@ static int nobody_reads_stdout(void)
     return (fcntl(STDOUT_FILENO, F_GETFL) & O_ACCMODE) == O_RDONLY;
 }
 
-/* OpenBLAS chooses its kernels when it is loaded; where it chose badly, start again with the better choice named.
- * The variable is then set, so this happens once; a value that the user has set is left alone. */
-static void choose_blas_kernels(char **argv)
+/* Two libraries read their environment when they are loaded, before main. Where a better value is known, name it and
+ * start again, once; a value that the user has set is left alone.
+ *   OPENBLAS_CORETYPE  OpenBLAS takes the kernels of an old processor for one that is newer than itself
+ *   GOMP_SPINCOUNT     threads that wait for each other spin for milliseconds: on a machine that is shared, they keep
+ *                      the one they wait for from running. A short spin, then sleep. */
+static void choose_environment(char **argv)
 {
     const char *core = fp8flow_better_blas_core();
-    if (core && setenv("OPENBLAS_CORETYPE", core, 0) == 0 && strcmp(getenv("OPENBLAS_CORETYPE"), core) == 0 &&
-        !getenv("FP8FLOW_STARTED_AGAIN") && setenv("FP8FLOW_STARTED_AGAIN", "1", 1) == 0)
-        execv("/proc/self/exe", argv);
+    int better_core = core && !getenv("OPENBLAS_CORETYPE");
+    int shorter_spin = !getenv("OMP_WAIT_POLICY") && !getenv("GOMP_SPINCOUNT");
+    if (getenv("FP8FLOW_STARTED_AGAIN") || (!better_core && !shorter_spin)) return;
+    if (better_core) (void)setenv("OPENBLAS_CORETYPE", core, 0);
+    if (shorter_spin) (void)setenv("GOMP_SPINCOUNT", "1000", 0);
+    if (setenv("FP8FLOW_STARTED_AGAIN", "1", 1) == 0) execv("/proc/self/exe", argv);
 }
 
 int main(int argc, char **argv)
 {
-    choose_blas_kernels(argv);
+    choose_environment(argv);
     if (open_standard_descriptors() != 0) return CLI_FAILED;
     signal(SIGPIPE, SIG_IGN);
     signal(SIGXFSZ, SIG_IGN);
