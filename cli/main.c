@@ -113,7 +113,12 @@ static void choose_environment(char **argv)
     if (getenv("FP8FLOW_STARTED_AGAIN") || (!better_core && !shorter_spin)) return;
     if (better_core) (void)setenv("OPENBLAS_CORETYPE", core, 0);
     if (shorter_spin) (void)setenv("GOMP_SPINCOUNT", "1000", 0);
-    if (setenv("FP8FLOW_STARTED_AGAIN", "1", 1) == 0) execv("/proc/self/exe", argv);
+    /* By its path: started as /proc/self/exe, the process would be called "exe". */
+    char path[4096];
+    ssize_t length = readlink("/proc/self/exe", path, sizeof path - 1);
+    if (length < 0 || setenv("FP8FLOW_STARTED_AGAIN", "1", 1) != 0) return;
+    path[length] = '\0';
+    execv(path, argv);
 }
 
 int main(int argc, char **argv)
