@@ -106,6 +106,8 @@ check "odd names: generate" [ $code -eq 0 ]
 # A decimal comma must not reach numbers that are read or written.
 if mkdir locales && localedef -i de_DE -f UTF-8 locales/de_DE.UTF-8 >/dev/null 2>&1; then
     export LOCPATH="$work/locales" LC_ALL=de_DE.UTF-8
+else
+    skip "decimal comma: de_DE cannot be made here, the next two run in the C locale"
 fi
 # shellcheck disable=SC2086
 run train $small --steps 4 --lr 3e-3 --output german

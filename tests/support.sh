@@ -39,9 +39,17 @@ check() # NAME CONDITION...
 }
 
 # The last lines of a script: the counts in cmocka's words, for run_tests.sh, and the exit status.
+# For what this machine cannot show: said and counted.
+skip() # NAME
+{
+    skipped=$((${skipped:-0} + 1))
+    echo "[  SKIPPED ] $*"
+}
+
 finish()
 {
     echo "[  PASSED  ] $passed test(s)."
+    [ "${skipped:-0}" -eq 0 ] || echo "[  SKIPPED ] $skipped test(s)."
     [ "$failed" -eq 0 ] || echo "[  FAILED  ] $failed test(s), listed below:"
     [ "$failed" -eq 0 ]
 }
