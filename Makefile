@@ -1,6 +1,6 @@
 # fp8flow: one Makefile. `make` alone prints the targets; `make deps` installs what the build needs.
 #
-# Variables: DEBUG=1 ASAN=1 UBSAN=1 TSAN=1 FUZZ=1 WERROR=1 V=1 CC=... PREFIX=... DESTDIR=... Every combination builds
+# Variables: DEBUG=1 ASAN=1 UBSAN=1 TSAN=1 FUZZ=1 CUDA=0|1 WERROR=1 V=1 CC=... NVCC=... PREFIX=... DESTDIR=... Every combination builds
 # in its own folder build/<variant>/, so that switching never costs a rebuild. All cores are used unless -j says else.
 
 VERSION   := 0.1.0
@@ -30,9 +30,21 @@ CLANG_FORMAT := $(shell command -v clang-format-14 2>/dev/null || echo clang-for
 CLANG_TIDY   := $(shell command -v clang-tidy-14 2>/dev/null || echo clang-tidy)
 is_clang     := $(findstring clang,$(notdir $(CC)))
 
+# CUDA is built where there is a compiler for it and a GPU to run it on; CUDA=1 builds it without a GPU (in a folder of
+# its own), CUDA=0 leaves it out.
+NVCC     ?= $(or $(shell command -v nvcc 2>/dev/null),$(wildcard /usr/local/cuda/bin/nvcc))
+has_gpu  := $(wildcard /dev/nvidiactl)
+CUDA_DIR ?= $(if $(NVCC),$(patsubst %/bin/,%,$(dir $(realpath $(NVCC)))))
+ifeq ($(origin CUDA),undefined)
+with_cuda := $(if $(and $(NVCC),$(has_gpu),$(if $(ASAN)$(UBSAN)$(TSAN)$(FUZZ),,yes)),yes)
+else
+with_cuda := $(filter-out 0,$(CUDA))
+endif
+
 # ---- Where and how to build ----
 empty :=
-kinds := $(strip $(foreach k,DEBUG ASAN UBSAN TSAN FUZZ,$(if $($k),$(shell echo $k | tr A-Z a-z))))
+kinds := $(strip $(foreach k,DEBUG ASAN UBSAN TSAN FUZZ,$(if $($k),$(shell echo $k | tr A-Z a-z))) \
+           $(if $(filter 1,$(CUDA)),cuda))
 B     := build/$(if $(kinds),$(subst $(empty) $(empty),-,$(kinds)),release)$(if $(is_clang),-clang)
 Q     := $(if $(V),,@)
 
@@ -57,17 +69,25 @@ CFLAGS   ?= $(if $(DEBUG),-O0,-O2) -g
 # No contraction, no fast-math: the bits are a contract (docs/FORMATS.md).
 base_cflags = -D_GNU_SOURCE -DFP8FLOW_VERSION=\"$(VERSION)\" -ffp-contract=off -Iinclude -Isrc $(dep_cflags)
 cflags    = -std=c11 $(base_cflags) -fvisibility=hidden -fPIC $(warnings) $(openmp) $(CFLAGS) $(sanitize) -MMD -MP
-ldflags   = $(openmp) $(sanitize) $(LDFLAGS) $(dep_libs)
+ldflags   = $(openmp) $(sanitize) $(LDFLAGS) $(dep_libs) $(cuda_libs)
 avx2      := $(if $(filter x86_64,$(shell uname -m)),-mavx2 -mfma -mf16c)
 
+# The CUDA runtime is part of the program; the driver is looked for when it is called.
+cuda_libs  := $(if $(with_cuda),-L$(CUDA_DIR)/lib64 -lcudart_static -ldl -lrt)
+cuda_flags := -std=c++17 -gencode=arch=compute_90a,code=sm_90a -O3 -lineinfo --fmad=false -Xptxas=--warn-on-spills \
+              -Werror=all-warnings -Iinclude -Isrc -Xcompiler=-fPIC,-fvisibility=hidden,-fno-exceptions,-fno-rtti \
+              -Xcompiler=-fno-threadsafe-statics $(NVCCFLAGS)
+
 avx2_src := $(if $(avx2),$(wildcard src/*/*_avx2.c))
-lib_src  := $(filter-out %_avx2.c,$(wildcard src/*.c src/*/*.c)) $(avx2_src)
+cu_src   := $(if $(with_cuda),$(wildcard src/*/*.cu))
+lib_src  := $(filter-out %_avx2.c $(if $(with_cuda),%_nocuda.c,%_cuda.c),$(wildcard src/*.c src/*/*.c)) $(avx2_src)
 cli_src  := $(wildcard cli/*.c)
 headers  := $(wildcard include/*.h)
 c_files  := $(lib_src) $(cli_src) $(wildcard tests/*.c examples/*.c fuzz/*.c)
 all_headers := $(headers) $(wildcard src/*.h src/*/*.h cli/*.h tests/*.h)
-lib_obj  := $(lib_src:%.c=$(B)/%.o)
+lib_obj  := $(lib_src:%.c=$(B)/%.o) $(cu_src:%.cu=$(B)/%.cu.o)
 cli_obj  := $(cli_src:%.c=$(B)/%.o)
+labs       := $(if $(with_cuda),$(patsubst %.cu,$(B)/%,$(wildcard lab/*.cu)))
 examples   := $(patsubst %.c,$(B)/%,$(wildcard examples/*.c))
 tests      := $(patsubst %.c,$(B)/%,$(wildcard tests/test_*.c))
 long_tests := $(patsubst %.c,$(B)/%,$(wildcard tests/long_*.c))
@@ -86,6 +106,12 @@ $(B)/%.o: %.c Makefile | require-deps
 	@mkdir -p $(@D)
 	$(if $(V),,@echo "  CC  $<")
 	$(Q)$(CC) $(cflags) -c $< -o $@
+
+$(B)/%_cuda.o: cflags += -isystem $(CUDA_DIR)/include
+$(B)/%.cu.o: %.cu Makefile
+	@mkdir -p $(@D)
+	$(if $(V),,@echo "  NVCC  $<")
+	$(Q)$(NVCC) $(cuda_flags) -MMD -MP -MF $(@:.o=.d) -c $< -o $@
 
 $(B)/libfp8flow.a: $(lib_obj)
 	$(Q)rm -f $@ && $(AR) rcs $@ $^
@@ -111,6 +137,12 @@ $(B)/tests/test_memory: ldflags += $(foreach f,$(wrapped),-Wl$(comma)--wrap=$f)
 $(B)/examples/%: $(B)/examples/%.o $(B)/libfp8flow.a
 	$(Q)$(CC) -o $@ $^ $(ldflags)
 
+# Kernel experiments: programs of their own, beside the library.
+$(B)/lab/%: lab/%.cu lab/lab.cuh $(wildcard src/ops/*.cuh) $(B)/libfp8flow.a
+	@mkdir -p $(@D)
+	$(if $(V),,@echo "  NVCC  $<")
+	$(Q)$(NVCC) $(cuda_flags) -Ilab -o $@ $< $(B)/libfp8flow.a $(patsubst -f%,-Xcompiler=-f%,$(ldflags))
+
 # A fuzz target with libFuzzer, and with a main of its own that runs the kept inputs.
 $(B)/fuzz/fuzz_%: $(B)/fuzz/fuzz_%.o $(B)/libfp8flow.a
 	$(Q)$(CC) -fsanitize=fuzzer -o $@ $^ $(ldflags)
@@ -124,10 +156,10 @@ $(B)/tidy/%.ok: %.c .clang-tidy $(all_headers)
 	    { grep -v 'warnings\? generated\.$$' $@.log; exit 1; }
 	@touch $@
 
--include $(patsubst %.c,$(B)/%.d,$(c_files))
+-include $(patsubst %.c,$(B)/%.d,$(c_files)) $(cu_src:%.cu=$(B)/%.cu.d)
 
 # ---- Targets ----
-.PHONY: help require-deps deps deps-test lib cli check check-long check-all-floats check-cli check-tools \
+.PHONY: help require-deps deps deps-test lib cli lab check check-long check-all-floats check-cli check-tools \
         check-install check-tsan test asan ubsan tsan lint format matrix fuzz fuzz-regress run-fuzz bench demo \
         docs install uninstall dist clean
 help: ## this list
@@ -151,6 +183,8 @@ cli: $(B)/fp8flow ## build/release/fp8flow
 
 check: $(tests) $(examples) ## unit tests and the examples, under a minute
 	@$(run_tests) $(tests) $(examples)
+
+lab: $(labs) ## the kernel experiments of lab/*.cu (needs CUDA)
 
 check-long: $(long_tests) ## the slow cases (tests/long_*.c)
 	@$(run_tests) $(long_tests)
@@ -228,10 +262,10 @@ so_names  := libfp8flow.so.$(VERSION) libfp8flow.so.$(SOVERSION) libfp8flow.so
 installed := $(headers:include/%=$(INCLUDEDIR)/%) $(addprefix $(LIBDIR)/,libfp8flow.a $(so_names)) \
              $(BINDIR)/fp8flow $(MANDIR)/fp8flow.1 $(LIBDIR)/pkgconfig/fp8flow.pc \
              $(cmake_dir)/fp8flowConfig.cmake $(cmake_dir)/fp8flowConfigVersion.cmake
-private_libs := $(blas_libs) $(openmp) -lm -lpthread
+private_libs := $(blas_libs) $(cuda_libs) $(openmp) -lm -lpthread
 fill_in   := sed -e 's|@PREFIX@|$(PREFIX)|; s|@LIBDIR@|$(LIBDIR)|; s|@INCLUDEDIR@|$(INCLUDEDIR)|' \
              -e 's|@VERSION@|$(VERSION)|; s|@SOVERSION@|$(SOVERSION)|; s|@PACKAGES@|$(packages)|' \
-             -e 's|@LIBS@|$(private_libs)|; s|@STATIC_LIBS@|$(dep_libs) $(openmp)|'
+             -e 's|@LIBS@|$(private_libs)|; s|@STATIC_LIBS@|$(dep_libs) $(cuda_libs) $(openmp)|'
 
 install: lib cli ## headers, libraries, program, manual page, pkg-config and CMake files under PREFIX
 	$(Q)install -d $(addprefix $(D),$(INCLUDEDIR) $(LIBDIR)/pkgconfig $(cmake_dir) $(BINDIR) $(MANDIR))

@@ -147,7 +147,7 @@ static int run_all(bench *b)
 
 static int run_bench(bench *b)
 {
-    fp8flow_context_options context = { b->backend, b->num_threads };
+    fp8flow_context_options context = { .backend = b->backend, .num_threads = b->num_threads };
     fp8flow_status status = fp8flow_context_create(&context, &b->context);
     if (status != FP8FLOW_OK) return cli_fail_status(&cli_bench, status);
     if (create_copy_buffers(b) != 0) return cli_fail(&cli_bench, "out of memory");

@@ -119,7 +119,7 @@ static int32_t *read_prompt(const char *prompt, int64_t *count)
 static fp8flow_status generate(const generate_settings *settings, const int32_t *tokens, int64_t count)
 {
     byte_printer printer = { .is_terminal = isatty(STDOUT_FILENO) };
-    fp8flow_context_options options = { FP8FLOW_CPU, (int32_t)settings->threads };
+    fp8flow_context_options options = { .backend = FP8FLOW_CPU, .num_threads = (int32_t)settings->threads };
     fp8flow_context *context = NULL;
     fp8flow_status status = fp8flow_context_create(&options, &context);
     if (status == FP8FLOW_OK)

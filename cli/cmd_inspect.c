@@ -52,8 +52,8 @@ static fp8flow_status inspect_recipe(const inspect_settings *settings, const cha
     inspect_layer layer = { .recipe = recipe,
                             .shape = settings->shape,
                             .num_ranks = (int32_t)settings->training.ranks };
-    layer.context = (fp8flow_context_options){ (fp8flow_backend)settings->training.backend,
-                                               (int32_t)cli_training_threads(&settings->training) };
+    layer.context = (fp8flow_context_options){ .backend = (fp8flow_backend)settings->training.backend,
+                                               .num_threads = (int32_t)cli_training_threads(&settings->training) };
     return inspect_dataflow(&layer, output);
 }
 

@@ -210,7 +210,8 @@ static fp8flow_status run_rank(fp8flow_comm *comm, void *user)
     observation_list *list = user;
     const cli_training *training = list->training;
     fp8flow_train_options options = training->train;
-    fp8flow_context_options context_options = { (fp8flow_backend)training->backend, (int32_t)training->threads };
+    fp8flow_context_options context_options = { .backend = (fp8flow_backend)training->backend,
+                                                .num_threads = (int32_t)training->threads };
     fp8flow_context *context = NULL;
     fp8flow_trainer *trainer = NULL;
     options.recipe = list->recipe;

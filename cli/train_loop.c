@@ -242,7 +242,7 @@ static fp8flow_status run_rank(fp8flow_comm *comm, void *user)
     rank_run run = { .session = session, .comm = comm, .rank = fp8flow_comm_rank(comm) };
     int32_t shared = cli_num_processors() / settings->num_ranks;
     int32_t num_threads = settings->num_threads > 0 ? settings->num_threads : shared > 0 ? shared : 1;
-    fp8flow_context_options options = { settings->backend, num_threads };
+    fp8flow_context_options options = { .backend = settings->backend, .num_threads = num_threads };
     fp8flow_context *context = NULL;
     fp8flow_status status = fp8flow_context_create(&options, &context);
     if (status == FP8FLOW_OK) status = fp8flow_trainer_create(context, comm, &settings->train, &run.trainer);

@@ -26,7 +26,7 @@ static fp8flow_status run(fp8flow_comm *comm, void *user)
                    tdx = tx;
     ty.data = y, tdy.data = dy, tdx.data = dx;
 
-    TRY(fp8flow_context_create(&(fp8flow_context_options){ FP8FLOW_CPU, 0 }, &context));
+    TRY(fp8flow_context_create(&(fp8flow_context_options){ .backend = FP8FLOW_CPU }, &context));
     TRY(fp8flow_moe_create(context, comm, &config, &moe));
     TRY(fp8flow_moe_set_weights(moe, &weights)); /* quantises them: after every optimiser step */
     TRY(fp8flow_moe_forward(moe, &tx, &ty));

@@ -14,6 +14,7 @@
 #ifndef FP8FLOW_H
 #define FP8FLOW_H
 
+#include "fp8flow_device.h"
 #include "fp8flow_ops.h"
 
 #ifdef __cplusplus

@@ -131,22 +131,33 @@ typedef struct {
 /* ---- Context -------------------------------------------------------------------------------- */
 
 typedef enum {
-    FP8FLOW_CPU = 0,      /* fastest CPU implementation that this processor has */
-    FP8FLOW_REFERENCE = 1 /* the plain reference: the specification, slow */
+    FP8FLOW_CPU = 0,       /* fastest CPU implementation that this processor has */
+    FP8FLOW_REFERENCE = 1, /* the plain reference: the specification, slow */
+    FP8FLOW_CUDA = 2       /* a Hopper GPU (compute capability 9.0) */
 } fp8flow_backend;
 
 /* A context names a backend, owns scratch memory and counts operator calls. One thread at a time. The bits
  * that operators promise need the default floating-point environment in the calling thread: round to
  * nearest, subnormals kept (a program linked with -ffast-math changes that). After a call on more than one
- * thread, a forked child must not call operators: the OpenMP runtime's threads do not survive fork. */
+ * thread, a forked child must not call operators: the OpenMP runtime's threads do not survive fork.
+ *
+ * Under CUDA every array of a call (data, scales, groups, plans, losses, sums, counters, statistics) is device
+ * memory; the structs that point to them, and configurations, are read before the call returns. A call puts
+ * kernels on the context's stream and returns: it never waits, allocates or reads device memory, so that a
+ * sequence of calls can be captured into a graph and replayed with other contents of the same arrays. What an
+ * entry check would have to read (group sizes, ids, a plan) is not checked; a kernel stays inside the shapes
+ * it was given. The GPU must be the current device of the calling thread, as context_create leaves it.
+ * Memory, streams, graphs and time: fp8flow_device.h. */
 typedef struct fp8flow_context fp8flow_context;
 
 typedef struct {
     fp8flow_backend backend;
-    int32_t num_threads; /* 0: all processors this process may use */
+    int32_t num_threads; /* CPU: 0 means all processors this process may use */
+    int32_t device;      /* CUDA: which GPU */
+    void *stream;        /* CUDA: the cudaStream_t to work on, borrowed; NULL: one of its own */
 } fp8flow_context_options;
 
-/* Create / destroy. Errors: EINVAL, ENOMEM. destroy(NULL) is allowed. */
+/* Create / destroy. Errors: EINVAL, ENOMEM; ENOSYS (CUDA: not in this build, no such GPU). destroy(NULL) is allowed. */
 FP8FLOW_API fp8flow_status fp8flow_context_create(const fp8flow_context_options *options, fp8flow_context **context);
 FP8FLOW_API void fp8flow_context_destroy(fp8flow_context *context);
 
@@ -238,6 +249,8 @@ typedef struct {
  * P = sum over experts of ceil(rows/align)*align. Two slots of one token may not name one expert
  * (not checked on the device). Exactness E.
  * Errors EINVAL (expert id out of range or named twice: CPU only), ESHAPE (T*k >= 2^31; P > capacity: CPU only).
+ * CUDA: an id out of range counts as -1; where P > capacity, slots that find no row are dropped (row_of -1), the
+ * highest experts first.
  * Source numerics contract section 6; replaces the row_id_map of arXiv 2511.02302's code. */
 typedef struct {
     const int32_t *expert;
@@ -563,7 +576,7 @@ typedef struct {
 FP8FLOW_API fp8flow_status fp8flow_attention_backward(fp8flow_context *c, const fp8flow_attention_backward_args *a);
 
 /* embed: y[t] = table[ids[t]].  table [V, H] BF16, ROWS; ids [T] int32 in [0, V); y [T, H] BF16, ROWS.
- * Exactness E.  Errors EINVAL (id out of range: CPU only), ESHAPE.  Source none needed. */
+ * Exactness E.  Errors EINVAL (id out of range: CPU only; CUDA writes a row of NaN), ESHAPE.  Source none needed. */
 typedef struct {
     const fp8flow_tensor *table;
     const int32_t *ids;
@@ -572,7 +585,7 @@ typedef struct {
 FP8FLOW_API fp8flow_status fp8flow_embed(fp8flow_context *c, const fp8flow_embed_args *a);
 
 /* embed_backward: dtable[ids[t]] += dy[t], t ascending.  dy [T, H] BF16; dtable [V, H] F32, ROWS.
- * Exactness E.  Errors EINVAL, ESHAPE.  Source none needed. */
+ * Exactness E.  Errors EINVAL (id out of range: CPU only; CUDA skips it), ESHAPE.  Source none needed. */
 typedef struct {
     const fp8flow_tensor *dy;
     const int32_t *ids;
@@ -586,7 +599,7 @@ FP8FLOW_API fp8flow_status fp8flow_embed_backward(fp8flow_context *c, const fp8f
  *   loss    [T]     F32, natural logarithm                                                    out
  * A NaN or +Inf among the logits makes the loss NaN.
  * Exactness R: FP32 with the maximum taken out; |loss error| <= 2^-18 (1 + |loss|).
- * Errors EINVAL (target out of range: CPU only), ESHAPE.  Source none needed. */
+ * Errors EINVAL (target out of range: CPU only; CUDA gives NaN), ESHAPE.  Source none needed. */
 typedef struct {
     fp8flow_tensor *logits;
     const int32_t *target;
@@ -611,13 +624,17 @@ FP8FLOW_API fp8flow_status fp8flow_square_sum(fp8flow_context *c, const fp8flow_
  *   master -= lr * (m / (1-beta1^step) / (sqrt(v / (1-beta2^step)) + eps) + weight_decay * master)
  *   weight = RNE_BF16(master), if not NULL
  * All arrays [n] F32 (weight: BF16). The same bits however the parameters are cut into calls.
- * Exactness R: FP32; |error| <= 2^-20 * (sum of the magnitudes of the terms).  Errors EINVAL.
- * Source Loshchilov & Hutter 2019. */
+ *   rows, columns  [L*N, K]  FP8 TILE128, ROWS / COLUMNS: the new weights, as quantize writes them from `weight`
+ *                            (group_rows = N, or 0), in the same pass      out, may be NULL
+ * They need `weight`, n = L*N*K elements and stride K (rows); strides of columns are free.
+ * Exactness R: FP32; |error| <= 2^-20 * (sum of the magnitudes of the terms); rows, columns E, from weight.
+ * Errors EINVAL, ESHAPE.  Source Loshchilov & Hutter 2019. */
 typedef struct {
     int64_t count;
     float *master, *m, *v;
     const float *grad;
     uint16_t *weight; /* may be NULL */
+    fp8flow_tensor *rows, *columns;
     float lr, beta1, beta2, eps, weight_decay, grad_scale;
     int64_t step;
 } fp8flow_adamw_args;

@@ -62,6 +62,13 @@ static fp8flow_feature find_openmp(void)
 #endif
 }
 
+static fp8flow_feature find_cuda(void)
+{
+    int usable;
+    const char *summary = f8_device_cuda_summary(&usable);
+    return (fp8flow_feature){ "CUDA", usable, summary, usable ? "" : "everything runs on the CPU" };
+}
+
 static fp8flow_feature find_nothing(const char *name, const char *cost)
 {
     return (fp8flow_feature){ name, 0, "not in this version", cost };
@@ -74,7 +81,7 @@ fp8flow_status fp8flow_feature_get(int64_t index, fp8flow_feature *feature)
     case 0: *feature = find_avx2(); break;
     case 1: *feature = find_openblas(); break;
     case 2: *feature = find_openmp(); break;
-    case 3: *feature = find_nothing("CUDA", "everything runs on the CPU"); break;
+    case 3: *feature = find_cuda(); break;
     case 4: *feature = find_nothing("MPI", "ranks are threads of one process, on one machine"); break;
     case 5: *feature = find_nothing("NCCL", "no ranks on GPUs"); break;
     default: return F8_FAIL(EINVAL, "feature_get: index %lld of 6", (long long)index);

@@ -37,7 +37,7 @@
 static inline fp8flow_context *make_context(fp8flow_backend backend, int32_t num_threads)
 {
     fp8flow_context *context = NULL;
-    fp8flow_context_options options = { backend, num_threads };
+    fp8flow_context_options options = { .backend = backend, .num_threads = num_threads };
     assert_ok(fp8flow_context_create(&options, &context));
     return context;
 }

@@ -68,7 +68,7 @@ static fp8flow_status load_with(loader *l, fp8flow_comm *comm)
 static fp8flow_status load_on_rank(fp8flow_comm *comm, void *user)
 {
     loader *l = user;
-    F8_TRY(fp8flow_context_create(&(fp8flow_context_options){ FP8FLOW_CPU, 1 }, &l->context));
+    F8_TRY(fp8flow_context_create(&(fp8flow_context_options){ .backend = FP8FLOW_CPU, .num_threads = 1 }, &l->context));
     fp8flow_status status = load_with(l, comm);
     f8_model_destroy(l->model);
     l->model = NULL;
@@ -142,7 +142,7 @@ static fp8flow_status flip_on_rank(fp8flow_comm *comm, void *user)
     flipping *f = user;
     loader l = { .path = f->folder };
     f8_listing listing;
-    F8_TRY(fp8flow_context_create(&(fp8flow_context_options){ FP8FLOW_CPU, 1 }, &l.context));
+    F8_TRY(fp8flow_context_create(&(fp8flow_context_options){ .backend = FP8FLOW_CPU, .num_threads = 1 }, &l.context));
     fp8flow_status status = load_with(&l, comm); /* as it is: fine */
     if (status == FP8FLOW_OK) status = f8_list_files(f->folder, &listing);
     for (size_t i = 0; status == FP8FLOW_OK && i < listing.num_names; i++)

@@ -104,7 +104,7 @@ static fp8flow_status continue_text(void)
     fp8flow_context *context = NULL;
     const int32_t prompt[] = { 't', 'h', 'e' };
     fp8flow_generate_options options = { .max_tokens = 3, .temperature = 1.0, .top_k = 5 };
-    F8_TRY(fp8flow_context_create(&(fp8flow_context_options){ FP8FLOW_CPU, 1 }, &context));
+    F8_TRY(fp8flow_context_create(&(fp8flow_context_options){ .backend = FP8FLOW_CPU, .num_threads = 1 }, &context));
     fp8flow_status status = fp8flow_generate(context, fresh.options.output, prompt, 3, &options, ignore, NULL);
     fp8flow_context_destroy(context);
     return status;

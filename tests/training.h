@@ -101,7 +101,7 @@ static inline fp8flow_status run_on_rank(fp8flow_comm *comm, void *user)
     int first_rank = fp8flow_comm_rank(comm) == 0;
     fp8flow_context *context = NULL;
     fp8flow_trainer *trainer = NULL;
-    fp8flow_context_options options = { FP8FLOW_CPU, r->threads };
+    fp8flow_context_options options = { .backend = FP8FLOW_CPU, .num_threads = r->threads };
     double loss = 0.0;
     F8_TRY(fp8flow_context_create(&options, &context));
     fp8flow_status status = fp8flow_trainer_create(context, comm, &r->options, &trainer);

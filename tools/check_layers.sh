@@ -41,6 +41,7 @@ FNR <= 12 && area == "tests" && /public headers only/ { public_only = 1 }
     sub(/^[^<]*</, "", name)
     sub(/>.*/, "", name)
     sub(/\.h$/, "", name)
+    if (FILENAME ~ /\.cuh?$/ && name ~ /^cuda/) next
     if ((name in libc) || name ~ /^sys\// || area == "tests") next
     if (area == "cli" && name ~ /^(cblas|jansson|poll|signal)$/) next
     if (area == "src" && index(packages[folder], "," name ",")) next
@@ -51,7 +52,7 @@ FNR <= 12 && area == "tests" && /public headers only/ { public_only = 1 }
     name = $0
     sub(/^[^"]*"/, "", name)
     sub(/".*/, "", name)
-    if (name ~ /^fp8flow(_ops)?\.h$/) {
+    if (name ~ /^fp8flow(_ops|_device)?\.h$/) {
         if (area == "include" && FILENAME ~ /fp8flow_ops\.h$/) bad("the operator header stands alone")
         next
     }

@@ -14,6 +14,10 @@
 
 #include "base/status.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 enum { F8_ARENA_MAX_PARTS = 160 };
 
 typedef struct {
@@ -46,5 +50,9 @@ void f8_arena_reset(f8_arena *arena);
 
 /* Sum of the parts, without padding. */
 int64_t f8_arena_bytes(const f8_arena *arena);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

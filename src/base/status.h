@@ -9,6 +9,10 @@
 
 #include "fp8flow_ops.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* Record a formatted message for this thread and return `status`. Long messages are cut at 1023 bytes;
  * control characters (a hostile file name, a key of a JSON file) are replaced by '?'. */
 fp8flow_status f8_fail(fp8flow_status status, const char *format, ...) __attribute__((format(printf, 2, 3)));
@@ -41,5 +45,9 @@ fp8flow_status f8_fail_in(fp8flow_status status, const char *format, ...) __attr
         (status) = (expression);               \
         if ((status) != FP8FLOW_OK) goto fail; \
     } while (0)
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -144,13 +144,18 @@ fp8flow_groups f8_groups_or_all(const fp8flow_groups *groups, int64_t rows, f8_g
     return (fp8flow_groups){ 1, storage->offset, storage->rows };
 }
 
-fp8flow_status f8_groups_check(const char *op, const fp8flow_groups *groups, int64_t capacity, int64_t align)
+fp8flow_status f8_groups_check_arrays(const char *op, const fp8flow_groups *groups, int64_t capacity)
 {
     F8_REQUIRE(capacity <= INT32_MAX, ESHAPE, "%s: %lld rows, at most 2^31-1 are possible", op, (long long)capacity);
-    if (!groups) return FP8FLOW_OK;
-    F8_REQUIRE(groups->count >= 0 && (groups->count == 0 || (groups->offset && groups->rows)), EINVAL,
+    F8_REQUIRE(!groups || (groups->count >= 0 && (groups->count == 0 || (groups->offset && groups->rows))), EINVAL,
                "%s: groups: count %lld or a NULL array", op, (long long)groups->count);
-    for (int64_t g = 0; g < groups->count; g++) {
+    return FP8FLOW_OK;
+}
+
+fp8flow_status f8_groups_check(const char *op, const fp8flow_groups *groups, int64_t capacity, int64_t align)
+{
+    F8_TRY(f8_groups_check_arrays(op, groups, capacity));
+    for (int64_t g = 0; groups && g < groups->count; g++) {
         int32_t begin = groups->offset[g], end = groups->offset[g + 1], rows = groups->rows[g];
         F8_REQUIRE(begin >= 0 && begin <= end && end <= capacity, ESHAPE, "%s: expert %lld has rows %d to %d of %lld",
                    op, (long long)g, begin, end, (long long)capacity);

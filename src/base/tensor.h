@@ -5,6 +5,10 @@
 #include "base/fp8.h"
 #include "base/status.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* Format of a tensor without its shape: what a recipe's edge asks for. */
 typedef struct {
     fp8flow_dtype dtype;
@@ -75,7 +79,14 @@ typedef struct {
 } f8_group_storage;
 fp8flow_groups f8_groups_or_all(const fp8flow_groups *groups, int64_t rows, f8_group_storage *storage);
 
-/* Groups must be ascending, fit into `capacity` rows, and start at multiples of `align`. CPU memory. */
+/* What can be said of groups without reading their arrays: count and pointers; `capacity` rows fit into int32. */
+fp8flow_status f8_groups_check_arrays(const char *op, const fp8flow_groups *groups, int64_t capacity);
+
+/* The same, and groups are ascending, fit into `capacity` rows, and start at multiples of `align`. Host memory. */
 fp8flow_status f8_groups_check(const char *op, const fp8flow_groups *groups, int64_t capacity, int64_t align);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

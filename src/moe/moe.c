@@ -107,6 +107,8 @@ fp8flow_status fp8flow_moe_create(fp8flow_context *context, fp8flow_comm *comm, 
                                   fp8flow_moe **moe)
 {
     F8_REQUIRE(context && comm && config && moe, EINVAL, "moe_create: NULL argument");
+    F8_REQUIRE(f8_on_host(context), ENOSYS, "moe_create: the layer runs on the CPU, the context is %s",
+               context->device->name);
     F8_TRY(check_config(comm, config));
     f8_recipe recipe;
     fp8flow_status status = f8_recipe_find(config->recipe, &recipe);

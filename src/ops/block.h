@@ -10,7 +10,7 @@
 #ifndef F8_OPS_BLOCK_H
 #define F8_OPS_BLOCK_H
 
-#include "base/tensor.h"
+#include "ops/ops.h"
 
 enum { F8_BLOCK = 128, F8_SHIFT_BINS = 64 };
 
@@ -97,13 +97,13 @@ static inline fp8flow_status f8_check_shape(const char *op, const char *name, co
 }
 
 /* The rows of t are grouped in a way that its row blocks can follow. */
-static inline fp8flow_status f8_check_groups(const char *op, const char *name, const fp8flow_tensor *t,
-                                             const fp8flow_groups *groups)
+static inline fp8flow_status f8_check_groups(const fp8flow_context *c, const char *op, const char *name,
+                                             const fp8flow_tensor *t, const fp8flow_groups *groups)
 {
     F8_REQUIRE(!groups || t->group_rows == 0, EINVAL, "%s: %s has %lld rows per expert, groups must be NULL", op, name,
                (long long)t->group_rows);
     int blocked = t->scaling == FP8FLOW_TILE128 || t->scaling == FP8FLOW_COL128;
-    F8_TRY(f8_groups_check(op, groups, t->rows, blocked ? F8_BLOCK : 1));
+    F8_TRY(f8_context_check_groups(c, op, groups, t->rows, blocked ? F8_BLOCK : 1));
     /* A group has a TENSOR scale even where it has no elements. */
     F8_REQUIRE(t->scaling != FP8FLOW_TENSOR || t->scale || f8_num_groups(t, groups) == 0, EINVAL,
                "%s: %s has no scales, %lld experts need one each", op, name, (long long)f8_num_groups(t, groups));

@@ -12,7 +12,7 @@ fp8flow_status fp8flow_dequantize(fp8flow_context *c, const fp8flow_dequantize_a
                "dequantize: y is (%s, %s), expected (f32 or bf16, rows)", f8_dtype_name(a->y->dtype),
                f8_layout_name(a->y->layout));
     F8_TRY(f8_check_shape("dequantize", "y", a->y, a->x));
-    F8_TRY(f8_check_groups("dequantize", "x", a->x, a->groups));
+    F8_TRY(f8_check_groups(c, "dequantize", "x", a->x, a->groups));
     return F8_RUN(c, dequantize, a);
 }
 

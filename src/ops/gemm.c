@@ -74,7 +74,7 @@ static fp8flow_status check_shapes(const fp8flow_gemm_args *x)
     }
 }
 
-static fp8flow_status check(const fp8flow_gemm_args *x)
+static fp8flow_status check(const fp8flow_context *c, const fp8flow_gemm_args *x)
 {
     F8_REQUIRE(x, EINVAL, "gemm: the arguments are NULL");
     F8_REQUIRE((unsigned)x->product <= FP8FLOW_WGRAD, EINVAL, "gemm: unknown product %d", (int)x->product);
@@ -85,14 +85,14 @@ static fp8flow_status check(const fp8flow_gemm_args *x)
     F8_TRY(check_formats(x));
     /* Row blocks of 128 restart at each expert only if experts start at multiples of 128. */
     int blocks_along_rows = x->a->scaling == FP8FLOW_TILE128 || x->a->scaling == FP8FLOW_COL128;
-    F8_TRY(f8_groups_check("gemm", x->groups, x->a->rows, blocks_along_rows ? 128 : 1));
+    F8_TRY(f8_context_check_groups(c, "gemm", x->groups, x->a->rows, blocks_along_rows ? 128 : 1));
     return check_shapes(x);
 }
 
 fp8flow_status fp8flow_gemm(fp8flow_context *c, const fp8flow_gemm_args *a)
 {
     F8_REQUIRE(c, EINVAL, "gemm: the context is NULL");
-    F8_TRY(check(a));
+    F8_TRY(check(c, a));
     return F8_RUN(c, gemm, a);
 }
 

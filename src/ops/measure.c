@@ -14,7 +14,7 @@ fp8flow_status fp8flow_measure(fp8flow_context *c, const fp8flow_measure_args *a
                f8_layout_name(a->x->layout));
     F8_REQUIRE(f8_is_fp8(a->q->dtype), EINVAL, "measure: q is %s, expected FP8", f8_dtype_name(a->q->dtype));
     F8_TRY(f8_check_shape("measure", "q", a->q, a->x));
-    F8_TRY(f8_check_groups("measure", "q", a->q, a->groups));
+    F8_TRY(f8_check_groups(c, "measure", "q", a->q, a->groups));
     return F8_RUN(c, measure, a);
 }
 

@@ -17,23 +17,43 @@ static int omp_get_thread_num(void)
 }
 #endif
 
+/* The backend's table and device, scratch memory, a stream. What was drawn stays in c for destroy. */
+static fp8flow_status open_context(const fp8flow_context_options *options, fp8flow_context *c)
+{
+    size_t scratch_bytes = F8_CUDA_SCRATCH_BYTES;
+    if (options->backend == FP8FLOW_CUDA) {
+        F8_TRY(f8_device_cuda(options->device, &c->device));
+        c->ops = f8_ops_cuda();
+        c->num_threads = 1;
+    } else {
+        c->device = f8_device_cpu();
+        c->ops = options->backend == FP8FLOW_CPU ? f8_ops_cpu() : &f8_ops_reference;
+        c->num_threads = options->num_threads ? options->num_threads : omp_get_max_threads();
+        scratch_bytes = (size_t)c->num_threads * F8_SCRATCH_BYTES;
+    }
+    F8_TRY(c->device->alloc(scratch_bytes, (void **)&c->scratch));
+    c->stream = options->stream;
+    if (c->stream) return FP8FLOW_OK;
+    F8_TRY(c->device->stream_create(&c->stream));
+    c->owns_stream = 1;
+    return FP8FLOW_OK;
+}
+
 fp8flow_status fp8flow_context_create(const fp8flow_context_options *options, fp8flow_context **context)
 {
     F8_REQUIRE(options && context, EINVAL, "context_create: NULL argument");
-    F8_REQUIRE(options->backend == FP8FLOW_CPU || options->backend == FP8FLOW_REFERENCE, EINVAL,
-               "context_create: unknown backend %d", (int)options->backend);
+    F8_REQUIRE((unsigned)options->backend <= FP8FLOW_CUDA, EINVAL, "context_create: unknown backend %d",
+               (int)options->backend);
     F8_REQUIRE(options->num_threads >= 0 && options->num_threads <= 4096, EINVAL,
                "context_create: %d threads, expected 0 to 4096", options->num_threads);
+    F8_REQUIRE(options->backend == FP8FLOW_CUDA || !options->stream, EINVAL,
+               "context_create: a stream is given, the backend is not CUDA");
     fp8flow_context *c = calloc(1, sizeof *c);
     F8_REQUIRE(c, ENOMEM, "context_create: no memory for %zu bytes", sizeof *c);
-    c->ops = options->backend == FP8FLOW_CPU ? f8_ops_cpu() : &f8_ops_reference;
-    c->device = f8_device_cpu();
-    c->num_threads = options->num_threads ? options->num_threads : omp_get_max_threads();
-    size_t bytes = (size_t)c->num_threads * F8_SCRATCH_BYTES;
-    fp8flow_status status = c->device->alloc(bytes, (void **)&c->scratch);
+    fp8flow_status status = open_context(options, c);
     if (status != FP8FLOW_OK) {
-        free(c);
-        return f8_fail_in(status, "context_create: %d threads", options->num_threads);
+        fp8flow_context_destroy(c);
+        return f8_fail_in(status, "context_create");
     }
     *context = c;
     return FP8FLOW_OK;
@@ -42,9 +62,19 @@ fp8flow_status fp8flow_context_create(const fp8flow_context_options *options, fp
 void fp8flow_context_destroy(fp8flow_context *c)
 {
     if (!c) return;
-    c->device->free(c->workspace.base);
-    c->device->free(c->scratch);
+    if (c->owns_stream) c->device->stream_destroy(c->stream);
+    if (c->device) {
+        c->device->free(c->workspace.base);
+        c->device->free(c->scratch);
+    }
     free(c);
+}
+
+fp8flow_status f8_context_check_groups(const fp8flow_context *c, const char *op, const fp8flow_groups *groups,
+                                       int64_t capacity, int64_t align)
+{
+    if (f8_on_host(c)) return f8_groups_check(op, groups, capacity, align);
+    return f8_groups_check_arrays(op, groups, capacity);
 }
 
 fp8flow_status f8_context_reserve(fp8flow_context *c, size_t bytes)

@@ -3,7 +3,7 @@
 #include "ops/block.h"
 #include "ops/plan.h"
 
-static fp8flow_status check_rows(const fp8flow_permute_args *a)
+static fp8flow_status check_rows(const fp8flow_context *c, const fp8flow_permute_args *a)
 {
     const fp8flow_tensor *x = a->x, *rows = a->rows;
     F8_TRY(f8_tensor_check("permute", "rows", rows));
@@ -13,10 +13,10 @@ static fp8flow_status check_rows(const fp8flow_permute_args *a)
     F8_REQUIRE(rows->cols == x->cols && rows->group_rows == 0, ESHAPE,
                "permute: rows has %lld columns, %lld rows per expert; expected %lld, 0", (long long)rows->cols,
                (long long)rows->group_rows, (long long)x->cols);
-    return f8_plan_fits("permute", "rows", a->plan, rows->rows);
+    return f8_plan_fits(c, "permute", "rows", a->plan, rows->rows);
 }
 
-static fp8flow_status check_columns(const fp8flow_permute_args *a)
+static fp8flow_status check_columns(const fp8flow_context *c, const fp8flow_permute_args *a)
 {
     const fp8flow_tensor *x = a->x, *columns = a->columns;
     F8_TRY(f8_tensor_check("permute", "columns", columns));
@@ -32,7 +32,7 @@ static fp8flow_status check_columns(const fp8flow_permute_args *a)
                (long long)columns->group_rows, (long long)x->cols);
     F8_REQUIRE(a->plan->align % 128 == 0, ESHAPE, "permute: plan aligns to %lld rows, columns needs a multiple of 128",
                (long long)a->plan->align);
-    return f8_plan_fits("permute", "columns", a->plan, columns->rows);
+    return f8_plan_fits(c, "permute", "columns", a->plan, columns->rows);
 }
 
 fp8flow_status fp8flow_permute(fp8flow_context *c, const fp8flow_permute_args *a)
@@ -48,8 +48,8 @@ fp8flow_status fp8flow_permute(fp8flow_context *c, const fp8flow_permute_args *a
                "permute: x has %lld rows, %lld per expert; plan has %lld tokens", (long long)a->x->rows,
                (long long)a->x->group_rows, (long long)a->plan->num_tokens);
     F8_REQUIRE(a->rows || a->columns, EINVAL, "permute: rows and columns are both NULL");
-    if (a->rows) F8_TRY(check_rows(a));
-    if (a->columns) F8_TRY(check_columns(a));
+    if (a->rows) F8_TRY(check_rows(c, a));
+    if (a->columns) F8_TRY(check_columns(c, a));
     F8_REQUIRE(!a->gate == !a->gate_rows, EINVAL, "permute: gate and gate_rows go together, %s is NULL",
                a->gate ? "gate_rows" : "gate");
     F8_REQUIRE(a->columns || !a->shift_histogram, EINVAL, "permute: shift_histogram needs columns");

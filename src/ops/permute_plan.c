@@ -25,9 +25,10 @@ fp8flow_status f8_plan_check(const char *op, const fp8flow_plan *plan)
     return FP8FLOW_OK;
 }
 
-fp8flow_status f8_plan_fits(const char *op, const char *name, const fp8flow_plan *plan, int64_t rows)
+fp8flow_status f8_plan_fits(const fp8flow_context *c, const char *op, const char *name, const fp8flow_plan *plan,
+                            int64_t rows)
 {
-    long long needed = f8_plan_rows(plan);
+    long long needed = f8_on_host(c) ? f8_plan_rows(plan) : plan->capacity;
     F8_REQUIRE(needed >= 0 && needed <= plan->capacity, ESHAPE, "%s: plan has %lld rows and a capacity of %lld", op,
                needed, (long long)plan->capacity);
     F8_REQUIRE(needed <= rows, ESHAPE, "%s: %s has %lld rows, plan needs %lld", op, name, (long long)rows, needed);

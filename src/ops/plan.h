@@ -1,4 +1,4 @@
-/* plan.h - what permute and unpermute share about plans. Arrays of the plan are CPU memory here. */
+/* plan.h - what permute and unpermute share about plans. The inline functions read plans in host memory. */
 #ifndef F8_OPS_PLAN_H
 #define F8_OPS_PLAN_H
 
@@ -19,8 +19,10 @@ static inline fp8flow_groups f8_plan_groups(const fp8flow_plan *plan)
     return (fp8flow_groups){ plan->num_experts, plan->offset, plan->rows };
 }
 
-/* A filled plan must need no more rows than the tensor `name` has: `rows` is its capacity. */
-fp8flow_status f8_plan_fits(const char *op, const char *name, const fp8flow_plan *plan, int64_t rows);
+/* A filled plan must need no more rows than the tensor `name` has: `rows` is its capacity. Where the plan lies in
+ * device memory, the tensor must have as many rows as the plan may have. */
+fp8flow_status f8_plan_fits(const fp8flow_context *c, const char *op, const char *name, const fp8flow_plan *plan,
+                            int64_t rows);
 
 /* Token of permuted row `row`, -1 for padding. */
 static inline int64_t f8_plan_token(const fp8flow_plan *plan, int64_t row)

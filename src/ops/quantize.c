@@ -4,8 +4,8 @@
 #include "ops/ops.h"
 
 /* One output: its own format and shape, and its groups. */
-static fp8flow_status check_output(const char *name, const fp8flow_tensor *y, fp8flow_layout layout,
-                                   const fp8flow_quantize_args *a)
+static fp8flow_status check_output(const fp8flow_context *c, const char *name, const fp8flow_tensor *y,
+                                   fp8flow_layout layout, const fp8flow_quantize_args *a)
 {
     F8_TRY(f8_tensor_check("quantize", name, y));
     F8_REQUIRE(f8_is_fp8(y->dtype) && y->layout == layout, EINVAL, "quantize: %s is (%s, %s), expected (FP8, %s)", name,
@@ -14,7 +14,7 @@ static fp8flow_status check_output(const char *name, const fp8flow_tensor *y, fp
     F8_REQUIRE(a->x->group_rows == 0 || a->x->group_rows == y->group_rows, ESHAPE,
                "quantize: x has %lld rows per expert, %s has %lld", (long long)a->x->group_rows, name,
                (long long)y->group_rows);
-    return f8_check_groups("quantize", name, y, a->groups);
+    return f8_check_groups(c, "quantize", name, y, a->groups);
 }
 
 fp8flow_status fp8flow_quantize(fp8flow_context *c, const fp8flow_quantize_args *a)
@@ -25,8 +25,8 @@ fp8flow_status fp8flow_quantize(fp8flow_context *c, const fp8flow_quantize_args 
                "quantize: x is (%s, %s), expected (f32 or bf16, rows)", f8_dtype_name(a->x->dtype),
                f8_layout_name(a->x->layout));
     F8_REQUIRE(a->rows || a->columns, EINVAL, "quantize: neither rows nor columns is given");
-    if (a->rows) F8_TRY(check_output("rows", a->rows, FP8FLOW_ROWS, a));
-    if (a->columns) F8_TRY(check_output("columns", a->columns, FP8FLOW_COLUMNS, a));
+    if (a->rows) F8_TRY(check_output(c, "rows", a->rows, FP8FLOW_ROWS, a));
+    if (a->columns) F8_TRY(check_output(c, "columns", a->columns, FP8FLOW_COLUMNS, a));
     if (a->rows && a->columns)
         F8_REQUIRE(a->rows->group_rows == a->columns->group_rows, ESHAPE,
                    "quantize: rows has %lld rows per expert, columns has %lld", (long long)a->rows->group_rows,

@@ -82,7 +82,7 @@ fp8flow_status fp8flow_router_bias_update(fp8flow_context *c, const fp8flow_rout
     F8_REQUIRE(a->counts, EINVAL, "router_bias_update: counts is NULL");
     F8_REQUIRE(a->bias, EINVAL, "router_bias_update: bias is NULL");
     int64_t total = 0;
-    for (int64_t e = 0; e < a->num_experts; e++)
+    for (int64_t e = 0; f8_on_host(c) && e < a->num_experts; e++)
         F8_REQUIRE(a->counts[e] >= 0 && !__builtin_add_overflow(total, a->counts[e], &total), EINVAL,
                    "router_bias_update: counts[%lld] is %lld, negative or too large", (long long)e,
                    (long long)a->counts[e]);

@@ -76,7 +76,7 @@ fp8flow_status f8_ref_router_loss(fp8flow_context *c, const fp8flow_router_loss_
     return FP8FLOW_OK;
 }
 
-static fp8flow_status check_backward_arrays(const fp8flow_router_backward_args *a)
+static fp8flow_status check_backward_arrays(const fp8flow_context *c, const fp8flow_router_backward_args *a)
 {
     const fp8flow_router_config *config = a->config;
     const char *missing = !a->logits                                    ? "logits"
@@ -88,7 +88,7 @@ static fp8flow_status check_backward_arrays(const fp8flow_router_backward_args *
                           : config->sequence_coef != 0.0f && !a->counts ? "counts"
                                                                         : NULL;
     F8_REQUIRE(!missing, EINVAL, "router_backward: %s is NULL, %lld tokens", missing, (long long)a->num_tokens);
-    for (int64_t i = 0; i < a->num_tokens * config->top_k; i++)
+    for (int64_t i = 0; f8_on_host(c) && i < a->num_tokens * config->top_k; i++)
         F8_REQUIRE(a->expert[i] >= 0 && a->expert[i] < config->num_experts, EINVAL,
                    "router_backward: expert[%lld, %lld] is %d, expected 0 to %lld", (long long)(i / config->top_k),
                    (long long)(i % config->top_k), a->expert[i], (long long)(config->num_experts - 1));
@@ -100,7 +100,7 @@ fp8flow_status fp8flow_router_backward(fp8flow_context *c, const fp8flow_router_
     F8_REQUIRE(c && a, EINVAL, "router_backward: NULL context or arguments");
     F8_TRY(f8_router_check_config("router_backward", a->config, a->num_tokens));
     F8_TRY(check_load("router_backward", a->config, a->load, a->num_tokens));
-    if (a->num_tokens > 0) F8_TRY(check_backward_arrays(a));
+    if (a->num_tokens > 0) F8_TRY(check_backward_arrays(c, a));
     return F8_RUN(c, router_backward, a);
 }
 

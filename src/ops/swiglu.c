@@ -2,8 +2,8 @@
  * weight is applied here and not after FC2: the product with W2 is linear, so the combine needs no weights. */
 #include "ops/swiglu.h"
 
-fp8flow_status f8_swiglu_check_input(const char *op, const fp8flow_tensor *h, const fp8flow_groups *groups,
-                                     int64_t align)
+fp8flow_status f8_swiglu_check_input(const fp8flow_context *c, const char *op, const fp8flow_tensor *h,
+                                     const fp8flow_groups *groups, int64_t align)
 {
     F8_TRY(f8_tensor_check(op, "h", h));
     F8_REQUIRE(h->dtype == FP8FLOW_BF16 && h->layout == FP8FLOW_ROWS, EINVAL, "%s: h is %s in %s, expected bf16 rows",
@@ -11,7 +11,7 @@ fp8flow_status f8_swiglu_check_input(const char *op, const fp8flow_tensor *h, co
     F8_REQUIRE(h->cols % 2 == 0 && h->group_rows == 0, ESHAPE,
                "%s: h has %lld columns, %lld rows per expert; expected an even number, 0", op, (long long)h->cols,
                (long long)h->group_rows);
-    return f8_groups_check(op, groups, h->rows, align);
+    return f8_context_check_groups(c, op, groups, h->rows, align);
 }
 
 static fp8flow_status check_output(const char *op, const char *name, const fp8flow_tensor *y, const fp8flow_tensor *h,
@@ -50,7 +50,7 @@ fp8flow_status f8_swiglu_check_columns(const char *op, const char *name, const f
 fp8flow_status fp8flow_swiglu(fp8flow_context *c, const fp8flow_swiglu_args *a)
 {
     F8_REQUIRE(c && a, EINVAL, "swiglu: NULL context or arguments");
-    F8_TRY(f8_swiglu_check_input("swiglu", a->h, a->groups, a->columns ? F8_BLOCK : 1));
+    F8_TRY(f8_swiglu_check_input(c, "swiglu", a->h, a->groups, a->columns ? F8_BLOCK : 1));
     F8_REQUIRE(a->rows || a->columns, EINVAL, "swiglu: rows and columns are both NULL");
     F8_TRY(f8_swiglu_check_rows("swiglu", a->rows, a->h, a->h->cols / 2));
     F8_TRY(f8_swiglu_check_columns("swiglu", "columns", a->columns, a->h, a->h->cols / 2));

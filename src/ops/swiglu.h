@@ -45,8 +45,8 @@ void f8_swiglu_store(f8_place p, const f8_tile *tile, const fp8flow_tensor *y);
 uint64_t f8_swiglu_nonfinite(f8_place p, const f8_tile *tile);
 
 /* h is BF16 [P, 2F], and groups fit its rows; alignment 128 when a column form is written. */
-fp8flow_status f8_swiglu_check_input(const char *op, const fp8flow_tensor *h, const fp8flow_groups *groups,
-                                     int64_t align);
+fp8flow_status f8_swiglu_check_input(const fp8flow_context *c, const char *op, const fp8flow_tensor *h,
+                                     const fp8flow_groups *groups, int64_t align);
 
 /* BF16, F32 or ROW128 rows [h->rows, cols]; NULL y is allowed. */
 fp8flow_status f8_swiglu_check_rows(const char *op, const fp8flow_tensor *y, const fp8flow_tensor *h, int64_t cols);

@@ -6,7 +6,7 @@ fp8flow_status fp8flow_swiglu_backward(fp8flow_context *c, const fp8flow_swiglu_
 {
     F8_REQUIRE(c && a, EINVAL, "swiglu_backward: NULL context or arguments");
     int64_t align = a->columns || a->v_columns ? F8_BLOCK : 1;
-    F8_TRY(f8_swiglu_check_input("swiglu_backward", a->h, a->groups, align));
+    F8_TRY(f8_swiglu_check_input(c, "swiglu_backward", a->h, a->groups, align));
     const fp8flow_tensor *h = a->h, *dv = a->dv;
     F8_TRY(f8_tensor_check("swiglu_backward", "dv", dv));
     F8_REQUIRE(dv->dtype == FP8FLOW_BF16 && dv->layout == FP8FLOW_ROWS, EINVAL,

@@ -21,7 +21,7 @@ fp8flow_status fp8flow_transpose(fp8flow_context *c, const fp8flow_transpose_arg
     F8_TRY(f8_check_shape("transpose", "y", y, x));
     F8_REQUIRE(x->group_rows == y->group_rows, ESHAPE, "transpose: x has %lld rows per expert, y has %lld",
                (long long)x->group_rows, (long long)y->group_rows);
-    F8_TRY(f8_check_groups("transpose", "y", y, a->groups));
+    F8_TRY(f8_check_groups(c, "transpose", "y", y, a->groups));
     return F8_RUN(c, transpose, a);
 }
 

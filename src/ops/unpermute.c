@@ -21,7 +21,7 @@ fp8flow_status fp8flow_unpermute(fp8flow_context *c, const fp8flow_unpermute_arg
     F8_TRY(f8_plan_check("unpermute", a->plan));
     F8_TRY(check_bf16("x", a->x));
     F8_TRY(check_bf16("y", a->y));
-    F8_TRY(f8_plan_fits("unpermute", "x", a->plan, a->x->rows));
+    F8_TRY(f8_plan_fits(c, "unpermute", "x", a->plan, a->x->rows));
     F8_REQUIRE(a->y->rows == a->plan->num_tokens, ESHAPE, "unpermute: y has %lld rows, plan has %lld tokens",
                (long long)a->y->rows, (long long)a->plan->num_tokens);
     F8_REQUIRE(a->x->cols == a->y->cols, ESHAPE, "unpermute: x has %lld columns, y has %lld", (long long)a->x->cols,

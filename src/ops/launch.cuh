@@ -1,0 +1,39 @@
+/* launch.cuh - what every launcher needs: the stream, the grid, scratch memory, and the check after a launch.
+ *
+ * A launcher reads the arguments of the call, which are host memory, and puts kernels on the context's stream. It
+ * never waits and never allocates; sizes that only the device knows are read by the kernels. Tensors go to kernels
+ * by value. A grid of zero blocks is an error in CUDA: launchers return before it.
+ */
+#ifndef F8_OPS_LAUNCH_CUH
+#define F8_OPS_LAUNCH_CUH
+
+#include <cuda_runtime.h>
+
+#include "ops/ops.h"
+
+static inline cudaStream_t f8_stream(const fp8flow_context *c)
+{
+    return (cudaStream_t)c->stream;
+}
+
+/* F8_CUDA_SCRATCH_BYTES of device memory, lost at the next operator call. */
+static inline void *f8_cuda_scratch(const fp8flow_context *c)
+{
+    return c->scratch;
+}
+
+/* Blocks of a grid over `count` items, `per_block` each. */
+static inline unsigned f8_grid(int64_t count, int64_t per_block)
+{
+    return (unsigned)f8_ceil_div(count, per_block);
+}
+
+/* What the launches before said; a failure of the kernels themselves shows at fp8flow_synchronize. */
+static inline fp8flow_status f8_launched(const char *op)
+{
+    cudaError_t error = cudaGetLastError();
+    F8_REQUIRE(error == cudaSuccess, EBACKEND, "%s: cuda: %s", op, cudaGetErrorString(error));
+    return FP8FLOW_OK;
+}
+
+#endif
