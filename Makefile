@@ -159,13 +159,13 @@ $(B)/tidy/%.ok: %.c .clang-tidy $(all_headers)
 -include $(patsubst %.c,$(B)/%.d,$(c_files)) $(cu_src:%.cu=$(B)/%.cu.d)
 
 # ---- Targets ----
-.PHONY: help require-deps deps deps-test lib cli lab check check-long check-all-floats check-cli check-tools \
+.PHONY: help require-deps deps deps-test lib cli lab check check-long check-all-floats check-cli check-cuda check-tools \
         check-install check-tsan test asan ubsan tsan lint format matrix fuzz fuzz-regress run-fuzz bench demo \
         docs install uninstall dist clean
 help: ## this list
 	@echo "fp8flow $(VERSION): make TARGET [DEBUG=1 ASAN=1 UBSAN=1 TSAN=1 WERROR=1 V=1 CC=... PREFIX=... DESTDIR=...]"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{ printf "  make %-16s %s\n", $$1, $$2 }' Makefile
-	@CC='$(CC)' OPENMP='$(openmp)' BLAS_DIR='$(blas_dir)' CLANG='$(CLANG)' tools/detect.sh
+	@CC='$(CC)' NVCC='$(NVCC)' HAS_GPU='$(has_gpu)' OPENMP='$(openmp)' BLAS_DIR='$(blas_dir)' CLANG='$(CLANG)' tools/detect.sh
 
 require-deps:
 	@test -n "$(have_deps)" || \
@@ -194,6 +194,9 @@ check-all-floats: $(B)/tests/long_formats ## every one of the 2^32 floats throug
 
 check-cli: cli ## the command line from end to end (tests/cli_*.sh)
 	@$(run_tests) $(wildcard tests/cli_*.sh)
+
+check-cuda: ## compile and link the CUDA side, where nvcc is installed; no GPU needed
+	@$(if $(NVCC),$(MAKE) CUDA=1 lib cli lab,echo "  no nvcc here: the CUDA side is not compiled")
 
 check-tools: ## the checks of lint find what they are for
 	@$(run_tests) tools/test_checks.sh

@@ -12,7 +12,7 @@ complain() # headline; the offenders come on standard input
     failed=1
 }
 
-code=$(find src include cli tests fuzz python -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null | sort)
+code=$(find src include cli tests fuzz lab python -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null | sort)
 c_code=$(echo "$code" | grep '\.[ch]$')
 texts=$(find Makefile README.md CONTRIBUTING.md CHANGELOG.md SECURITY.md .ci .clang-format .clang-tidy docs tools \
     packaging tests -type f \( -name '*.[ch]' -o -name '*.sh' -o -name '*.md' -o -name '*.awk' -o -name '*.in' \

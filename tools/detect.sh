@@ -1,5 +1,6 @@
 #!/bin/sh
-# detect.sh - what `make help` says about this machine. Called by the Makefile with CC, OPENMP, BLAS_DIR and CLANG.
+# detect.sh - what `make help` says about this machine. Called by the Makefile with CC, NVCC, HAS_GPU, OPENMP,
+# BLAS_DIR and CLANG.
 set -u
 version_of() # program: first line of its --version, or "not found"
 {
@@ -11,9 +12,13 @@ package() # name: version known to pkg-config, or "not found"
 }
 echo
 echo "Found here:"
+cuda="not found"
+[ -z "$NVCC" ] || cuda="$("$NVCC" --version | sed -n 's/.*release \([0-9.]*\).*/nvcc \1/p')$([ -n "$HAS_GPU" ] ||
+    echo ', no GPU: left out unless CUDA=1')"
 printf '  %-12s %s\n' \
     compiler "$(version_of "$CC")" \
     OpenMP "$([ -n "$OPENMP" ] && echo yes || echo no)" \
+    CUDA "$cuda" \
     OpenBLAS "$(package openblas)$([ -n "$BLAS_DIR" ] && echo ', OpenMP threads')" \
     jansson "$(package jansson)" \
     xxHash "$(package libxxhash)" \

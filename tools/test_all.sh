@@ -26,6 +26,7 @@ stage long check-long
 stage command-line check-cli
 stage asan-ubsan ASAN=1 UBSAN=1 check
 stage tsan tsan
+stage cuda check-cuda
 stage tools check-tools
 stage install check-install
 stage lint lint
