@@ -1,7 +1,8 @@
 # fp8flow: one Makefile. `make` alone prints the targets; `make deps` installs what the build needs.
 #
-# Variables: DEBUG=1 ASAN=1 UBSAN=1 TSAN=1 FUZZ=1 CUDA=0|1 WERROR=1 V=1 CC=... NVCC=... PREFIX=... DESTDIR=... Every combination builds
-# in its own folder build/<variant>/, so that switching never costs a rebuild. All cores are used unless -j says else.
+# Variables: DEBUG=1 ASAN=1 UBSAN=1 TSAN=1 FUZZ=1 CUDA=0|1 WERROR=1 V=1 CC=... NVCC=... PREFIX=... DESTDIR=...
+# Every combination builds in its own folder build/<variant>/, so that switching never costs a rebuild. All cores are
+# used unless -j says else.
 
 VERSION   := 0.1.0
 SOVERSION := 0
@@ -159,13 +160,14 @@ $(B)/tidy/%.ok: %.c .clang-tidy $(all_headers)
 -include $(patsubst %.c,$(B)/%.d,$(c_files)) $(cu_src:%.cu=$(B)/%.cu.d)
 
 # ---- Targets ----
-.PHONY: help require-deps deps deps-test lib cli lab check check-long check-all-floats check-cli check-cuda check-tools \
-        check-install check-tsan test asan ubsan tsan lint format matrix fuzz fuzz-regress run-fuzz bench demo \
+.PHONY: help require-deps deps deps-test lib cli lab check check-long check-all-floats check-cli check-cuda check- \
+        tools check-install check-tsan test asan ubsan tsan lint format matrix fuzz fuzz-regress run-fuzz bench demo \
         docs install uninstall dist clean
 help: ## this list
 	@echo "fp8flow $(VERSION): make TARGET [DEBUG=1 ASAN=1 UBSAN=1 TSAN=1 WERROR=1 V=1 CC=... PREFIX=... DESTDIR=...]"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{ printf "  make %-16s %s\n", $$1, $$2 }' Makefile
-	@CC='$(CC)' NVCC='$(NVCC)' HAS_GPU='$(has_gpu)' OPENMP='$(openmp)' BLAS_DIR='$(blas_dir)' CLANG='$(CLANG)' tools/detect.sh
+	@CC='$(CC)' NVCC='$(NVCC)' HAS_GPU='$(has_gpu)' OPENMP='$(openmp)' BLAS_DIR='$(blas_dir)' \
+	    CLANG='$(CLANG)' tools/detect.sh
 
 require-deps:
 	@test -n "$(have_deps)" || \

@@ -141,8 +141,9 @@ static inline double lab_copy_rate()
 static inline void lab_report(const char *version, const char *shape, double bytes, double microseconds)
 {
     double copy = lab_copy_rate();
-    std::printf("%-44s %-24s %8.1f MB %8.1f us %6.2f TB/s %5.1f %% of copy\n", version, shape, bytes * 1e-6, microseconds,
-                bytes / microseconds * 1e-6, 100.0 * bytes / microseconds / copy);
+    double rate = bytes / microseconds;
+    std::printf("%-44s %-24s %8.1f MB %8.1f us %6.2f TB/s %5.1f %% of copy\n", version, shape, bytes * 1e-6,
+                microseconds, rate * 1e-6, 100.0 * rate / copy);
 }
 
 #endif
