@@ -92,15 +92,23 @@ static fp8flow_status measure(gpu_bench *g, const gpu_case *work, gpu_fixture *f
 
 /* ---- Output --------------------------------------------------------------------------------- */
 
-static const char *const data_names[] = { [GPU_NORMAL] = "normal", [GPU_TAILS] = "tails" };
-static const char *const unit_names[] = { [GPU_PERCENT] = "percent_of_copy", [GPU_MICROSECONDS] = "us" };
+static const char *data_name(gpu_data data)
+{
+    return data == GPU_TAILS ? "tails" : "normal";
+}
+
+static json_t *goal_unit(gpu_unit unit)
+{
+    if (unit == GPU_NO_GOAL) return json_null();
+    return json_string(unit == GPU_PERCENT ? "percent_of_copy" : "us");
+}
 
 static void append_header(const gpu_bench *g)
 {
     json_t *header =
-        json_pack("{s:s, s:s, s:i, s:I, s:f, s:i, s:s}", "device", g->device.name, "data", "header", "cuda_version",
-                  (int)g->device.cuda_version, "repeats", (json_int_t)g->b->repeats, "copy_tb_per_s", g->copy_tb_per_s,
-                  "multiprocessors", (int)g->device.num_multiprocessors, "version", fp8flow_version());
+        json_pack("{s:s, s:s, s:i, s:i, s:f, s:I}", "version", fp8flow_version(), "device", g->device.name,
+                  "multiprocessors", (int)g->device.num_multiprocessors, "cuda_version", (int)g->device.cuda_version,
+                  "copy_tb_per_s", g->copy_tb_per_s, "repeats", (json_int_t)g->b->repeats);
     json_array_append_new(g->b->records, header);
 }
 
@@ -110,11 +118,10 @@ static void append_record(const gpu_bench *g, const gpu_record *r)
     int has_goal = goal.unit != GPU_NO_GOAL;
     json_t *record =
         json_pack("{s:s, s:s, s:s, s:I, s:f, s:f, s:f, s:f, s:f, s:o, s:o, s:o}", "name", r->work->name, "shape",
-                  r->shape->name, "data", data_names[r->data], "bytes", (json_int_t)r->bytes, "us_median",
+                  r->shape->name, "data", data_name(r->data), "bytes", (json_int_t)r->bytes, "us_median",
                   r->time.median, "us_min", r->time.min, "us_max", r->time.max, "tb_per_s", r->tb_per_s,
                   "percent_of_copy", r->percent, "goal", has_goal ? json_real(goal.value) : json_null(), "goal_unit",
-                  has_goal ? json_string(unit_names[goal.unit]) : json_null(), "met",
-                  has_goal ? json_boolean(r->is_met) : json_null());
+                  goal_unit(goal.unit), "met", has_goal ? json_boolean(r->is_met) : json_null());
     json_array_append_new(g->b->records, record);
 }
 
@@ -126,7 +133,7 @@ static void print_header(const gpu_bench *g)
     printf("copy of 1 GiB on the GPU: %.2f TB/s; each time is the median of %lld replays of a graph, with a cold "
            "cache\n\n",
            g->copy_tb_per_s, (long long)g->b->repeats);
-    printf("%-30s %-21s %-6s %9s %10s %7s %7s   %s\n", "operator", "shape", "data", "MB", "us", "TB/s", "% copy",
+    printf("%-30s %-21s %-6s %9s %10s %7s %7s  %s\n", "operator", "shape", "data", "MB", "us", "TB/s", "% copy",
            "goal");
 }
 
@@ -139,10 +146,13 @@ static void print_goal(const gpu_record *r)
 
 static void print_record(const gpu_record *r)
 {
-    printf("%-30s %-21s %-6s %9.1f %10.2f %7.3f %7.1f   ", r->work->name, r->shape->name, data_names[r->data],
+    printf("%-30s %-21s %-6s %9.1f %10.2f %7.3f %7.1f", r->work->name, r->shape->name, data_name(r->data),
            1e-6 * r->bytes, r->time.median, r->tb_per_s, r->percent);
-    print_goal(r);
-    if (r->work->goal.unit != GPU_NO_GOAL) printf("  %s", r->is_met ? "met" : "missed");
+    if (r->work->goal.unit != GPU_NO_GOAL) {
+        printf("  ");
+        print_goal(r);
+        printf("  %s", r->is_met ? "met" : "missed");
+    }
     putchar('\n');
     (void)fflush(stdout);
 }
@@ -153,7 +163,7 @@ static void print_footer(const gpu_bench *g)
     printf("\n%lld of %lld goals are met\n", (long long)(g->num_goals - g->num_missed), (long long)g->num_goals);
     for (int64_t i = 0; i < g->num_missed; i++) {
         const gpu_record *r = &g->missed[i];
-        printf("missed: %s at %s, %s: %.2f us, %.1f %%, goal ", r->work->name, r->shape->name, data_names[r->data],
+        printf("missed: %s at %s, %s: %.2f us, %.1f %%, goal ", r->work->name, r->shape->name, data_name(r->data),
                r->time.median, r->percent);
         print_goal(r);
         putchar('\n');

@@ -1,4 +1,5 @@
-/* bench_cuda_decoder.c - cases of the operators around the MoE layer: norms, vocabulary, optimiser. See bench_cuda.h. */
+/* bench_cuda_decoder.c - cases of the operators around the MoE layer: norms, vocabulary, optimiser.
+ * See bench_cuda.h. */
 #include "bench_cuda.h"
 
 GPU_RUN(add)

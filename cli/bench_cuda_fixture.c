@@ -179,7 +179,7 @@ void gpu_group(gpu_fixture *f, int64_t rows)
 /* The first k of a shuffle of all experts. Returns P. */
 static int64_t draw_experts(const gpu_shape *shape, int32_t *expert)
 {
-    int32_t order[GPU_MAX_EXPERTS];
+    int32_t order[GPU_MAX_EXPERTS] = { 0 };
     int64_t used[GPU_MAX_EXPERTS] = { 0 }, padded = 0;
     random_source source = { 11 };
     for (int32_t e = 0; e < shape->groups; e++) order[e] = e;

@@ -9,12 +9,6 @@ GPU_RUN(router_backward)
 
 /* ---- Plan, permute, unpermute: shape is tokens, hidden, experts, k -------------------------- */
 
-/* Codes and scales of a row. */
-static double row_bytes(int64_t cols)
-{
-    return (double)(cols + (cols + 127) / 128);
-}
-
 /* What permute_plan reads and writes. */
 static double plan_bytes(const gpu_fixture *f)
 {
@@ -54,9 +48,9 @@ static void prepare_plan_permute(gpu_fixture *f)
     args.rows = gpu_tensor(f, &bench_row128, f->plan.capacity, s->cols, 0);
     args.columns = gpu_tensor(f, &bench_tile_columns, f->plan.capacity, s->cols, 0);
     f->args.permute = args;
-    double row = row_bytes(s->cols), column_scales = (double)(f->padded_rows / 128 * ((s->cols + 127) / 128));
-    f->bytes = plan_bytes(f) + row * (double)(s->rows + f->padded_rows) + column_scales;
-    f->bytes += (double)(f->padded_rows * s->cols);
+    int64_t scales = (s->cols + 127) / 128, row = s->cols + scales; /* of one row, codes and scales */
+    int64_t columns = f->padded_rows * s->cols + f->padded_rows / 128 * scales;
+    f->bytes = plan_bytes(f) + (double)(row * (s->rows + f->padded_rows) + columns);
 }
 
 static fp8flow_status run_plan_permute(gpu_fixture *f)

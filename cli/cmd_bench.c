@@ -1,5 +1,5 @@
-/* cmd_bench.c - `fp8flow bench`: every operator and the layer at named shapes, beside memcpy and sgemm; or the operators
- * of a GPU. */
+/* cmd_bench.c - `fp8flow bench`: every operator and the layer at named shapes, beside memcpy and sgemm; or those of a
+ * GPU (bench_cuda.c). */
 #include "bench.h"
 
 #include <stdio.h>
@@ -129,7 +129,7 @@ typedef struct {
 static const cli_option options[] = {
     CLI_OPTION_OPERAND(settings, filter, "FILTER", "run what has this text in its name or shape"),
     CLI_OPTION_INTEGER(settings, repeats, "repeat", "N", 1, TIMING_MAX_REPEATS, "measurements of each operator"),
-    CLI_OPTION_CHOICE(settings, device, "device", "cpu|cuda", "what to measure: this processor, or the first GPU"),
+    CLI_OPTION_CHOICE(settings, device, "device", "cpu|cuda", "what to measure: the processor or a GPU"),
     CLI_OPTION_INTEGER(settings, num_threads, "threads", "N", 0, 1024, "threads; 0: all processors of this process"),
     CLI_OPTION_CHOICE(settings, backend, "backend", "cpu|reference", "implementation on the CPU"),
     CLI_OPTION_FLAG(settings, is_json, "json", "print a JSON list of records instead of the table"),
