@@ -17,25 +17,26 @@ template <fp8flow_dtype dtype> struct f8_piece {
     uint32_t word[words];
 };
 
-/* Columns col .. col + 7 of a row that may be read; 0 behind the last column. `wide`: lines are aligned to 16 bytes
- * and have whole pieces. */
+template <fp8flow_dtype dtype> constexpr int f8_value_bytes = dtype == FP8FLOW_F32 ? 4 : 2;
+
+/* The values at `from`, of which there are `left`, perhaps none or more than eight; 0 for those that are missing.
+ * `wide`: `from` is aligned to 16 bytes and `left` a multiple of eight. */
 template <fp8flow_dtype dtype, bool wide>
-__device__ static inline f8_piece<dtype> f8_piece_load(const fp8flow_tensor &x, int64_t row, int64_t col)
+__device__ static inline f8_piece<dtype> f8_piece_load(const char *from, int left)
 {
     f8_piece<dtype> p = {};
     if constexpr (wide) {
-        const char *from = (const char *)x.data + (row * x.stride + col) * (dtype == FP8FLOW_F32 ? 4 : 2);
 #pragma unroll
         for (int w = 0; w < p.words; w += 4) {
-            uint4 four = col < x.cols ? f8_load16(from + 4 * w) : make_uint4(0, 0, 0, 0);
+            uint4 four = left > 0 ? f8_load16(from + 4 * w) : make_uint4(0, 0, 0, 0);
             p.word[w] = four.x, p.word[w + 1] = four.y, p.word[w + 2] = four.z, p.word[w + 3] = four.w;
         }
     } else {
 #pragma unroll
         for (int i = 0; i < F8_PIECE; i++) {
-            if (col + i >= x.cols) continue;
-            if (dtype == FP8FLOW_F32) p.word[i % p.words] = ((const uint32_t *)x.data)[row * x.stride + col + i];
-            else p.word[i / 2] |= (uint32_t)((const uint16_t *)x.data)[row * x.stride + col + i] << (i % 2 * 16);
+            if (i >= left) continue;
+            if (dtype == FP8FLOW_F32) p.word[i % p.words] = ((const uint32_t *)from)[i];
+            else p.word[i / 2] |= (uint32_t)((const uint16_t *)from)[i] << (i % 2 * 16);
         }
     }
     return p;
@@ -103,17 +104,15 @@ __device__ static inline uint2 f8_piece_encode(const f8_piece<in> &p, float fact
     return make_uint2(f8_encode4<out>(v[0], v[1], v[2], v[3]), f8_encode4<out>(v[4], v[5], v[6], v[7]));
 }
 
-/* Codes to columns col .. col + 7 of a row, as far as there are such columns. */
-template <bool wide>
-__device__ static inline void f8_piece_store(const fp8flow_tensor &y, int64_t row, int64_t col, uint2 codes)
+/* Codes of the values that f8_piece_load would find. */
+template <bool wide> __device__ static inline void f8_piece_store(uint8_t *to, int left, uint2 codes)
 {
-    uint8_t *to = (uint8_t *)y.data + row * y.stride + col;
     if constexpr (wide) {
-        if (col < y.cols) __stcs((uint2 *)to, codes);
+        if (left > 0) __stcs((uint2 *)to, codes);
     } else {
 #pragma unroll
         for (int i = 0; i < F8_PIECE; i++)
-            if (col + i < y.cols) to[i] = (uint8_t)((i < 4 ? codes.x : codes.y) >> (i % 4 * 8));
+            if (i < left) to[i] = (uint8_t)((i < 4 ? codes.x : codes.y) >> (i % 4 * 8));
     }
 }
 

@@ -15,6 +15,8 @@
 #include "ops/piece.cuh"
 #include "ops/row_states.cuh"
 
+#include <limits.h>
+
 enum {
     THREADS = 256,
     WARPS = THREADS / F8_WARP,
@@ -30,10 +32,17 @@ struct quantize_job {
     unsigned long long *nonfinite;
 };
 
-__device__ static float block_inverse(uint32_t amax, fp8flow_dtype out, uint8_t *byte)
+/* f8_scale_byte, whose case of an empty block the clamp covers. Returns the factor of the values. */
+__device__ static float block_factor(uint32_t amax, fp8flow_dtype out, uint8_t *byte)
 {
-    *byte = f8_scale_byte(amax, out);
+    *byte = (uint8_t)min(max(f8_scale_exponent(amax, out), 1), 254);
     return f8_scale_inverse(*byte);
+}
+
+/* Columns from `col` on; more than a thread can have count as many. */
+__device__ static int columns_left(const fp8flow_tensor &x, int64_t col)
+{
+    return (int)min(x.cols - col, (int64_t)INT_MAX);
 }
 
 /* Sums of integers have no order, and nearly every warp has nothing to add. */
@@ -63,15 +72,17 @@ __global__ static void __launch_bounds__(THREADS)
     int64_t col = (int64_t)(warp % strips) * WARP_COLUMNS + f8_lane() * F8_PIECE;
     if (first >= x.rows) return;
     f8_row_states states = f8_states_of_rows(grouping, (int)first, (int)x.rows);
+    const char *from = (const char *)x.data + (first * x.stride + col) * f8_value_bytes<in>;
+    int left = columns_left(x, col), group = -1;
     uint32_t ignored = 0, largest = 0;
-    int group = -1;
 #pragma unroll
     for (int r0 = 0; r0 < F8_STATE_ROWS; r0 += TILE_ROWS) {
         f8_piece<in> piece[TILE_ROWS];
 #pragma unroll
         for (int r = 0; r < TILE_ROWS; r++) {
             piece[r] = {};
-            if (states.valid >> (r0 + r) & 1) piece[r] = f8_piece_load<in, wide>(x, first + r0 + r, col);
+            if (states.valid >> (r0 + r) & 1)
+                piece[r] = f8_piece_load<in, wide>(from + (r0 + r) * x.stride * f8_value_bytes<in>, left);
         }
 #pragma unroll
         for (int r = 0; r < TILE_ROWS; r++) {
@@ -101,37 +112,42 @@ __global__ static void quantize_scale_kernel(const uint32_t *amax, int64_t count
 
 /* ---- Row form alone ---- */
 
-template <fp8flow_dtype in, fp8flow_dtype out, bool wide>
+template <fp8flow_dtype in, fp8flow_dtype out, fp8flow_scaling scaling, bool wide>
 __global__ static void __launch_bounds__(THREADS) quantize_rows_kernel(const __grid_constant__ quantize_job job)
 {
     const fp8flow_tensor &x = job.x, &y = job.rows;
     const uint32_t strips = (uint32_t)f8_ceil_div(x.cols, ROW_PIECES * WARP_COLUMNS);
     uint32_t warp = blockIdx.x * WARPS + threadIdx.x / F8_WARP;
-    int64_t row = warp / strips, blocks = f8_ceil_div(x.cols, F8_BLOCK);
-    int64_t first_col = (int64_t)(warp % strips) * ROW_PIECES * WARP_COLUMNS + f8_lane() * F8_PIECE;
+    int64_t row = warp / strips, col = (int64_t)(warp % strips) * ROW_PIECES * WARP_COLUMNS + f8_lane() * F8_PIECE;
     if (row >= x.rows) return;
     f8_device_span span = f8_span_from(job.grouping, (int)row, 1);
     if (span.rows == 0) return;
+    const char *from = (const char *)x.data + (row * x.stride + col) * f8_value_bytes<in>;
+    uint8_t *to = (uint8_t *)y.data + row * y.stride + col;
+    int left = columns_left(x, col);
+    bool stores_scale = f8_lane() % F8_PIECE_LANES == 0;
     f8_piece<in> piece[ROW_PIECES];
 #pragma unroll
-    for (int i = 0; i < ROW_PIECES; i++) {
-        piece[i] = {};
-        if (span.valid > 0) piece[i] = f8_piece_load<in, wide>(x, row, first_col + i * WARP_COLUMNS);
+    for (int i = 0; i < ROW_PIECES; i++)
+        piece[i] = f8_piece_load<in, wide>(from + i * WARP_COLUMNS * f8_value_bytes<in>,
+                                           span.valid > 0 ? left - i * WARP_COLUMNS : 0);
+    uint8_t *scale = (uint8_t *)y.scale + row * f8_ceil_div(x.cols, F8_BLOCK) + col / F8_BLOCK;
+    float factor = 0.0f;
+    if (scaling == FP8FLOW_TENSOR) {
+        int group = y.group_rows > 0 ? (int)row / (int)y.group_rows : span.group;
+        factor = 1.0f / ((const float *)y.scale)[group];
     }
-    bool is_tensor = y.scaling == FP8FLOW_TENSOR;
-    int64_t group = y.group_rows > 0 ? row / y.group_rows : span.group;
-    float tensor_factor = is_tensor ? 1.0f / ((const float *)y.scale)[group] : 0.0f;
     uint32_t nonfinite = 0;
 #pragma unroll
     for (int i = 0; i < ROW_PIECES; i++) {
-        int64_t col = first_col + i * WARP_COLUMNS;
-        uint8_t byte;
-        uint32_t largest = f8_piece_largest(f8_piece_magnitudes(piece[i], nonfinite));
-        float factor = block_inverse(f8_warp_max<F8_PIECE_LANES>(largest), out, &byte);
-        if (is_tensor) factor = tensor_factor;
-        else if (f8_lane() % F8_PIECE_LANES == 0 && col < x.cols)
-            ((uint8_t *)y.scale)[row * blocks + col / F8_BLOCK] = byte;
-        f8_piece_store<wide>(y, row, col, f8_piece_encode<in, out>(piece[i], factor));
+        f8_piece<in> magnitudes = f8_piece_magnitudes(piece[i], nonfinite);
+        if (scaling == FP8FLOW_ROW128) {
+            uint8_t byte;
+            factor = block_factor(f8_warp_max<F8_PIECE_LANES>(f8_piece_largest(magnitudes)), out, &byte);
+            if (stores_scale && left > i * WARP_COLUMNS) scale[i * WARP_COLUMNS / F8_BLOCK] = byte;
+        }
+        f8_piece_store<wide>(to + i * WARP_COLUMNS, left - i * WARP_COLUMNS,
+                             f8_piece_encode<in, out>(piece[i], factor));
     }
     count_nonfinite(job.nonfinite, nonfinite);
 }
@@ -165,12 +181,14 @@ template <fp8flow_dtype in> struct tile_share {
 template <fp8flow_dtype in, bool wide>
 __device__ static void load_share(const fp8flow_tensor &x, const tile_place &p, uint32_t valid, tile_share<in> &share)
 {
-    int64_t row = p.first + p.row, col = (int64_t)p.col * F8_BLOCK + p.column;
+    int64_t col = (int64_t)p.col * F8_BLOCK + p.column;
+    const char *from = (const char *)x.data + ((p.first + p.row) * x.stride + col) * f8_value_bytes<in>;
+    int left = columns_left(x, col);
+    valid >>= p.row % F8_STATE_ROWS;
 #pragma unroll
-    for (int r = 0; r < TILE_ROWS; r++) {
-        share.piece[r] = {};
-        if (valid >> (p.row % F8_STATE_ROWS + r) & 1) share.piece[r] = f8_piece_load<in, wide>(x, row + r, col);
-    }
+    for (int r = 0; r < TILE_ROWS; r++)
+        share.piece[r] =
+            f8_piece_load<in, wide>(from + r * x.stride * f8_value_bytes<in>, valid >> r & 1 ? left : 0);
 }
 
 /* Scale and factor of row `row` of the tile, ROW128, from the maxima of sixteen lanes. */
@@ -178,7 +196,7 @@ __device__ static void make_row_factor(const fp8flow_tensor &y, const tile_place
                                        tile_memory &memory)
 {
     uint8_t byte;
-    float factor = block_inverse(f8_warp_max<F8_PIECE_LANES>(largest), y.dtype, &byte);
+    float factor = block_factor(f8_warp_max<F8_PIECE_LANES>(largest), y.dtype, &byte);
     if (p.column > 0) return;
     memory.row_factor[row] = factor;
     if (memory.written[row / F8_STATE_ROWS] >> (row % F8_STATE_ROWS) & 1)
@@ -231,7 +249,7 @@ __device__ static void make_column_factor(const fp8flow_tensor &y, const tile_pl
     uint8_t byte;
 #pragma unroll
     for (int w = 0; w < WARPS; w++) largest = max(largest, memory.column_max[w][column]);
-    memory.column_factor[column] = block_inverse(largest, y.dtype, &byte);
+    memory.column_factor[column] = block_factor(largest, y.dtype, &byte);
     int64_t col = (int64_t)p.col * F8_BLOCK + column;
     if (col < y.cols && (memory.written[0] & 1)) ((uint8_t *)y.scale)[p.block * y.cols + col] = byte;
 }
@@ -240,7 +258,7 @@ __device__ static void make_column_factor(const fp8flow_tensor &y, const tile_pl
 __device__ static float tile_factor(const fp8flow_tensor &y, const tile_place &p, const tile_memory &memory)
 {
     uint8_t byte;
-    float factor = block_inverse(tile_max(memory), y.dtype, &byte);
+    float factor = block_factor(tile_max(memory), y.dtype, &byte);
     if (threadIdx.x == 0 && (memory.written[0] & 1))
         ((uint8_t *)y.scale)[p.block * f8_ceil_div(y.cols, F8_BLOCK) + p.col] = byte;
     return factor;
@@ -252,14 +270,16 @@ __device__ static void write_rows(const fp8flow_tensor &y, const tile_place &p, 
                                   const tile_memory &memory)
 {
     uint32_t written = memory.written[threadIdx.x / F8_WARP] >> (p.row % F8_STATE_ROWS);
-    int64_t row = p.first + p.row, col = (int64_t)p.col * F8_BLOCK + p.column;
+    int64_t col = (int64_t)p.col * F8_BLOCK + p.column;
+    uint8_t *to = (uint8_t *)y.data + (p.first + p.row) * y.stride + col;
+    int left = columns_left(y, col);
     float common = y.scaling == FP8FLOW_TILE128 ? tile_factor(y, p, memory) : 0.0f;
     const float *each = y.scaling == FP8FLOW_ROW128 ? memory.row_factor : memory.tensor_factor;
 #pragma unroll
     for (int r = 0; r < TILE_ROWS; r++) {
         float factor = y.scaling == FP8FLOW_TILE128 ? common : each[p.row + r];
-        if (written >> r & 1)
-            f8_piece_store<wide>(y, row + r, col, f8_piece_encode<in, out>(share.piece[r], factor));
+        f8_piece_store<wide>(to + r * y.stride, written >> r & 1 ? left : 0,
+                             f8_piece_encode<in, out>(share.piece[r], factor));
     }
 }
 
@@ -381,7 +401,8 @@ static bool is_wide(const quantize_job &job)
            f8_aligned16(job.rows.data, job.rows.stride) && f8_aligned16(job.columns.data, job.columns.stride);
 }
 
-template <fp8flow_dtype in, bool wide> static void launch_amax(fp8flow_context *c, const quantize_job &job, uint32_t *to)
+template <fp8flow_dtype in, bool wide>
+static void launch_amax(fp8flow_context *c, const quantize_job &job, uint32_t *to)
 {
     int64_t warps = f8_ceil_div(job.x.rows, F8_STATE_ROWS) * f8_ceil_div(job.x.cols, WARP_COLUMNS);
     quantize_amax_kernel<in, wide><<<f8_grid(warps, WARPS), THREADS, 0, f8_stream(c)>>>(job.x, job.grouping, to);
@@ -396,7 +417,10 @@ static void launch_codes(fp8flow_context *c, const quantize_job &job)
         quantize_tiles_kernel<in, out, wide><<<f8_grid(tiles, 1), THREADS, 0, f8_stream(c)>>>(job);
     } else {
         int64_t warps = shape.rows * f8_ceil_div(shape.cols, ROW_PIECES * WARP_COLUMNS);
-        quantize_rows_kernel<in, out, wide><<<f8_grid(warps, WARPS), THREADS, 0, f8_stream(c)>>>(job);
+        unsigned grid = f8_grid(warps, WARPS);
+        if (shape.scaling == FP8FLOW_TENSOR)
+            quantize_rows_kernel<in, out, FP8FLOW_TENSOR, wide><<<grid, THREADS, 0, f8_stream(c)>>>(job);
+        else quantize_rows_kernel<in, out, FP8FLOW_ROW128, wide><<<grid, THREADS, 0, f8_stream(c)>>>(job);
     }
 }
 

@@ -26,6 +26,7 @@ __device__ static inline f8_row_states f8_states_of_rows(const f8_grouping &g, i
         if (used && g.group_rows > 0) s.group = (first + mine) / g.group_rows;
         return s;
     }
+#pragma unroll 1
     for (int r = 0; r < min(F8_STATE_ROWS, end - first);) {
         f8_device_span span = f8_span_from(g, first + r, F8_STATE_ROWS - r);
         s.written |= ((1u << span.rows) - 1) << r;
