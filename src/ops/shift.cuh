@@ -12,6 +12,7 @@
 
 #include "ops/block.cuh"
 #include "ops/codes.cuh"
+#include "ops/launch.cuh"
 
 enum { F8_SHIFT_THREADS = 256, F8_SHIFT_WARPS = F8_SHIFT_THREADS / F8_WARP, F8_SHIFT_BINS = 64, F8_QUADS = 32 };
 
@@ -22,7 +23,7 @@ enum { F8_SLAB = 8 };
 /* Blocks that an SM must hold: 16 KB of loads each. COL128 keeps 16 column factors beside its patch. */
 constexpr int f8_shift_blocks(fp8flow_scaling scaling)
 {
-    return scaling == FP8FLOW_COL128 ? 3 : 4;
+    return scaling == FP8FLOW_COL128 ? 3 : 5;
 }
 
 /* How lines are accessed: byte by byte, or in aligned pieces of 16 bytes that are read once or by several blocks. */
@@ -332,7 +333,7 @@ __device__ static inline void f8_store_columns(const f8_patch &p, const f8_colum
     }
 }
 
-/* The tile of the block's patches in column form, TILE128 or COL128. Called once in a kernel. */
+/* The tile of the block's patches in column form, TILE128 or COL128. Between two tiles of a block: a barrier. */
 template <fp8flow_dtype dtype, fp8flow_scaling scaling, f8_access access>
 __device__ static inline void f8_shift_tile(f8_patch &p, const f8_column_place &place, uint64_t *histogram,
                                             f8_shift_shared &shared)
