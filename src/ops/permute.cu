@@ -40,7 +40,7 @@ template <f8_access access>
 __device__ static void gather(const fp8flow_tensor &x, const int token[4], f8_patch &p)
 {
     int64_t col = (int64_t)f8_tile_col_block() * F8_BLOCK + f8_patch_col();
-    int64_t blocks = (x.cols + F8_BLOCK - 1) / F8_BLOCK;
+    int64_t blocks = f8_col_blocks(x);
     int count = (int)min(x.cols - col, (int64_t)PIECE);
 #pragma unroll
     for (int r = 0; r < 4; r++) {
@@ -59,7 +59,7 @@ template <f8_access access>
 __device__ static void store_rows(const f8_patch &p, const fp8flow_tensor &rows, int row)
 {
     int64_t col = (int64_t)f8_tile_col_block() * F8_BLOCK + f8_patch_col();
-    int64_t blocks = (rows.cols + F8_BLOCK - 1) / F8_BLOCK;
+    int64_t blocks = f8_col_blocks(rows);
     int count = (int)min(rows.cols - col, (int64_t)PIECE);
     uint8_t *to = (uint8_t *)rows.data + row * rows.stride + col;
 #pragma unroll
@@ -75,7 +75,7 @@ __device__ static void store_rows(const f8_patch &p, const fp8flow_tensor &rows,
 
 /* The column form and, unless its data is NULL, the row form. Row blocks hold rows of one expert: alignment of 128. */
 template <fp8flow_dtype dtype, fp8flow_scaling scaling, f8_access access>
-__global__ static void __launch_bounds__(F8_SHIFT_THREADS, f8_shift_blocks(scaling))
+__global__ static void __launch_bounds__(F8_SHIFT_THREADS, f8_shift_blocks(scaling, access))
     permute_tile_kernel(fp8flow_tensor x, fp8flow_tensor rows, fp8flow_tensor columns, routing route,
                         uint64_t *histogram)
 {
@@ -97,8 +97,8 @@ __global__ static void __launch_bounds__(F8_SHIFT_THREADS, f8_shift_blocks(scali
         for (int r = 0; r < 4; r++) route.gate_rows[row + r] = source[r] < 0 ? 0.0f : __ldg(route.gate + source[r]);
     }
     if (rows.data) store_rows<access>(patch, rows, row);
-    int64_t scale = scaling == FP8FLOW_COL128 ? block * columns.cols + col
-                                              : block * ((columns.cols + F8_BLOCK - 1) / F8_BLOCK) + col_block;
+    int64_t scale = (int64_t)block * f8_col_blocks(columns) + col_block;
+    if (scaling == FP8FLOW_COL128) scale = block * columns.cols + col;
     f8_column_place place = { (uint8_t *)columns.data + col * columns.stride + block * F8_BLOCK,
                               (uint8_t *)columns.scale + scale, columns.stride, F8_BLOCK,
                               (int)min(columns.cols - col, (int64_t)F8_BLOCK) };

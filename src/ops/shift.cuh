@@ -20,14 +20,14 @@ enum { F8_SHIFT_THREADS = 256, F8_SHIFT_WARPS = F8_SHIFT_THREADS / F8_WARP, F8_S
  * run at a time, and so both the row pieces read and the column pieces written lie side by side in memory. */
 enum { F8_SLAB = 8 };
 
-/* Blocks that an SM must hold: 16 KB of loads each. COL128 keeps 16 column factors beside its patch. */
-constexpr int f8_shift_blocks(fp8flow_scaling scaling)
-{
-    return scaling == FP8FLOW_COL128 ? 3 : 5;
-}
-
 /* How lines are accessed: byte by byte, or in aligned pieces of 16 bytes that are read once or by several blocks. */
 enum f8_access { F8_BYTES, F8_WIDE, F8_WIDE_REUSED };
+
+/* Blocks that an SM must hold, 16 KB of loads each. COL128 keeps the factors of its columns beside its patch. */
+constexpr int f8_shift_blocks(fp8flow_scaling scaling, f8_access access)
+{
+    return access == F8_BYTES ? 2 : scaling == FP8FLOW_COL128 ? 3 : 5;
+}
 
 /* Before the transposition code[r][w] has columns 4 w .. 4 w + 3 of row r, after it rows 0 .. 3 of column 4 w + r. */
 struct f8_patch {
@@ -52,18 +52,24 @@ struct f8_shift_shared {
 /* First row and first column of this thread's patch within the tile. */
 __device__ static inline int f8_patch_row()
 {
-    return (int)threadIdx.x / 8 * 4;
+    return (int)(threadIdx.x / 8 * 4);
 }
 
 __device__ static inline int f8_patch_col()
 {
-    return (int)threadIdx.x % 8 * 16;
+    return (int)(threadIdx.x % 8 * 16);
 }
 
 /* Grid of one block per tile, and the tile of a block. A column of tiles beyond the tensor finds no elements. */
 static inline dim3 f8_tile_grid(int64_t row_blocks, int64_t cols)
 {
     return dim3((unsigned)(row_blocks * F8_SLAB), f8_grid(cols, F8_SLAB * F8_BLOCK));
+}
+
+/* Column blocks: grid.y bounds them. */
+__device__ static inline int f8_col_blocks(const fp8flow_tensor &t)
+{
+    return (int)((unsigned)t.cols + F8_BLOCK - 1) / F8_BLOCK;
 }
 
 __device__ static inline int f8_tile_row_block()
@@ -319,17 +325,19 @@ template <f8_access access>
 __device__ static inline void f8_store_columns(const f8_patch &p, const f8_column_place &place,
                                                f8_shift_shared &shared)
 {
-    int thread = (int)threadIdx.x, group = thread % 8;
-    uint32_t *to = shared.columns + f8_patch_col() * F8_QUADS + (thread / 8 ^ group * 4);
+    const unsigned lines = F8_SHIFT_THREADS / 8; /* columns that the block stores at a time */
+    unsigned line = threadIdx.x / 8, group = threadIdx.x % 8;
+    uint32_t *to = shared.columns + f8_patch_col() * F8_QUADS + (line ^ group * 4);
 #pragma unroll
     for (int c = 0; c < 16; c++) to[c * F8_QUADS] = p.code[c % 4][c / 4];
     __syncthreads();
-    int rows = place.rows - group * 16;
+    int rows = place.rows - (int)group * 16, cols = place.cols - (int)line;
+    uint8_t *column = place.data + line * place.stride + group * 16;
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        int col = i * 32 + thread / 8;
-        uint4 codes = *(const uint4 *)(shared.columns + col * F8_QUADS + (group ^ col / 16) * 4);
-        if (col < place.cols) f8_write_codes<access>(place.data + col * place.stride + group * 16, codes, rows);
+    for (unsigned i = 0; i < F8_BLOCK / lines; i++, column += lines * place.stride) {
+        unsigned from = (i * lines + line) * F8_QUADS + (group ^ (i * lines / 16 + line / 16)) * 4;
+        uint4 codes = *(const uint4 *)(shared.columns + from);
+        if ((int)(i * lines) < cols) f8_write_codes<access>(column, codes, rows);
     }
 }
 

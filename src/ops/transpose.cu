@@ -18,7 +18,7 @@ __device__ static uint32_t used_loose_rows(const f8_grouping &g, int row)
     uint32_t used = 0;
     for (int r = 0; r < rows_of_warp; r++) {
         int at = row + (int)threadIdx.x / F8_WARP * rows_of_warp + r;
-        used |= (uint32_t)(f8_span_from(g, at, 1).valid) << r;
+        used |= (uint32_t)f8_span_from(g, at, 1).valid << r;
     }
     return used >> f8_lane() / 8 * 4 & 0xFu;
 }
@@ -35,7 +35,7 @@ __device__ static void load_codes(const fp8flow_tensor &x, int row, int col, uin
 
 __device__ static void load_scales(const fp8flow_tensor &x, int row, uint32_t used, f8_patch &p)
 {
-    int64_t blocks = (x.cols + F8_BLOCK - 1) / F8_BLOCK;
+    int64_t blocks = f8_col_blocks(x);
     const uint8_t *from = (const uint8_t *)x.scale + (row + f8_patch_row()) * blocks + f8_tile_col_block();
 #pragma unroll
     for (int r = 0; r < 4; r++) p.scale[r] = used >> r & 1 ? __ldg(from + r * blocks) : 1;
@@ -53,7 +53,7 @@ __device__ static f8_column_place place_of(const fp8flow_tensor &y, const f8_dev
 
 /* ROW128 to TILE128 or COL128. */
 template <fp8flow_dtype dtype, fp8flow_scaling scaling, f8_access access>
-__global__ static void __launch_bounds__(F8_SHIFT_THREADS, f8_shift_blocks(scaling))
+__global__ static void __launch_bounds__(F8_SHIFT_THREADS, f8_shift_blocks(scaling, access))
     transpose_shift_kernel(fp8flow_tensor x, fp8flow_tensor y, f8_grouping groups, uint64_t *histogram)
 {
     __shared__ f8_shift_shared shared;
@@ -65,14 +65,14 @@ __global__ static void __launch_bounds__(F8_SHIFT_THREADS, f8_shift_blocks(scali
     uint32_t used = used_rows(span.valid);
     load_codes<access>(x, span.row, col, used, patch);
     load_scales(x, span.row, used, patch);
-    int64_t scale = scaling == FP8FLOW_COL128 ? block * y.cols + col
-                                              : block * ((y.cols + F8_BLOCK - 1) / F8_BLOCK) + col_block;
+    int64_t scale = (int64_t)block * f8_col_blocks(y) + col_block;
+    if (scaling == FP8FLOW_COL128) scale = block * y.cols + col;
     f8_shift_tile<dtype, scaling, access>(patch, place_of(y, span, col, scale), histogram, shared);
 }
 
 /* TILE128 to TILE128, TENSOR to TENSOR (whose scales the launcher copies). Only the groups of TENSOR are loose. */
 template <fp8flow_dtype dtype, f8_access access>
-__global__ static void __launch_bounds__(F8_SHIFT_THREADS, f8_shift_blocks(FP8FLOW_TILE128))
+__global__ static void __launch_bounds__(F8_SHIFT_THREADS, f8_shift_blocks(FP8FLOW_TILE128, access))
     transpose_copy_kernel(fp8flow_tensor x, fp8flow_tensor y, f8_grouping groups, uint64_t *histogram)
 {
     __shared__ f8_shift_shared shared;
@@ -84,7 +84,7 @@ __global__ static void __launch_bounds__(F8_SHIFT_THREADS, f8_shift_blocks(FP8FL
     if (span.rows <= 0) return;
     f8_patch patch;
     load_codes<access>(x, span.row, col, is_loose ? used_loose_rows(groups, span.row) : used_rows(span.valid), patch);
-    int64_t scale = block * ((y.cols + F8_BLOCK - 1) / F8_BLOCK) + col_block;
+    int64_t scale = (int64_t)block * f8_col_blocks(y) + col_block;
     if (y.scaling == FP8FLOW_TILE128 && threadIdx.x == 0)
         ((uint8_t *)y.scale)[scale] = span.valid ? ((const uint8_t *)x.scale)[scale] : 1;
     if (histogram) {
