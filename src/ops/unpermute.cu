@@ -167,30 +167,31 @@ static int64_t unpermute_chunks(int64_t cols, int64_t width)
     return cols > 0 ? f8_ceil_div(cols, width) : 1;
 }
 
-template <int K> static void unpermute_launch_slots(fp8flow_context *c, unpermute_call call)
+template <int K, int PIECES> static void unpermute_launch_slots(cudaStream_t stream, unpermute_call call)
 {
-    call.chunks = unpermute_chunks(call.cols, UNPERMUTE_PIECES * F8_WARP * UNPERMUTE_PIECE);
+    call.chunks = unpermute_chunks(call.cols, PIECES * F8_WARP * UNPERMUTE_PIECE);
     unsigned grid = f8_grid(call.num_tokens * call.chunks, UNPERMUTE_THREADS / F8_WARP);
-    unpermute_slots_kernel<K, UNPERMUTE_PIECES><<<grid, UNPERMUTE_THREADS, 0, f8_stream(c)>>>(call);
+    unpermute_slots_kernel<K, PIECES><<<grid, UNPERMUTE_THREADS, 0, stream>>>(call);
 }
 
-static void unpermute_launch_search(fp8flow_context *c, unpermute_call call)
+static void unpermute_launch_search(cudaStream_t stream, unpermute_call call)
 {
     call.chunks = unpermute_chunks(call.cols, F8_WARP);
     unsigned grid = f8_grid(call.num_tokens * call.chunks, UNPERMUTE_THREADS / F8_WARP);
-    unpermute_search_kernel<<<grid, UNPERMUTE_THREADS, 0, f8_stream(c)>>>(call);
+    unpermute_search_kernel<<<grid, UNPERMUTE_THREADS, 0, stream>>>(call);
 }
 
 extern "C" fp8flow_status f8_cuda_unpermute(fp8flow_context *c, const fp8flow_unpermute_args *a)
 {
+    cudaStream_t stream = f8_stream(c);
     unpermute_call call = unpermute_call_of(a);
     if (call.num_tokens == 0) return FP8FLOW_OK;
     bool is_wide = call.cols % UNPERMUTE_PIECE == 0 && f8_aligned16(call.x, call.x_stride * 2) &&
                    f8_aligned16(call.y, call.y_stride * 2);
-    if (!is_wide || call.top_k > UNPERMUTE_MAX_SLOTS) unpermute_launch_search(c, call);
-    else if (call.top_k <= 2) unpermute_launch_slots<2>(c, call);
-    else if (call.top_k <= 4) unpermute_launch_slots<4>(c, call);
-    else if (call.top_k <= 8) unpermute_launch_slots<8>(c, call);
-    else unpermute_launch_slots<16>(c, call);
+    if (!is_wide || call.top_k > UNPERMUTE_MAX_SLOTS) unpermute_launch_search(stream, call);
+    else if (call.top_k <= 2) unpermute_launch_slots<2, UNPERMUTE_PIECES>(stream, call);
+    else if (call.top_k <= 4) unpermute_launch_slots<4, UNPERMUTE_PIECES>(stream, call);
+    else if (call.top_k <= 8) unpermute_launch_slots<8, UNPERMUTE_PIECES>(stream, call);
+    else unpermute_launch_slots<16, UNPERMUTE_PIECES>(stream, call);
     return f8_launched("unpermute");
 }
