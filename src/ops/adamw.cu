@@ -123,8 +123,12 @@ __global__ static void adamw_element_kernel(adamw_arrays p, adamw_factors f, int
 {
     int64_t i = first + (int64_t)blockIdx.x * FLAT_THREADS + threadIdx.x;
     if (i >= count) return;
-    step(f, p.grad[i], p.master[i], p.m[i], p.v[i]);
-    if (p.weight) p.weight[i] = (uint16_t)f8_bf16_pair_fast(p.master[i], 0.0f);
+    float master = p.master[i], m = p.m[i], v = p.v[i];
+    step(f, p.grad[i], master, m, v);
+    p.master[i] = master;
+    p.m[i] = m;
+    p.v[i] = v;
+    if (p.weight) p.weight[i] = (uint16_t)f8_bf16_pair_fast(master, 0.0f);
 }
 
 /* ---- With forms ---- */
@@ -132,7 +136,8 @@ __global__ static void adamw_element_kernel(adamw_arrays p, adamw_factors f, int
 /* The forms and their common shape. data NULL: not wanted. */
 struct adamw_forms {
     f8_grouping grouping;
-    int64_t cols, col_blocks, line; /* line: elements from one line of the column form to the next */
+    unsigned col_blocks;
+    int64_t cols, line; /* line: elements from one line of the column form to the next */
     uint8_t *rows, *columns, *rows_scale, *columns_scale;
 };
 
@@ -245,7 +250,8 @@ __device__ static inline void write_columns(const adamw_forms &forms, f8_device_
 {
     int64_t row = span.row - (int64_t)span.group * forms.grouping.group_rows;
 #pragma unroll
-    for (int index = threadIdx.x; index < F8_BLOCK * TILE_LINE; index += WARPS * F8_WARP) {
+    for (int i = 0; i < F8_BLOCK * TILE_LINE / (WARPS * F8_WARP); i++) {
+        int index = i * WARPS * F8_WARP + threadIdx.x;
         int col = index / TILE_LINE, piece = index % TILE_LINE, swizzle = col / 4 % 16;
         uint4 codes = tile[col * TILE_LINE + (piece ^ (swizzle / 2))];
         if (swizzle % 2) codes = make_uint4(codes.z, codes.w, codes.x, codes.y);
@@ -261,7 +267,7 @@ __global__ __launch_bounds__(WARPS *F8_WARP, PER_SM) static void adamw_tile_kern
 {
     const int ROWS = F8_BLOCK / WARPS;
     __shared__ uint4 tile[F8_BLOCK * TILE_LINE];
-    int64_t first_col = blockIdx.x % forms.col_blocks * F8_BLOCK, col = first_col + 4 * f8_lane();
+    int64_t first_col = (int64_t)(blockIdx.x % forms.col_blocks) * F8_BLOCK, col = first_col + 4 * f8_lane();
     f8_device_span span = f8_span_of_block(forms.grouping, (int)(blockIdx.x / forms.col_blocks));
     adamw_place place = { span, col, (int)min((int64_t)ADAMW_QUAD, forms.cols - col) };
     int first = threadIdx.x / F8_WARP * ROWS;
@@ -324,7 +330,7 @@ static bool forms_are_wide(const fp8flow_adamw_args *a)
 static adamw_forms forms_of(const fp8flow_adamw_args *a)
 {
     const fp8flow_tensor *rows = a->rows, *columns = a->columns, *shape = rows ? rows : columns;
-    adamw_forms forms = { f8_grouping_of(shape, NULL), shape->cols, f8_ceil_div(shape->cols, F8_BLOCK), 0, NULL, NULL,
+    adamw_forms forms = { f8_grouping_of(shape, NULL), f8_grid(shape->cols, F8_BLOCK), shape->cols, 0, NULL, NULL,
                           NULL, NULL };
     if (rows) {
         forms.rows = (uint8_t *)rows->data;

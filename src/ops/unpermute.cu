@@ -17,20 +17,21 @@ struct unpermute_call {
     const uint16_t *x;
     uint16_t *y;
     int64_t x_stride, y_stride, cols, num_tokens, top_k;
-    int64_t chunks; /* warps per token */
+    unsigned chunks; /* warps per token */
     const int32_t *row_of;
     const float *gate_rows;
     float *gate; /* may be NULL */
 };
 
-/* The token and the part of its columns that this warp has; token num_tokens or more: none. */
+/* The token and the part of its columns that this warp has; token num_tokens or more: none. A y of 2^32 parts would
+ * be larger than any memory. */
 struct unpermute_part {
     int64_t token, chunk;
 };
 
 __device__ static inline unpermute_part unpermute_part_of(const unpermute_call &call)
 {
-    int64_t warp = ((int64_t)blockIdx.x * UNPERMUTE_THREADS + threadIdx.x) / F8_WARP;
+    unsigned warp = blockIdx.x * (UNPERMUTE_THREADS / F8_WARP) + threadIdx.x / F8_WARP;
     return { warp / call.chunks, warp % call.chunks };
 }
 
@@ -162,9 +163,9 @@ static unpermute_call unpermute_call_of(const fp8flow_unpermute_args *a)
 }
 
 /* Warps of a token when each has `width` columns. A token without columns still has gates. */
-static int64_t unpermute_chunks(int64_t cols, int64_t width)
+static unsigned unpermute_chunks(int64_t cols, int64_t width)
 {
-    return cols > 0 ? f8_ceil_div(cols, width) : 1;
+    return cols > 0 ? f8_grid(cols, width) : 1;
 }
 
 template <int K, int PIECES> static void unpermute_launch_slots(cudaStream_t stream, unpermute_call call)
