@@ -37,7 +37,7 @@ struct plan_call {
 /* Where the tables of a kernel are: shared memory has instructions of its own. */
 enum plan_place { PLAN_SHARED, PLAN_SCRATCH };
 
-static_assert(PLAN_WARPS == F8_WARP, "one warp adds up the sums of all");
+static_assert((int)PLAN_WARPS == (int)F8_WARP, "one warp adds up the sums of all");
 
 /* A block's counters: one table [num_experts] for each counting warp, and their sums [num_experts]. */
 struct plan_tables {
