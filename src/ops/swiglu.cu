@@ -68,30 +68,54 @@ __device__ static float scale_block(const fp8flow_tensor &y, int64_t unit, uint3
     return f8_scale_inverse(byte);
 }
 
-/* One block of one row; whole warps call it, `inside` says whether the row is written. */
-template <fp8flow_dtype dtype>
-__device__ static uint32_t swiglu_block(const swiglu_job &job, const float *table, int64_t row, int block, bool inside,
-                                        bool valid)
-{
-    const uint16_t *line = (const uint16_t *)job.h.data + row * job.h.stride;
-    const uint4 zero = make_uint4(0, 0, 0, 0);
-    int64_t col[PIECES];
+/* A thread's part of one block of one row. */
+struct block_place {
+    int32_t row, block;
+    bool inside, valid; /* whether the row is written, and read */
+};
+
+struct block_inputs {
     uint4 a[PIECES], b[PIECES];
+    float w;
+};
+
+__device__ static int64_t column_of(const block_place &at, int piece)
+{
+    return (int64_t)at.block * F8_BLOCK + (piece * LANES + f8_lane() % LANES) * PIECE;
+}
+
+__device__ static block_inputs load_block(const swiglu_job &job, const block_place &at)
+{
+    const uint16_t *line = (const uint16_t *)job.h.data + at.row * job.h.stride;
+    const uint4 zero = make_uint4(0, 0, 0, 0);
+    block_inputs in;
 #pragma unroll
     for (int i = 0; i < PIECES; i++) {
-        col[i] = (int64_t)block * F8_BLOCK + (i * LANES + f8_lane() % LANES) * PIECE;
-        bool wanted = valid && col[i] < job.cols;
-        a[i] = wanted ? f8_load16(line + col[i]) : zero;
-        b[i] = wanted ? f8_load16(line + job.cols + col[i]) : zero;
+        int64_t col = column_of(at, i);
+        bool wanted = at.valid && col < job.cols;
+        in.a[i] = wanted ? f8_load16(line + col) : zero;
+        in.b[i] = wanted ? f8_load16(line + job.cols + col) : zero;
     }
-    float w = valid && job.gate ? __ldg(job.gate + row) : 1.0f, v[PIECES * PIECE];
+    in.w = at.valid && job.gate ? __ldg(job.gate + at.row) : 1.0f;
+    return in;
+}
+
+/* Called by whole warps. Returns the number of NaN and Inf. */
+template <fp8flow_dtype dtype>
+__device__ static uint32_t store_block(const swiglu_job &job, const float *table, const block_place &at,
+                                       const block_inputs &in)
+{
+    float v[PIECES * PIECE];
 #pragma unroll
-    for (int i = 0; i < PIECES; i++) values_of(table, a[i], b[i], w, v + i * PIECE);
+    for (int i = 0; i < PIECES; i++) values_of(table, in.a[i], in.b[i], in.w, v + i * PIECE);
     uint32_t nonfinite = 0, magnitude = f8_magnitude_of(v, &nonfinite);
-    float s = scale_block<dtype>(job.rows, row * job.num_blocks + block, magnitude, inside);
+    float s = scale_block<dtype>(job.rows, (int64_t)at.row * job.num_blocks + at.block, magnitude, at.inside);
 #pragma unroll
-    for (int i = 0; i < PIECES; i++)
-        if (inside && col[i] < job.cols) store_piece<dtype>(job.rows, row * job.rows.stride + col[i], v + i * PIECE, s);
+    for (int i = 0; i < PIECES; i++) {
+        int64_t col = column_of(at, i);
+        if (at.inside && col < job.cols)
+            store_piece<dtype>(job.rows, at.row * job.rows.stride + col, v + i * PIECE, s);
+    }
     return nonfinite;
 }
 
@@ -113,7 +137,8 @@ __global__ static void __launch_bounds__(ROW_THREADS, 1) swiglu_rows_kernel(swig
     for (int64_t unit = begin; unit + warp_set < end; unit += SETS) {
         f8_cursor_seek(job.groups, row, &cursor);
         bool inside = unit + set < end && row >= cursor.begin && row < cursor.end;
-        nonfinite += swiglu_block<dtype>(job, table, row, block, inside, inside && row < cursor.valid_end);
+        block_place at = { row, block, inside, inside && row < cursor.valid_end };
+        nonfinite += store_block<dtype>(job, table, at, load_block(job, at));
         row += step_rows;
         block += step_blocks;
         if (block >= job.num_blocks) {

@@ -114,7 +114,8 @@ __device__ static inline void f8_cursor_seek(const f8_grouping &g, int row, f8_r
 /* Rows that belong to groups: what lies behind is neither read nor written. */
 __device__ static inline int f8_used_rows(const f8_grouping &g)
 {
-    return g.is_grouped ? min(__ldg(g.offset + g.count), g.total_rows) : g.total_rows;
+    if (!g.is_grouped) return g.total_rows;
+    return g.count > 0 ? min(__ldg(g.offset + g.count), g.total_rows) : 0;
 }
 
 /* ---- Magnitudes ---- */

@@ -135,7 +135,8 @@ __global__ static void __launch_bounds__(F8_ANY_THREADS) f8_any_kernel(f8_any_ou
     if (out.rows.data)
         for (int r = warp; r < F8_BLOCK; r += F8_ANY_WARPS)
             if (tile->in_use[r]) f8_any_store_row(out.rows, (int64_t)first + r, col0, tile->at[r]);
-    if (!out.columns.data) return;
+    /* Before the first group there may be a tile without rows. */
+    if (!out.columns.data || !tile->in_use[0]) return;
     for (int c = warp; c < F8_BLOCK; c += F8_ANY_WARPS) f8_any_measure_column(c, tile);
     __syncthreads();
     for (int c = warp; c < F8_BLOCK && col0 + c < out.cols; c += F8_ANY_WARPS)

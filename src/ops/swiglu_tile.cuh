@@ -58,6 +58,7 @@ __device__ static inline f8_tile_place f8_tile_at(const f8_grouping &g, int64_t 
 {
     int row0 = (int)(tile / num_blocks) * F8_BLOCK;
     f8_cursor_seek(g, row0, cursor);
+    if (row0 < cursor->begin) return { row0, 0, 0, 0 };
     return { row0, (int)(tile % num_blocks), min(max(cursor->valid_end - row0, 0), (int)F8_BLOCK),
              min(max(cursor->end - row0, 0), (int)F8_BLOCK) };
 }
@@ -137,7 +138,7 @@ __device__ static inline uint4 f8_stage_piece(const uint32_t *stage, int col, in
     return turn % 2 ? make_uint4(p.z, p.w, p.x, p.y) : p;
 }
 
-/* Codes of rows `from` on, up to `rows`, of a piece: the end of a tensor whose rows are no multiple of 16. */
+/* The first `rows` codes of a piece: the end of a tensor whose rows are no multiple of 16. */
 __device__ static inline void f8_store_some(uint8_t *to, uint4 piece, int rows)
 {
     const uint32_t words[4] = { piece.x, piece.y, piece.z, piece.w };
@@ -151,7 +152,7 @@ __device__ static inline void f8_tile_store_columns(const fp8flow_tensor &y, con
                                                     uint8_t byte, const uint32_t *stage)
 {
     const int pieces = F8_BLOCK / F8_PIECE;
-    if (threadIdx.x == 0)
+    if (threadIdx.x == 0 && tile.rows > 0)
         ((uint8_t *)y.scale)[tile.row0 / F8_BLOCK * f8_ceil_div(y.cols, F8_BLOCK) + col0 / F8_BLOCK] = byte;
 #pragma unroll
     for (int i = 0; i < F8_BLOCK * pieces / F8_TILE_THREADS; i++) {
