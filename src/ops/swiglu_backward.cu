@@ -265,7 +265,8 @@ static fp8flow_status launch_tiles_of(const fp8flow_context *c, const backward_j
 static fp8flow_status launch_tiles(const fp8flow_context *c, backward_job job, float *dgate)
 {
     const fp8flow_dtype e4m3 = FP8FLOW_E4M3, e5m2 = FP8FLOW_E5M2;
-    bool wide_range = (job.rows.data ? job.rows.dtype : job.columns.dtype) == e5m2, v_wide = job.v_columns.dtype == e5m2;
+    bool wide_range = (job.rows.data ? job.rows.dtype : job.columns.dtype) == e5m2;
+    bool v_wide = job.v_columns.dtype == e5m2;
     bool fits = job.h.rows * job.num_blocks * (int64_t)sizeof(float) <= F8_CUDA_SCRATCH_BYTES;
     int blocks = 0;
     F8_TRY(f8_multiprocessors("swiglu_backward", &blocks));
