@@ -14,12 +14,10 @@
 #include "ops/router.h"
 #include "ops/warp.cuh"
 
-enum {
-    CHOOSE_WARPS = 8,                 /* tokens of a block */
-    STRIP = F8_WARP, TILE = 128,      /* experts and tokens that are added up at a time */
-    LOADERS = 8, HELD = TILE / LOADERS, /* warps that load, tokens of a tile for each */
-    PLAIN_SHARED_BYTES = 48 << 10     /* what a block may have without asking */
-};
+enum { CHOOSE_WARPS = 8 }; /* tokens of a block */
+
+/* Experts and tokens that are added up at a time; warps that load them, tokens of a tile for each. */
+enum { STRIP = F8_WARP, TILE = 128, LOADERS = 8, HELD = TILE / LOADERS };
 
 /* What the kernels read and write; `config` is a copy. */
 struct router_job {
@@ -362,8 +360,7 @@ template <int NUM> static void launch_choose(fp8flow_context *c, const router_jo
     int warps = NUM > 0 ? CHOOSE_WARPS : 1;
     int64_t num_words = token_words(job.config);
     int bytes = (int)(warps * num_words * sizeof(uint32_t));
-    if (bytes > PLAIN_SHARED_BYTES)
-        cudaFuncSetAttribute(router_choose_kernel<NUM>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    f8_allow_shared(router_choose_kernel<NUM>, bytes);
     router_choose_kernel<NUM><<<f8_grid(job.logits.rows, warps), warps * F8_WARP, bytes, f8_stream(c)>>>(
         job, (int)num_words);
 }
