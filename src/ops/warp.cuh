@@ -40,6 +40,14 @@ template <int width = F8_WARP> __device__ static inline uint32_t f8_warp_max(uin
     return x;
 }
 
+/* NaN does not count; all NaN gives NaN. */
+template <int width = F8_WARP> __device__ static inline float f8_warp_max(float x)
+{
+#pragma unroll
+    for (int offset = width / 2; offset > 0; offset /= 2) x = fmaxf(x, __shfl_xor_sync(F8_ALL_LANES, x, offset));
+    return x;
+}
+
 template <int width = F8_WARP> __device__ static inline float f8_warp_sum(float x)
 {
 #pragma unroll
