@@ -62,25 +62,8 @@ template <int lanes> __device__ static float group_sum(float x, float *sums)
     }
 }
 
-/* Eight numbers of a piece. */
-struct octet {
-    float at[PIECE];
-};
-
-__device__ static octet unpack(uint4 piece)
-{
-    return { { f8_bf16_low(piece.x), f8_bf16_high(piece.x), f8_bf16_low(piece.y), f8_bf16_high(piece.y),
-               f8_bf16_low(piece.z), f8_bf16_high(piece.z), f8_bf16_low(piece.w), f8_bf16_high(piece.w) } };
-}
-
-__device__ static uint4 pack(const octet &x)
-{
-    return make_uint4(f8_bf16_pair_fast(x.at[0], x.at[1]), f8_bf16_pair_fast(x.at[2], x.at[3]),
-                      f8_bf16_pair_fast(x.at[4], x.at[5]), f8_bf16_pair_fast(x.at[6], x.at[7]));
-}
-
 /* Weights are read by every block: they stay in L1. */
-__device__ static octet load_weight(const float *weight)
+__device__ static f8_octet load_weight(const float *weight)
 {
     float4 a = __ldg((const float4 *)weight), b = __ldg((const float4 *)weight + 1);
     return { { a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w } };
@@ -115,7 +98,7 @@ __global__ static void __launch_bounds__(forward_block<lanes>::threads) rmsnorm_
     float square_sum = 0.0f;
 #pragma unroll
     for (int p = 0; p < pieces; p++) {
-        octet v = unpack(piece[p]);
+        f8_octet v = f8_unpack8(piece[p]);
 #pragma unroll
         for (int i = 0; i < PIECE; i++) square_sum = fmaf(v.at[i], v.at[i], square_sum);
     }
@@ -125,10 +108,10 @@ __global__ static void __launch_bounds__(forward_block<lanes>::threads) rmsnorm_
     for (int p = 0; p < pieces; p++) {
         int at = lane + p * lanes;
         if (at >= used) break;
-        octet v = unpack(piece[p]), w = load_weight(a.weight + at * PIECE);
+        f8_octet v = f8_unpack8(piece[p]), w = load_weight(a.weight + at * PIECE);
 #pragma unroll
         for (int i = 0; i < PIECE; i++) v.at[i] = v.at[i] * r * w.at[i];
-        f8_store16(y + at * PIECE, pack(v));
+        f8_store16(y + at * PIECE, f8_pack8_fast(v));
     }
     if (a.rstd && lane == 0) a.rstd[segment] = r;
 }
@@ -232,14 +215,14 @@ template <int lanes, int pieces> struct backward_walk {
         __pipeline_commit();
     }
     /* This thread's part of sum dy * weight * u; adds dy * u to its columns of the weight gradient. */
-    __device__ float reduce(int stage, float r, octet (&sum)[pieces]) const
+    __device__ float reduce(int stage, float r, f8_octet (&sum)[pieces]) const
     {
         float dot = 0.0f;
 #pragma unroll
         for (int p = 0; p < pieces; p++) {
             if (piece_at(p) >= used) break;
-            octet x = unpack(*slot(stage, 0, p)), dy = unpack(*slot(stage, 1, p));
-            octet w = load_weight(a.weight + piece_at(p) * PIECE);
+            f8_octet x = f8_unpack8(*slot(stage, 0, p)), dy = f8_unpack8(*slot(stage, 1, p));
+            f8_octet w = load_weight(a.weight + piece_at(p) * PIECE);
 #pragma unroll
             for (int i = 0; i < PIECE; i++) {
                 float dy_u = dy.at[i] * (x.at[i] * r);
@@ -254,18 +237,19 @@ template <int lanes, int pieces> struct backward_walk {
 #pragma unroll
         for (int p = 0; p < pieces; p++) {
             if (piece_at(p) >= used) break;
-            octet x = unpack(*slot(stage, 0, p)), dy = unpack(*slot(stage, 1, p));
-            octet w = load_weight(a.weight + piece_at(p) * PIECE);
+            f8_octet x = f8_unpack8(*slot(stage, 0, p)), dy = f8_unpack8(*slot(stage, 1, p));
+            f8_octet w = load_weight(a.weight + piece_at(p) * PIECE);
 #pragma unroll
             for (int i = 0; i < PIECE; i++) x.at[i] = fmaf(-x.at[i], slope, dy.at[i] * w.at[i]) * r;
-            f8_store16(dx + piece_at(p) * PIECE, pack(x));
+            f8_store16(dx + piece_at(p) * PIECE, f8_pack8_fast(x));
         }
     }
 };
 
 /* Add the groups of a block in ascending order and write the slab's row of partial sums. */
 template <int lanes, int pieces>
-__device__ static void write_partial(const backward_walk<lanes, pieces> &walk, const octet (&sum)[pieces], float *shared)
+__device__ static void write_partial(const backward_walk<lanes, pieces> &walk, const f8_octet (&sum)[pieces],
+                                     float *shared)
 {
     using block = backward_block<lanes, pieces>;
     const int capacity = lanes * pieces * PIECE, width = walk.a.shape.width;
@@ -287,7 +271,8 @@ __device__ static void write_partial(const backward_walk<lanes, pieces> &walk, c
 }
 
 template <int lanes, int pieces>
-__global__ static void __launch_bounds__(backward_block<lanes, pieces>::threads, backward_block<lanes, pieces>::resident)
+__global__ static void
+__launch_bounds__(backward_block<lanes, pieces>::threads, backward_block<lanes, pieces>::resident)
     rmsnorm_backward_kernel(norm_backward a)
 {
     using block = backward_block<lanes, pieces>;
@@ -296,7 +281,7 @@ __global__ static void __launch_bounds__(backward_block<lanes, pieces>::threads,
     const backward_walk<lanes, pieces> walk = { a, ring + threadIdx.x, (int)threadIdx.x % lanes,
                                                 a.shape.width / PIECE };
     const int64_t step = (int64_t)gridDim.x * block::groups, begin = (int64_t)blockIdx.x * block::groups;
-    octet sum[pieces] = {};
+    f8_octet sum[pieces] = {};
     int64_t segment = begin + threadIdx.x / lanes;
     for (int stage = 0; stage < block::stages - 1; stage++) walk.fetch(segment + stage * step, stage);
     float next_r = segment < a.shape.segments ? a.rstd[segment] : 0.0f;

@@ -2,8 +2,8 @@
  *
  * A block rotates a few rows. It computes the angles of their positions once, in FP64, into shared memory, where the
  * FP64 units have nothing else to do, and applies them to all heads; other blocks' memory traffic hides that. A thread
- * takes eight pairs, 16 bytes of each half of a head, where halves and lines allow it, else one. Traffic: two bytes read
- * and two written per element.
+ * takes eight pairs, 16 bytes of each half of a head, where halves and lines allow it, else one. Traffic: two bytes
+ * read and two written per element.
  */
 #include "ops/launch.cuh"
 #include "ops/rope.h"
@@ -106,7 +106,7 @@ __global__ static void __launch_bounds__(THREADS) rope_kernel(rope_call a)
     }
 }
 
-/* Whole 16-byte pieces; DEPTH of them are under way in every thread. */
+/* Whole 16-byte pieces; DEPTH of them are under way in every thread, surplus ones repeat the last and are dropped. */
 __global__ static void __launch_bounds__(THREADS) rope_wide_kernel(rope_call a)
 {
     __shared__ __align__(16) rope_table table;
