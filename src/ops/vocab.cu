@@ -178,7 +178,7 @@ template <> struct embed_cells<1> {
 
 /* blockIdx.x: token, which does nothing unless it is the first of its id; blockIdx.y: columns. */
 template <int columns>
-__global__ static void __launch_bounds__(THREADS, 6)
+__global__ static void __launch_bounds__(THREADS, 4)
     embed_add_kernel(embed_slice slice, embed_index index, fp8flow_tensor dy, fp8flow_tensor dtable)
 {
     using cells = embed_cells<columns>;
@@ -194,14 +194,14 @@ __global__ static void __launch_bounds__(THREADS, 6)
     sum.read(to);
     sum.add(own);
     const int32_t *list = index.list + (further ? index.start[t] : 0);
-    for (int i = 0; i < further; i += BATCH) {
+    for (; further > 0; further -= BATCH, list += BATCH) {
         typename cells::packed x[BATCH];
 #pragma unroll
         for (int j = 0; j < BATCH; j++)
-            if (i + j < further) x[j] = cells::load(from + __ldg(list + i + j) * dy.stride);
+            if (j < further) x[j] = cells::load(from + __ldg(list + j) * dy.stride);
 #pragma unroll
         for (int j = 0; j < BATCH; j++)
-            if (i + j < further) sum.add(x[j]);
+            if (j < further) sum.add(x[j]);
     }
     sum.write(to);
 }
