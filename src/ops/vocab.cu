@@ -9,6 +9,8 @@
  * are; slices follow one another on the stream. Traffic: two bytes per element of dy, eight per touched element of
  * dtable and slice.
  */
+#include <cuda_pipeline.h>
+
 #include "ops/launch.cuh"
 #include "ops/nan.h"
 #include "ops/plain.h"
@@ -66,7 +68,7 @@ extern "C" fp8flow_status f8_cuda_embed(fp8flow_context *c, const fp8flow_embed_
 
 /* ---- embed_backward ---- */
 
-enum { SLICE = 16384, SCAN_DEPTH = 4, BATCH = 8 };
+enum { SLICE = 16384, SCAN_DEPTH = 4, RING_ROWS = 12 };
 
 /* Scratch of one slice. Everything before `start` begins as -1, which is all bytes 0xFF. */
 struct embed_index {
@@ -125,85 +127,88 @@ __global__ static void embed_list_kernel(embed_slice slice, embed_index index)
     }
 }
 
-/* `columns` neighbouring elements of a row: as stored in dy, and as numbers. */
-template <int columns> struct embed_cells;
-
-template <> struct embed_cells<4> {
-    using packed = uint2;
-    float at[4];
-
-    __device__ static packed load(const uint16_t *from)
-    {
-        return __ldcs((const uint2 *)from);
-    }
-    __device__ void add(packed x)
-    {
-        at[0] += f8_bf16_low(x.x);
-        at[1] += f8_bf16_high(x.x);
-        at[2] += f8_bf16_low(x.y);
-        at[3] += f8_bf16_high(x.y);
-    }
-    __device__ void read(const float *from)
-    {
-        float4 x = *(const float4 *)from;
-        at[0] = x.x, at[1] = x.y, at[2] = x.z, at[3] = x.w;
-    }
-    __device__ void write(float *to) const
-    {
-        *(float4 *)to = make_float4(f8_canonical(at[0]), f8_canonical(at[1]), f8_canonical(at[2]), f8_canonical(at[3]));
-    }
+/* What one thread adds up: `columns` neighbouring elements of a row of dtable. */
+template <int columns> struct embed_sum {
+    float at[columns];
 };
 
-template <> struct embed_cells<1> {
-    using packed = uint16_t;
-    float at;
+__device__ static void read(embed_sum<4> &sum, const float *from)
+{
+    float4 x = *(const float4 *)from;
+    sum = { { x.x, x.y, x.z, x.w } };
+}
 
-    __device__ static packed load(const uint16_t *from)
-    {
-        return *from;
+__device__ static void read(embed_sum<1> &sum, const float *from)
+{
+    sum.at[0] = *from;
+}
+
+__device__ static void write(const embed_sum<4> &sum, float *to)
+{
+    *(float4 *)to = make_float4(f8_canonical(sum.at[0]), f8_canonical(sum.at[1]), f8_canonical(sum.at[2]),
+                                f8_canonical(sum.at[3]));
+}
+
+__device__ static void write(const embed_sum<1> &sum, float *to)
+{
+    *to = f8_canonical(sum.at[0]);
+}
+
+__device__ static void add(embed_sum<4> &sum, uint2 x)
+{
+    sum.at[0] += f8_bf16_low(x.x);
+    sum.at[1] += f8_bf16_high(x.x);
+    sum.at[2] += f8_bf16_low(x.y);
+    sum.at[3] += f8_bf16_high(x.y);
+}
+
+__device__ static void add_row(embed_sum<4> &sum, const uint16_t *from)
+{
+    add(sum, __ldcs((const uint2 *)from));
+}
+
+__device__ static void add_row(embed_sum<1> &sum, const uint16_t *from)
+{
+    sum.at[0] += f8_bf16_decode(*from);
+}
+
+__device__ static void add_list(embed_sum<1> &sum, const uint16_t *from, int64_t stride, const int32_t *list, int count)
+{
+    for (int i = 0; i < count; i++) add_row(sum, from + list[i] * stride);
+}
+
+/* A frequent id is a long list and has few threads: its rows pass through a ring in which a thread reads what it
+ * copied itself, RING_ROWS of them under way. */
+__device__ static void add_list(embed_sum<4> &sum, const uint16_t *from, int64_t stride, const int32_t *list, int count)
+{
+    __shared__ uint2 ring[RING_ROWS][THREADS];
+    for (int i = 0; i < count + RING_ROWS - 1; i++) {
+        if (i < count)
+            __pipeline_memcpy_async(&ring[i % RING_ROWS][threadIdx.x], from + __ldg(list + i) * stride, sizeof(uint2));
+        __pipeline_commit();
+        if (i < RING_ROWS - 1) continue;
+        __pipeline_wait_prior(RING_ROWS - 1);
+        add(sum, ring[(i + 1) % RING_ROWS][threadIdx.x]);
     }
-    __device__ void add(packed x)
-    {
-        at += f8_bf16_decode(x);
-    }
-    __device__ void read(const float *from)
-    {
-        at = *from;
-    }
-    __device__ void write(float *to) const
-    {
-        *to = f8_canonical(at);
-    }
-};
+}
 
 /* blockIdx.x: token, which does nothing unless it is the first of its id; blockIdx.y: columns. */
 template <int columns>
-__global__ static void __launch_bounds__(THREADS, 4)
+__global__ static void __launch_bounds__(THREADS)
     embed_add_kernel(embed_slice slice, embed_index index, fp8flow_tensor dy, fp8flow_tensor dtable)
 {
-    using cells = embed_cells<columns>;
     int t = blockIdx.x;
     int64_t col = ((int64_t)blockIdx.y * THREADS + threadIdx.x) * columns;
     int32_t id = __ldg(slice.ids + t);
     if (col >= dy.cols || !is_known(id, slice.vocabulary) || index.first[id] != (uint32_t)t) return;
     const uint16_t *from = (const uint16_t *)dy.data + col;
     float *to = (float *)dtable.data + id * dtable.stride + col;
-    cells sum;
-    typename cells::packed own = cells::load(from + t * dy.stride);
     int further = index.further[id];
-    sum.read(to);
-    sum.add(own);
-    const int32_t *list = index.list + (further ? index.start[t] : 0);
-    for (; further > 0; further -= BATCH, list += BATCH) {
-        typename cells::packed x[BATCH];
-#pragma unroll
-        for (int j = 0; j < BATCH; j++)
-            if (j < further) x[j] = cells::load(from + __ldg(list + j) * dy.stride);
-#pragma unroll
-        for (int j = 0; j < BATCH; j++)
-            if (j < further) sum.add(x[j]);
-    }
-    sum.write(to);
+    embed_sum<columns> sum;
+    read(sum, to);
+    add_row(sum, from + t * dy.stride);
+    if (further > 0) add_list(sum, from, dy.stride, index.list + index.start[t], further);
+    write(sum, to);
 }
 
 static void launch_slice(const embed_slice &slice, const embed_index &index, const fp8flow_tensor &dy,
