@@ -90,4 +90,22 @@ __device__ static inline uint32_t f8_bf16_pair(float low, float high)
     return pair;
 }
 
+/* Eight BF16 numbers of a 16-byte piece. */
+struct f8_octet {
+    float at[8];
+};
+
+__device__ static inline f8_octet f8_unpack8(uint4 piece)
+{
+    return { { f8_bf16_low(piece.x), f8_bf16_high(piece.x), f8_bf16_low(piece.y), f8_bf16_high(piece.y),
+               f8_bf16_low(piece.z), f8_bf16_high(piece.z), f8_bf16_low(piece.w), f8_bf16_high(piece.w) } };
+}
+
+/* NaN as f8_bf16_pair_fast gives it. */
+__device__ static inline uint4 f8_pack8_fast(const f8_octet &x)
+{
+    return make_uint4(f8_bf16_pair_fast(x.at[0], x.at[1]), f8_bf16_pair_fast(x.at[2], x.at[3]),
+                      f8_bf16_pair_fast(x.at[4], x.at[5]), f8_bf16_pair_fast(x.at[6], x.at[7]));
+}
+
 #endif
