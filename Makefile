@@ -126,7 +126,7 @@ $(B)/fp8flow: $(cli_obj) $(B)/libfp8flow.a
 $(B)/cli.a: $(cli_obj)
 	$(Q)rm -f $@ && $(AR) rcs $@ $^
 
-$(B)/tests/%: $(B)/tests/%.o $(B)/cli.a $(B)/libfp8flow.a
+$(B)/tests/%: $(B)/tests/%.o $(B)/tests/mirror.o $(B)/tests/mirror_ops.o $(B)/cli.a $(B)/libfp8flow.a
 	$(Q)$(CC) -o $@ $^ $(ldflags) -lcmocka
 $(B)/tests/%.o: cflags += -Itests $(if $(cuda_dir),-isystem $(cuda_dir))
 # This program stands between the library and the allocator.
