@@ -21,6 +21,7 @@ enum { GUARD_BYTES = 256, GUARD = 0xA5, ALIGNMENT = 256, KEPT_ALIGNMENT = 16, FI
 static struct {
     test_device kind;
     int exact; /* an allocation per range */
+    int every; /* the device gets each n-th call of an operator */
     fp8flow_context *context;
     pthread_mutex_t mutex;
     char *arena;          /* on the device */
@@ -31,6 +32,11 @@ static struct {
 test_device tested_device(void)
 {
     return device.kind;
+}
+
+int mirror_every(void)
+{
+    return device.every;
 }
 
 fp8flow_context *mirror_context(void)
@@ -72,13 +78,16 @@ static fp8flow_status reserve(int64_t bytes)
     return status;
 }
 
-fp8flow_status mirror_open(const char *name, const char *memory)
+fp8flow_status mirror_open(const char *name)
 {
     int cuda = strcmp(name, "cuda") == 0;
+    const char *memory = getenv("FP8FLOW_TEST_MEMORY"), *every = getenv("FP8FLOW_TEST_EVERY");
     F8_REQUIRE(cuda || strcmp(name, "mirror") == 0, EINVAL, "expected \"cuda\" or \"mirror\"");
-    fp8flow_context_options options = { .backend = cuda ? FP8FLOW_CUDA : FP8FLOW_CPU };
+    /* One thread: there are tests that count them. */
+    fp8flow_context_options options = { .backend = cuda ? FP8FLOW_CUDA : FP8FLOW_CPU, .num_threads = 1 };
     F8_TRY(fp8flow_context_create(&options, &device.context));
     device.exact = memory && strcmp(memory, "exact") == 0;
+    device.every = every && atoi(every) > 0 ? atoi(every) : 1;
     device.kind = cuda ? TEST_ON_CUDA : TEST_ON_MIRROR;
     return FP8FLOW_OK;
 }
@@ -87,7 +96,7 @@ fp8flow_status mirror_open(const char *name, const char *memory)
 __attribute__((constructor)) static void open_asked_device(void)
 {
     const char *name = getenv("FP8FLOW_TEST_DEVICE");
-    if (!name || !*name || mirror_open(name, getenv("FP8FLOW_TEST_MEMORY")) == FP8FLOW_OK) return;
+    if (!name || !*name || mirror_open(name) == FP8FLOW_OK) return;
     fprintf(stderr, "FP8FLOW_TEST_DEVICE is \"%s\": %s\n", name, fp8flow_last_error());
     exit(1);
 }
@@ -237,13 +246,13 @@ static fp8flow_status blame(const mirror *m, int64_t at)
     return status;
 }
 
-/* Outputs go to the host; everything else must be as it was sent. */
+/* Outputs go to the host, unless this is a sample; everything else must be as it was sent. */
 static fp8flow_status take_over(const mirror *m)
 {
     for (int i = 0; i < m->num_arrays; i++) {
         const mirror_array *a = &m->arrays[i];
         if (a->direction == MIRROR_IN) continue;
-        memcpy(a->host, device.after + start_of(m, a), (size_t)a->bytes);
+        if (device.every == 1) memcpy(a->host, device.after + start_of(m, a), (size_t)a->bytes);
         memcpy(device.before + start_of(m, a), device.after + start_of(m, a), (size_t)a->bytes);
     }
     if (memcmp(device.before, device.after, (size_t)m->used) == 0) return FP8FLOW_OK;

@@ -6,7 +6,8 @@
  * the call. An operator without a CUDA kernel (ENOSYS) stays on the CPU. FP8FLOW_TEST_DEVICE=mirror does the same with
  * the CPU in the GPU's place: the test of the mirror. Contexts with FP8FLOW_REFERENCE are left alone.
  *
- * FP8FLOW_TEST_MEMORY=exact: an allocation per array instead of one for all, for tools that know allocations only.
+ * For sanitizers: FP8FLOW_TEST_MEMORY=exact makes an allocation per array instead of one for all.
+ * FP8FLOW_TEST_EVERY=n sends each n-th call of an operator to the device and goes on with the CPU's results.
  */
 #ifndef F8_TESTS_MIRROR_H
 #define F8_TESTS_MIRROR_H

@@ -47,11 +47,14 @@ fp8flow_tensor *mirror_add_tensor(mirror *m, const char *name, const fp8flow_ten
 fp8flow_status mirror_begin(mirror *m);
 fp8flow_status mirror_end(mirror *m, fp8flow_status status);
 
-/* Calls go to a device from now on: "cuda" or "mirror"; `memory`: NULL or "exact". */
-fp8flow_status mirror_open(const char *name, const char *memory);
+/* Calls go to a device from now on: "cuda" or "mirror". */
+fp8flow_status mirror_open(const char *name);
 
 /* The context of the device. */
 fp8flow_context *mirror_context(void);
+
+/* FP8FLOW_TEST_EVERY. Above 1, results of the device are dropped: mirror_end leaves the outputs alone. */
+int mirror_every(void);
 
 /* The table of a mirrored context. */
 extern const f8_ops mirror_ops;

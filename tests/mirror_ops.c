@@ -305,26 +305,34 @@ DESCRIBE(measure)
 
 /* ---- The table ---- */
 
-static atomic_int on_cpu[F8_NUM_OPS]; /* operators that the device does not have */
+/* Of each operator: calls so far, and whether the device does not have it. */
+static atomic_int calls[F8_NUM_OPS], absent[F8_NUM_OPS];
 
-static int stays_on_cpu(f8_op op, fp8flow_status status)
+static int is_sent(f8_op op)
 {
+    return atomic_fetch_add(&calls[op], 1) % mirror_every() == 0 && !atomic_load(&absent[op]);
+}
+
+/* Whether the CPU has to answer after the device did. */
+static int is_unanswered(f8_op op, fp8flow_status status)
+{
+    if (status == FP8FLOW_OK) return mirror_every() > 1;
     if (tested_device() != TEST_ON_CUDA || status != FP8FLOW_ENOSYS) return 0;
-    if (!atomic_exchange(&on_cpu[op], 1)) fprintf(stderr, "mirror: on the CPU: %s\n", fp8flow_last_error());
+    if (!atomic_exchange(&absent[op], 1)) fprintf(stderr, "mirror: on the CPU: %s\n", fp8flow_last_error());
     return 1;
 }
 
 #define F8_X(op)                                                                        \
     static fp8flow_status mirror_##op(fp8flow_context *c, const fp8flow_##op##_args *a) \
     {                                                                                   \
-        if (atomic_load(&on_cpu[F8_OP_##op])) return f8_ops_cpu()->op(c, a);            \
+        if (!is_sent(F8_OP_##op)) return f8_ops_cpu()->op(c, a);                        \
         call m = { .mirror = { .name = #op } };                                         \
         fp8flow_##op##_args d = *a;                                                     \
         describe_##op(&m, &d);                                                          \
         fp8flow_status status = mirror_begin(&m.mirror);                                \
         if (status == FP8FLOW_OK) status = fp8flow_##op(mirror_context(), &d);          \
         status = mirror_end(&m.mirror, status);                                         \
-        return stays_on_cpu(F8_OP_##op, status) ? f8_ops_cpu()->op(c, a) : status;      \
+        return is_unanswered(F8_OP_##op, status) ? f8_ops_cpu()->op(c, a) : status;     \
     }
 F8_OPS(F8_X)
 #undef F8_X
