@@ -158,7 +158,7 @@ struct tile_memory {
     uint4 codes[F8_BLOCK][F8_BLOCK / 16]; /* columns of codes; see put_column */
     uint32_t column_max[WARPS][F8_BLOCK];
     uint32_t warp_max[WARPS];
-    uint32_t written[WARPS]; /* of f8_row_states */
+    uint32_t written[WARPS];       /* of f8_row_states */
     float column_factor[F8_BLOCK]; /* of COL128 columns */
     float row_factor[F8_BLOCK];    /* of ROW128 rows */
     float tensor_factor[F8_BLOCK]; /* of the group of each row */
