@@ -1,8 +1,9 @@
 /* transpose.cu - versions of transpose (E4M3, ROW128 to TILE128) and of permute with both forms, on shift.cuh.
  *
  * Goals, percent of a copy: transpose 85 (6144 rows: 70); permute 80 of the fewest bytes, each token row read once.
- * The budget at 85 % is 16 instructions of a lane per element; the patch needs about 6, two bytes of 128 per clock
- * of shared memory per element of 8: what is left to try is the order of tiles, how loads overlap, and store hints.
+ * At 85 % an SM has 16 instructions of a lane for an element and must do 8 elements per clock; a patch takes about 10,
+ * and 16 of the 128 bytes per clock of shared memory. What is left to try: the order of tiles, how loads overlap,
+ * store hints.
  */
 #include "lab.cuh"
 #include "ops/shift.cuh"

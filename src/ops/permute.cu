@@ -4,6 +4,7 @@
  * Without, one warp copies 2 KB of a row. Both walk narrow slabs of columns down all rows, so that the copies of a
  * token's piece are made while it is in L2. Traffic per element: 1/k read, 1 (BF16: 2) written per form.
  */
+#include "ops/launch.cuh"
 #include "ops/plan.h"
 #include "ops/shift.cuh"
 

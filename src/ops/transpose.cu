@@ -3,6 +3,7 @@
  * One block turns one tile of 128 x 128 codes (shift.cuh). Traffic: 2 bytes per element and 1/128 for the scales of
  * the rows.
  */
+#include "ops/launch.cuh"
 #include "ops/shift.cuh"
 
 /* Bit r: row r of this thread's patch is in use. */
