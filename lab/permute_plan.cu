@@ -87,7 +87,8 @@ template <int CLUSTER> static void time_plan(const lab_routing &r, int32_t *scra
 {
     char version[64];
     std::snprintf(version, sizeof version, "plan, cluster of %d", CLUSTER);
-    LAB_TRY(cudaFuncSetAttribute(permute_plan_kernel<CLUSTER>, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+    auto *kernel = permute_plan_kernel<CLUSTER, PLAN_SHARED>;
+    LAB_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
     auto launch = [&](cudaStream_t stream) { plan_launch<CLUSTER>(stream, plan_call_of(&r.args), scratch); };
     check(plan_is_right(r, launch), version, shape);
     std::printf("%-44s %-24s %8.1f us\n", version, shape, lab_time(launch));

@@ -11,12 +11,8 @@
  * experts, the fewer counting warps. Tables of more than 28672 experts are in scratch memory.
  * Traffic: 4 bytes per pair twice (the second time from cache), 8 out.
  */
-#include <cooperative_groups.h>
-
 #include "ops/launch.cuh"
 #include "ops/warp.cuh"
-
-namespace cg = cooperative_groups;
 
 enum {
     PLAN_THREADS = 1024,
@@ -35,18 +31,24 @@ struct plan_call {
     int32_t num_experts, limit; /* limit: the capacity, rounded down to `align` */
     int32_t warps;              /* counting warps of a block */
     int64_t segment;            /* pairs of each of them, a multiple of 32 */
-    int32_t *scratch;           /* NULL: tables in shared memory */
+    int32_t *scratch;           /* for tables; NULL: they are in shared memory */
 };
+
+/* Where the tables of a kernel are: shared memory has instructions of its own. */
+enum plan_place { PLAN_SHARED, PLAN_SCRATCH };
+
+static_assert((int)PLAN_WARPS == (int)F8_WARP, "one warp adds up the sums of all");
 
 /* A block's counters: one table [num_experts] for each counting warp, and their sums [num_experts]. */
 struct plan_tables {
     int32_t *table, *sums;
 };
 
+template <plan_place PLACE>
 __device__ static inline plan_tables plan_tables_of(const plan_call &call, int32_t *shared, unsigned block)
 {
     int64_t tables = (int64_t)call.warps * call.num_experts;
-    int32_t *base = call.scratch ? call.scratch + block * (tables + call.num_experts) : shared;
+    int32_t *base = PLACE == PLAN_SCRATCH ? call.scratch + block * (tables + call.num_experts) : shared;
     return { base, base + tables };
 }
 
@@ -107,27 +109,30 @@ __device__ static inline void place_segment(const plan_call &call, plan_segment 
     }
 }
 
+/* Sum over the lanes up to this one. */
+__device__ static inline int64_t sum_upto(int64_t x)
+{
+#pragma unroll
+    for (int distance = 1; distance < F8_WARP; distance *= 2) {
+        int64_t other = __shfl_up_sync(F8_ALL_LANES, x, distance);
+        if (f8_lane() >= distance) x += other;
+    }
+    return x;
+}
+
 /* Sum over the threads before this one; *total: over all. */
 __device__ static inline int64_t sum_before(int64_t x, int64_t *total)
 {
-    __shared__ int64_t warp_total[PLAN_WARPS];
-    int64_t upto = x;
-#pragma unroll
-    for (int distance = 1; distance < F8_WARP; distance *= 2) {
-        int64_t other = __shfl_up_sync(F8_ALL_LANES, upto, distance);
-        if (f8_lane() >= distance) upto += other;
-    }
+    __shared__ int64_t upto_warp[PLAN_WARPS];
+    int warp = threadIdx.x / F8_WARP;
+    int64_t upto = sum_upto(x);
     __syncthreads(); /* the last call's readers are done */
-    if (f8_lane() == F8_WARP - 1) warp_total[threadIdx.x / F8_WARP] = upto;
+    if (f8_lane() == F8_WARP - 1) upto_warp[warp] = upto;
     __syncthreads();
-    int64_t before = upto - x;
-    *total = 0;
-#pragma unroll
-    for (int warp = 0; warp < PLAN_WARPS; warp++) {
-        if (warp < threadIdx.x / F8_WARP) before += warp_total[warp];
-        *total += warp_total[warp];
-    }
-    return before;
+    if (warp == 0) upto_warp[f8_lane()] = sum_upto(upto_warp[f8_lane()]);
+    __syncthreads();
+    *total = upto_warp[PLAN_WARPS - 1];
+    return upto - x + (warp > 0 ? upto_warp[warp - 1] : 0);
 }
 
 /* Rows begin .. end - 1 of every lane become padding; the blocks of the cluster take turns. */
@@ -142,16 +147,16 @@ __device__ static inline void write_padding(const plan_call &call, int begin, in
 }
 
 /* Count of expert e in all blocks, *earlier: in the blocks before this one. */
-template <int CLUSTER>
+template <int CLUSTER, plan_place PLACE>
 __device__ static inline int32_t total_count(const plan_call &call, int32_t *shared, int64_t e, int32_t *earlier)
 {
-    cg::cluster_group cluster = cg::this_cluster();
     int32_t count = 0;
     *earlier = 0;
 #pragma unroll
     for (unsigned other = 0; other < CLUSTER; other++) {
-        int32_t sum = plan_tables_of(call, cluster.map_shared_rank(shared, other), other).sums[e];
-        if (other < cluster.block_rank()) *earlier += sum;
+        int32_t *theirs = (int32_t *)__cluster_map_shared_rank(shared, other);
+        int32_t sum = plan_tables_of<PLACE>(call, theirs, other).sums[e];
+        if (other < __clusterRelativeBlockRank()) *earlier += sum;
         count += sum;
     }
     return count;
@@ -175,12 +180,12 @@ __device__ static inline void place_warps(const plan_call &call, plan_tables min
 
 /* Step 2 for PLAN_THREADS experts from `first` on, one per thread; *next_row: the first row behind the experts so far,
  * were there no limit. */
-template <int CLUSTER>
+template <int CLUSTER, plan_place PLACE>
 __device__ static inline void place_experts(const plan_call &call, int32_t *shared, int64_t first, int64_t *next_row)
 {
-    unsigned block = cg::this_cluster().block_rank();
+    unsigned block = __clusterRelativeBlockRank();
     int64_t e = first + threadIdx.x;
-    int32_t earlier = 0, count = e < call.num_experts ? total_count<CLUSTER>(call, shared, e, &earlier) : 0;
+    int32_t earlier = 0, count = e < call.num_experts ? total_count<CLUSTER, PLACE>(call, shared, e, &earlier) : 0;
     int64_t padded = f8_ceil_div(count, call.align) * call.align, all;
     int64_t begin = *next_row + sum_before(padded, &all);
     *next_row += all;
@@ -193,15 +198,15 @@ __device__ static inline void place_experts(const plan_call &call, int32_t *shar
         call.rows[e] = rows;
     }
     /* Unsigned: the sum of an offset and a count may pass 2^31. */
-    place_warps(call, plan_tables_of(call, shared, block), e, (uint32_t)offset + (uint32_t)earlier);
+    place_warps(call, plan_tables_of<PLACE>(call, shared, block), e, (uint32_t)offset + (uint32_t)earlier);
 }
 
-template <int CLUSTER> __global__ __launch_bounds__(PLAN_THREADS) static void permute_plan_kernel(plan_call call)
+template <int CLUSTER, plan_place PLACE>
+__global__ __launch_bounds__(PLAN_THREADS) static void permute_plan_kernel(plan_call call)
 {
     extern __shared__ int32_t shared[];
-    cg::cluster_group cluster = cg::this_cluster();
-    unsigned block = cluster.block_rank();
-    plan_tables mine = plan_tables_of(call, shared, block);
+    unsigned block = __clusterRelativeBlockRank();
+    plan_tables mine = plan_tables_of<PLACE>(call, shared, block);
     plan_segment segment = plan_segment_of(call, block);
     int warp = threadIdx.x / F8_WARP;
     int32_t *table = mine.table + (int64_t)warp * call.num_experts;
@@ -213,18 +218,19 @@ template <int CLUSTER> __global__ __launch_bounds__(PLAN_THREADS) static void pe
         for (int w = 0; w < call.warps; w++) sum += mine.table[(int64_t)w * call.num_experts + e];
         mine.sums[e] = sum;
     }
-    cluster.sync();
+    __cluster_barrier_arrive();
+    __cluster_barrier_wait();
 
     int64_t next_row = 0;
     for (int64_t first = 0; first < call.num_experts; first += PLAN_THREADS)
-        place_experts<CLUSTER>(call, shared, first, &next_row);
+        place_experts<CLUSTER, PLACE>(call, shared, first, &next_row);
     if (block == 0 && threadIdx.x == 0)
         call.offset[call.num_experts] = (int32_t)min(next_row, (int64_t)call.limit);
     /* No block may end while another reads its sums. */
-    cluster.barrier_arrive();
+    __cluster_barrier_arrive();
     __syncthreads();
     if (warp < call.warps) place_segment(call, segment, (uint32_t *)table);
-    cluster.barrier_wait();
+    __cluster_barrier_wait();
 }
 
 static plan_call plan_call_of(const fp8flow_permute_plan_args *a)
@@ -271,8 +277,10 @@ template <int CLUSTER> static void plan_launch(cudaStream_t stream, plan_call ca
     config.stream = stream;
     config.attrs = &cluster;
     config.numAttrs = 1;
-    cudaFuncSetAttribute(permute_plan_kernel<CLUSTER>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes);
-    cudaLaunchKernelEx(&config, permute_plan_kernel<CLUSTER>, call);
+    auto *kernel = permute_plan_kernel<CLUSTER, PLAN_SHARED>;
+    if (call.scratch) kernel = permute_plan_kernel<CLUSTER, PLAN_SCRATCH>;
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes);
+    cudaLaunchKernelEx(&config, kernel, call);
 }
 
 extern "C" fp8flow_status f8_cuda_permute_plan(fp8flow_context *c, const fp8flow_permute_plan_args *a)
