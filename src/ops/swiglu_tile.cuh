@@ -73,12 +73,13 @@ __device__ static inline void f8_copy_async(void *to, const void *from, bool wan
                  : "memory");
 }
 
-/* The gate weight of row `row` of a tile; there may be no gate. */
+/* The gate weight of row `row` of a tile, 0 in padding; there may be no gate. */
 __device__ static inline void f8_copy_gate(float *to, const float *gate, const f8_tile_place &tile, int row)
 {
-    if (!gate || row >= tile.valid) return;
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"((uint32_t)__cvta_generic_to_shared(to)),
-                 "l"(gate + tile.row0 + row)
+    if (!gate) return;
+    bool wanted = row < tile.valid;
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"((uint32_t)__cvta_generic_to_shared(to)),
+                 "l"(wanted ? gate + tile.row0 + row : gate), "r"(wanted ? 4 : 0)
                  : "memory");
 }
 
