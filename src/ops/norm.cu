@@ -202,7 +202,7 @@ extern "C" fp8flow_status f8_cuda_rmsnorm(fp8flow_context *c, const fp8flow_rmsn
 /* ---- Backward ---- */
 
 template <int lanes, int pieces> struct backward_block {
-    static const int threads = lanes > 256 ? lanes : 256, groups = threads / lanes, stages = 3;
+    static const int threads = lanes > F8_WARP ? lanes : 256, groups = threads / lanes, stages = 3;
     static const int resident = threads * pieces > 1024 ? 1 : 1024 / threads; /* blocks per multiprocessor */
     static const int slabs = MULTIPROCESSORS * resident;
     static const int stage_pieces = 2 * pieces * threads, ring_bytes = stages * stage_pieces * 16;
