@@ -20,6 +20,12 @@ enum { PIECE = 8, PLAIN_THREADS = 256, MULTIPROCESSORS = 132 };
 struct norm_shape {
     int64_t segments, per_row;
     int32_t width;
+    float inverse_width;
+};
+
+/* A segment, the row that it lies in, and how many segments of the row come before it. */
+struct norm_place {
+    int64_t segment, row, in_row;
 };
 
 struct norm_forward {
@@ -41,11 +47,27 @@ struct norm_backward {
     int64_t x_stride, dy_stride, dx_stride;
 };
 
-/* Element of a tensor at which a segment starts. */
-__device__ static int64_t segment_start(const norm_shape &shape, int64_t segment, int64_t stride)
+__device__ static norm_place place_of(const norm_shape &shape, int64_t segment)
 {
-    int64_t row = segment / shape.per_row;
-    return row * stride + (segment - row * shape.per_row) * shape.width;
+    int64_t row = shape.per_row == 1 ? segment : segment / shape.per_row;
+    return { segment, row, segment - row * shape.per_row };
+}
+
+/* Move on by `step`; a division for every segment would be felt. */
+__device__ static void advance(norm_place &at, const norm_shape &shape, const norm_place &step)
+{
+    at.segment += step.segment;
+    at.row += step.row;
+    at.in_row += step.in_row;
+    if (at.in_row < shape.per_row) return;
+    at.in_row -= shape.per_row;
+    at.row++;
+}
+
+/* Element of a tensor at which a segment starts. */
+__device__ static int64_t start_of(const norm_shape &shape, const norm_place &at, int64_t stride)
+{
+    return at.row * stride + at.in_row * shape.width;
 }
 
 /* Sum over a group; every thread has the result. `sums` may be used again after one more barrier. */
@@ -71,7 +93,7 @@ __device__ static f8_octet load_weight(const float *weight)
 
 __device__ static float root(float square_sum, const norm_forward &a)
 {
-    return 1.0f / sqrtf(square_sum / (float)a.shape.width + a.eps);
+    return 1.0f / sqrtf(square_sum * a.shape.inverse_width + a.eps);
 }
 
 /* ---- Forward ---- */
@@ -87,8 +109,9 @@ __global__ static void __launch_bounds__(forward_block<lanes>::threads) rmsnorm_
     const int lane = threadIdx.x % lanes, used = a.shape.width / PIECE;
     int64_t segment = (int64_t)blockIdx.x * forward_block<lanes>::groups + threadIdx.x / lanes;
     bool valid = segment < a.shape.segments; /* other groups of the warp need this one's lanes in the sum */
-    const uint16_t *x = a.x + segment_start(a.shape, segment, a.x_stride);
-    uint16_t *y = a.y + segment_start(a.shape, segment, a.y_stride);
+    norm_place place = place_of(a.shape, segment);
+    const uint16_t *x = a.x + start_of(a.shape, place, a.x_stride);
+    uint16_t *y = a.y + start_of(a.shape, place, a.y_stride);
     uint4 piece[pieces];
 #pragma unroll
     for (int p = 0; p < pieces; p++) {
@@ -121,8 +144,9 @@ __global__ static void rmsnorm_plain_kernel(norm_forward a)
 {
     int64_t segment = ((int64_t)blockIdx.x * PLAIN_THREADS + threadIdx.x) / F8_WARP;
     if (segment >= a.shape.segments) return;
-    const uint16_t *x = a.x + segment_start(a.shape, segment, a.x_stride);
-    uint16_t *y = a.y + segment_start(a.shape, segment, a.y_stride);
+    norm_place place = place_of(a.shape, segment);
+    const uint16_t *x = a.x + start_of(a.shape, place, a.x_stride);
+    uint16_t *y = a.y + start_of(a.shape, place, a.y_stride);
     float square_sum = 0.0f;
     for (int i = f8_lane(); i < a.shape.width; i += F8_WARP) {
         float v = f8_bf16_decode(x[i]);
@@ -144,7 +168,7 @@ template <int lanes, int pieces> static void launch_forward(const norm_forward &
 static norm_shape shape_of(const fp8flow_tensor *x, int64_t width)
 {
     int64_t per_row = x->cols / width;
-    return { x->rows * per_row, per_row, (int32_t)width };
+    return { x->rows * per_row, per_row, (int32_t)width, 1.0f / (float)width };
 }
 
 static bool is_wide(const fp8flow_tensor *t)
@@ -162,8 +186,8 @@ extern "C" fp8flow_status f8_cuda_rmsnorm(fp8flow_context *c, const fp8flow_rmsn
     if (a->width % PIECE != 0 || !is_wide(a->x) || !is_wide(a->y) || !f8_aligned16(a->weight, 0))
         rmsnorm_plain_kernel<<<f8_grid(f.shape.segments, PLAIN_THREADS / F8_WARP), PLAIN_THREADS, 0, s>>>(f);
     else if (used <= 8) launch_forward<8, 1>(f, s);
-    else if (used <= 16) launch_forward<16, 1>(f, s);
-    else if (used <= 32) launch_forward<32, 1>(f, s);
+    else if (used <= 16) launch_forward<8, 2>(f, s);
+    else if (used <= 32) launch_forward<16, 2>(f, s);
     else if (used <= 64) launch_forward<32, 2>(f, s);
     else if (used <= 128) launch_forward<32, 4>(f, s);
     else if (used <= 256) launch_forward<32, 8>(f, s);
@@ -178,7 +202,7 @@ extern "C" fp8flow_status f8_cuda_rmsnorm(fp8flow_context *c, const fp8flow_rmsn
 /* ---- Backward ---- */
 
 template <int lanes, int pieces> struct backward_block {
-    static const int threads = lanes > 256 ? lanes : 256, groups = threads / lanes, stages = 3;
+    static const int threads = lanes > F8_WARP ? lanes : 256, groups = threads / lanes, stages = 3;
     static const int resident = threads * pieces > 1024 ? 1 : 1024 / threads; /* blocks per multiprocessor */
     static const int slabs = MULTIPROCESSORS * resident;
     static const int stage_pieces = 2 * pieces * threads, ring_bytes = stages * stage_pieces * 16;
@@ -200,11 +224,11 @@ template <int lanes, int pieces> struct backward_walk {
         return ring + stage * block::stage_pieces + (operand * pieces + p) * block::threads;
     }
     /* Start the copy of a segment; one without an end is an empty copy, so that copies can be counted. */
-    __device__ void fetch(int64_t segment, int stage) const
+    __device__ void fetch(const norm_place &place, int stage) const
     {
-        if (segment < a.shape.segments) {
-            const uint16_t *x = a.x + segment_start(a.shape, segment, a.x_stride);
-            const uint16_t *dy = a.dy + segment_start(a.shape, segment, a.dy_stride);
+        if (place.segment < a.shape.segments) {
+            const uint16_t *x = a.x + start_of(a.shape, place, a.x_stride);
+            const uint16_t *dy = a.dy + start_of(a.shape, place, a.dy_stride);
 #pragma unroll
             for (int p = 0; p < pieces; p++) {
                 if (piece_at(p) >= used) break;
@@ -280,22 +304,25 @@ __launch_bounds__(backward_block<lanes, pieces>::threads, backward_block<lanes, 
     __shared__ float sums[2][F8_WARP];
     const backward_walk<lanes, pieces> walk = { a, ring + threadIdx.x, (int)threadIdx.x % lanes,
                                                 a.shape.width / PIECE };
-    const int64_t step = (int64_t)gridDim.x * block::groups, begin = (int64_t)blockIdx.x * block::groups;
+    const int64_t begin = (int64_t)blockIdx.x * block::groups;
+    const norm_place step = place_of(a.shape, (int64_t)gridDim.x * block::groups);
+    norm_place here = place_of(a.shape, begin + threadIdx.x / lanes), ahead = here;
     f8_octet sum[pieces] = {};
-    int64_t segment = begin + threadIdx.x / lanes;
-    for (int stage = 0; stage < block::stages - 1; stage++) walk.fetch(segment + stage * step, stage);
-    float next_r = segment < a.shape.segments ? a.rstd[segment] : 0.0f;
+    for (int stage = 0; stage < block::stages - 1; stage++, advance(ahead, a.shape, step)) walk.fetch(ahead, stage);
+    float next_r = here.segment < a.shape.segments ? a.rstd[here.segment] : 0.0f;
     int stage = 0, parity = 0;
     /* All groups of a block take the same number of turns: the last turn may find no segment for some. */
-    for (int64_t base = begin; base < a.shape.segments; base += step, segment += step, parity ^= 1) {
+    for (int64_t base = begin; base < a.shape.segments; base += step.segment, parity ^= 1) {
         float r = next_r;
-        next_r = segment + step < a.shape.segments ? a.rstd[segment + step] : 0.0f;
-        walk.fetch(segment + (block::stages - 1) * step, (stage + block::stages - 1) % block::stages);
+        bool valid = here.segment < a.shape.segments;
+        walk.fetch(ahead, (stage + block::stages - 1) % block::stages);
+        advance(ahead, a.shape, step);
         __pipeline_wait_prior(block::stages - 1);
-        bool valid = segment < a.shape.segments;
         float dot = group_sum<lanes>(valid ? walk.reduce(stage, r, sum) : 0.0f, sums[parity]);
-        float slope = r * (dot / (float)a.shape.width);
-        if (valid) walk.write(stage, r, slope, a.dx + segment_start(a.shape, segment, a.dx_stride));
+        float slope = r * (dot * a.shape.inverse_width);
+        if (valid) walk.write(stage, r, slope, a.dx + start_of(a.shape, here, a.dx_stride));
+        advance(here, a.shape, step);
+        next_r = here.segment < a.shape.segments ? a.rstd[here.segment] : 0.0f;
         stage = (stage + 1) % block::stages;
     }
     write_partial<lanes, pieces>(walk, sum, (float *)ring);
@@ -346,13 +373,14 @@ __global__ static void rmsnorm_slope_kernel(norm_backward a, int64_t first, int6
 {
     int64_t index = ((int64_t)blockIdx.x * PLAIN_THREADS + threadIdx.x) / F8_WARP;
     if (index >= count) return;
-    const uint16_t *x = a.x + segment_start(a.shape, first + index, a.x_stride);
-    const uint16_t *dy = a.dy + segment_start(a.shape, first + index, a.dy_stride);
+    norm_place place = place_of(a.shape, first + index);
+    const uint16_t *x = a.x + start_of(a.shape, place, a.x_stride);
+    const uint16_t *dy = a.dy + start_of(a.shape, place, a.dy_stride);
     float r = a.rstd[first + index], dot = 0.0f;
     for (int i = f8_lane(); i < a.shape.width; i += F8_WARP)
         dot = fmaf(f8_bf16_decode(dy[i]) * (f8_bf16_decode(x[i]) * r), a.weight[i], dot);
     dot = f8_warp_sum(dot);
-    if (f8_lane() == 0) slope[index] = r * (dot / (float)a.shape.width);
+    if (f8_lane() == 0) slope[index] = r * (dot * a.shape.inverse_width);
 }
 
 /* A thread has one column of a slab's segments (blockIdx.y). */
@@ -364,12 +392,12 @@ __global__ static void rmsnorm_columns_kernel(norm_backward a, int64_t first, in
     int64_t end = min(begin + per_slab, count);
     float weight = a.weight[col], sum = 0.0f;
     for (int64_t i = begin; i < end; i++) {
+        norm_place place = place_of(a.shape, first + i);
         float r = a.rstd[first + i];
-        float x = f8_bf16_decode(a.x[segment_start(a.shape, first + i, a.x_stride) + col]);
-        float dy = f8_bf16_decode(a.dy[segment_start(a.shape, first + i, a.dy_stride) + col]);
+        float x = f8_bf16_decode(a.x[start_of(a.shape, place, a.x_stride) + col]);
+        float dy = f8_bf16_decode(a.dy[start_of(a.shape, place, a.dy_stride) + col]);
         sum += dy * (x * r);
-        a.dx[segment_start(a.shape, first + i, a.dx_stride) + col] =
-            f8_bf16_encode(fmaf(-x, slope[i], dy * weight) * r);
+        a.dx[start_of(a.shape, place, a.dx_stride) + col] = f8_bf16_encode(fmaf(-x, slope[i], dy * weight) * r);
     }
     a.partial[(int64_t)blockIdx.y * a.shape.width + col] = sum;
 }
@@ -401,7 +429,7 @@ extern "C" fp8flow_status f8_cuda_rmsnorm_backward(fp8flow_context *c, const fp8
     if (a->width % PIECE != 0 || used > 2048 || !is_wide(a->x) || !is_wide(a->dy) || !is_wide(a->dx) ||
         !f8_aligned16(a->weight, 0))
         return launch_plain_backward(b, a->dweight, s);
-    if (used <= 16) return launch_backward<16, 1>(b, a->dweight, s);
+    if (used <= 16) return launch_backward<8, 2>(b, a->dweight, s);
     if (used <= 32) return launch_backward<32, 1>(b, a->dweight, s);
     if (used <= 64) return launch_backward<32, 2>(b, a->dweight, s);
     if (used <= 256) return launch_backward<256, 1>(b, a->dweight, s);
