@@ -5,8 +5,9 @@
  * maximum over the warp, so that ties and order are those of f8_choose_top.
  *
  * The second adds up scores over the tokens of a sequence. The contract fixes the order, so that an expert's sum is one
- * chain of additions of 4 clocks each: 9 us for 4096 tokens, whatever the number of experts. A block has 32 experts
- * of a sequence; one warp does nothing but add from shared memory, eight bring the scores there a tile ahead.
+ * chain of additions of 4 clocks each: 9 us for 4096 tokens, whatever the number of experts. A block has 8 experts (a
+ * sector of memory) of a sequence; one warp does nothing but add from shared memory, eight bring the scores there a
+ * tile ahead. More experts in a block would make its divisions (sigmoid scores are normalised here) the longer chain.
  *
  * Traffic per score: 4 bytes of logits, 4 written, 4 read again, mostly from L2.
  */
@@ -16,8 +17,8 @@
 
 enum { CHOOSE_WARPS = 8 }; /* tokens of a block */
 
-/* Experts and tokens that are added up at a time; warps that load them, tokens of a tile for each. */
-enum { STRIP = F8_WARP, TILE = 128, LOADERS = 8, HELD = TILE / LOADERS };
+/* Experts and tokens that are added up at a time; threads that load them, tokens of a tile for each. */
+enum { STRIP = 8, TILE = 256, LOADERS = 256, STEP = LOADERS / STRIP, HELD = TILE / STEP };
 
 /* What the kernels read and write; `config` is a copy. */
 struct router_job {
@@ -294,18 +295,23 @@ __global__ static void __launch_bounds__(CHOOSE_WARPS * F8_WARP) router_choose_k
 
 /* ---- Sums over a sequence ---- */
 
-/* One lane's scores of a tile: tokens warp, warp + LOADERS, ... of one expert. */
+/* Blocks of a sequence. */
+__host__ __device__ static inline int sum_strips(const fp8flow_router_config &config)
+{
+    return ((int)config.num_experts + STRIP - 1) / STRIP;
+}
+
+/* A loader's part of a tile: one expert's scores of every STEP-th token. */
 struct held_scores {
     float score[HELD], divisor[HELD];
 };
 
-/* Tokens start, start + LOADERS, ... before `end`; +0 behind it, which changes no sum that started at +0. */
-__device__ static inline held_scores load_scores(const router_job &job, int64_t start, int64_t end, int expert)
+/* Tokens token, token + STEP, ... before `end`; +0 behind it, which changes no sum that started at +0. */
+__device__ static inline held_scores load_scores(const router_job &job, int64_t token, int64_t end, int expert)
 {
     held_scores held;
 #pragma unroll
-    for (int i = 0; i < HELD; i++) {
-        int64_t token = start + i * LOADERS;
+    for (int i = 0; i < HELD; i++, token += STEP) {
         bool inside = token < end && expert < job.config.num_experts;
         held.score[i] = inside ? __ldg(job.scores + token * job.config.num_experts + expert) : 0.0f;
         held.divisor[i] = inside && job.divisor ? __ldg(job.divisor + token) : 1.0f;
@@ -313,43 +319,42 @@ __device__ static inline held_scores load_scores(const router_job &job, int64_t 
     return held;
 }
 
-__device__ static inline void store_scores(const router_job &job, const held_scores &held, float (*tile)[STRIP])
+__device__ static inline void store_scores(const router_job &job, const held_scores &held, float *tile)
 {
-    int warp = (int)threadIdx.x / F8_WARP;
 #pragma unroll
     for (int i = 0; i < HELD; i++)
-        tile[warp + i * LOADERS][f8_lane()] = job.divisor ? held.score[i] / held.divisor[i] : held.score[i];
+        tile[threadIdx.x + i * LOADERS] = job.divisor ? held.score[i] / held.divisor[i] : held.score[i];
 }
 
 /* The chain of additions. */
-__device__ static inline float add_tile(const float (*tile)[STRIP], float sum)
+__device__ static inline float add_tile(const float *tile, float sum)
 {
 #pragma unroll
-    for (int i = 0; i < TILE; i++) sum += tile[i][f8_lane()];
+    for (int i = 0; i < TILE; i++) sum += tile[i * STRIP];
     return sum;
 }
 
 /* The loaders write a tile while the last warp adds the one before, with their next tile on its way to registers. */
-__global__ static void __launch_bounds__((LOADERS + 1) * F8_WARP) router_sums_kernel(router_job job)
+__global__ static void __launch_bounds__(LOADERS + F8_WARP) router_sums_kernel(router_job job)
 {
-    __shared__ float tile[2][TILE][STRIP];
-    int strips = padded_experts(job.config) / STRIP, warp = (int)threadIdx.x / F8_WARP;
+    __shared__ float tile[2][TILE * STRIP];
+    int strips = sum_strips(job.config), thread = (int)threadIdx.x, column = thread % STRIP;
+    int expert = (int)(blockIdx.x % strips) * STRIP + column, buffer = 0;
     int64_t sequence = blockIdx.x / strips, start = sequence * job.config.sequence_length;
     int64_t end = start + job.config.sequence_length;
-    int expert = (int)(blockIdx.x % strips) * STRIP + f8_lane(), buffer = 0;
     float sum = 0.0f;
     held_scores held;
-    if (warp < LOADERS) held = load_scores(job, start + warp, end, expert);
+    if (thread < LOADERS) held = load_scores(job, start + thread / STRIP, end, expert);
     for (; start < end; start += TILE, buffer ^= 1) {
-        if (warp < LOADERS) {
-            held_scores next = load_scores(job, start + TILE + warp, end, expert);
+        if (thread < LOADERS) {
+            held_scores next = load_scores(job, start + TILE + thread / STRIP, end, expert);
             store_scores(job, held, tile[buffer]);
             held = next;
         }
         __syncthreads();
-        if (warp == LOADERS) sum = add_tile(tile[buffer], sum);
+        if (thread >= LOADERS) sum = add_tile(tile[buffer] + column, sum);
     }
-    if (warp == LOADERS && expert < job.config.num_experts)
+    if (thread >= LOADERS && thread < LOADERS + STRIP && expert < job.config.num_experts)
         job.score_sums[sequence * job.config.num_experts + expert] = f8_canonical(sum);
 }
 
@@ -383,7 +388,7 @@ extern "C" fp8flow_status f8_cuda_router(fp8flow_context *c, const fp8flow_route
     else if (num_experts <= 256) launch_choose<8>(c, job);
     else if (num_experts <= 512) launch_choose<16>(c, job);
     else launch_choose<0>(c, job);
-    router_sums_kernel<<<f8_grid(num_experts, STRIP) * (unsigned)num_sequences, (LOADERS + 1) * F8_WARP, 0,
-                         f8_stream(c)>>>(job);
+    unsigned num_strips = (unsigned)(sum_strips(job.config) * num_sequences);
+    router_sums_kernel<<<num_strips, LOADERS + F8_WARP, 0, f8_stream(c)>>>(job);
     return f8_launched("router");
 }
