@@ -148,7 +148,7 @@ static fp8flow_status cuda_describe(fp8flow_device_info *info)
                                    .cache_bytes = properties.l2CacheSize,
                                    .num_multiprocessors = properties.multiProcessorCount,
                                    .cuda_version = driver };
-    (void)snprintf(info->name, sizeof info->name, "%s", properties.name);
+    (void)snprintf(info->name, sizeof info->name, "%.100s", properties.name);
     return FP8FLOW_OK;
 }
 
@@ -200,7 +200,7 @@ const char *f8_device_cuda_summary(int *usable)
     struct cudaDeviceProp properties;
     *usable = find_device(0) == FP8FLOW_OK && cudaGetDeviceProperties(&properties, 0) == cudaSuccess;
     if (*usable)
-        (void)snprintf(text, sizeof text, "%s, %.0f GB, %d multiprocessors", properties.name,
+        (void)snprintf(text, sizeof text, "%.100s, %.0f GB, %d multiprocessors", properties.name,
                        (double)properties.totalGlobalMem * 1e-9, properties.multiProcessorCount);
     else (void)snprintf(text, sizeof text, "%s", fp8flow_last_error());
     return text;
