@@ -94,7 +94,8 @@ examples   := $(patsubst %.c,$(B)/%,$(wildcard examples/*.c))
 tests      := $(patsubst %.c,$(B)/%,$(wildcard tests/test_*.c))
 # Tests of operators, layers and training, which the mirror (tests/mirror.h) can run on another device; programs that
 # need a GPU; the tests of single operators, for compute-sanitizer.
-device_tests := $(patsubst %.c,$(B)/%,$(shell grep -lE 'make_context|moe_fixture|training\.h' $(wildcard tests/test_*.c)))
+device_tests := $(patsubst %.c,$(B)/%,$(shell grep -lE 'make_context|moe_fixture|training\.h' \
+                  $(wildcard tests/test_*.c) /dev/null))
 cuda_tests   := $(patsubst %.c,$(B)/%,$(wildcard tests/cuda_*.c))
 kernel_tests := $(patsubst %,$(B)/tests/test_%,quantize transpose permute swiglu router router_backward decoder_ops \
                   vocab optimizer)
@@ -168,7 +169,8 @@ $(B)/tidy/%.ok: %.c .clang-tidy $(all_headers)
 
 # ---- Targets ----
 .PHONY: help require-deps deps deps-test lib cli lab check check-long check-all-floats check-cli check-tools \
-        check-install check-tsan check-mirror gpu-check run-gpu-check sanitize-gpu run-sanitize-gpu test asan ubsan tsan lint format matrix fuzz fuzz-regress run-fuzz bench demo \
+        check-install check-tsan check-mirror gpu-check run-gpu-check sanitize-gpu run-sanitize-gpu \
+        test asan ubsan tsan lint format matrix fuzz fuzz-regress run-fuzz bench demo \
         docs install uninstall dist clean
 help: ## this list
 	@echo "fp8flow $(VERSION): make TARGET [DEBUG=1 ASAN=1 UBSAN=1 TSAN=1 WERROR=1 V=1 CC=... PREFIX=... DESTDIR=...]"
