@@ -95,7 +95,8 @@ examples   := $(patsubst %.c,$(B)/%,$(wildcard examples/*.c))
 tests      := $(patsubst %.c,$(B)/%,$(wildcard tests/test_*.c))
 # Tests of operators, layers and training, which the mirror (tests/mirror.h) can run on another device; programs that
 # need a GPU; the tests of single operators, for compute-sanitizer.
-device_tests := $(patsubst %.c,$(B)/%,$(shell grep -lE 'make_context|moe_fixture|training\.h' $(wildcard tests/test_*.c)))
+device_tests := $(patsubst %.c,$(B)/%,$(shell grep -lE 'make_context|moe_fixture|training\.h' \
+                  $(wildcard tests/test_*.c) /dev/null))
 cuda_tests   := $(patsubst %.c,$(B)/%,$(wildcard tests/cuda_*.c))
 kernel_tests := $(patsubst %,$(B)/tests/test_%,quantize transpose permute swiglu router router_backward decoder_ops \
                   vocab optimizer)

@@ -1,8 +1,8 @@
 #!/bin/sh
 # run_sanitizer.sh - test programs under the tools of compute-sanitizer, at most JOBS=4 at once.
 #
-# SANITIZER is the program, TOOLS the list. The programs send every EVERY=7th call of an operator to the GPU: kernels run
-# up to a hundred times slower here. For memcheck each array is an allocation of its own, with unmapped bytes behind it.
+# SANITIZER is the program, TOOLS the list. The programs send each 7th (EVERY=7) call of an operator to the GPU: kernels
+# run up to a hundred times slower here. For memcheck each array is an allocation of its own, with a gap behind it.
 set -u
 export FP8FLOW_TEST_DEVICE=cuda FP8FLOW_TEST_EVERY="${EVERY:-7}" OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive
 limit_s=${TEST_LIMIT_S:-300}

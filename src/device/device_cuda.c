@@ -8,11 +8,15 @@
 #include <cuda_runtime_api.h>
 #include <stdio.h>
 
-#define CUDA_TRY(what, call)                                                                                     \
-    do {                                                                                                         \
-        cudaError_t cuda_error = (call);                                                                         \
-        F8_REQUIRE(cuda_error == cudaSuccess, EBACKEND, "cuda: %s: %s", (what), cudaGetErrorString(cuda_error)); \
-    } while (0)
+/* A reported error is taken back from the runtime, which would show it again at the next launch. */
+static fp8flow_status check(const char *what, cudaError_t error)
+{
+    if (error == cudaSuccess) return FP8FLOW_OK;
+    (void)cudaGetLastError();
+    return F8_FAIL(EBACKEND, "cuda: %s: %s", what, cudaGetErrorString(error));
+}
+
+#define CUDA_TRY(what, call) F8_TRY(check(what, call))
 
 static fp8flow_status cuda_alloc(size_t bytes, void **memory)
 {
