@@ -151,16 +151,6 @@ __device__ static inline void f8_add_nonfinite(uint64_t *counter, uint32_t nonfi
     if (counter && nonfinite) atomicAdd((unsigned long long *)counter, (unsigned long long)nonfinite);
 }
 
-/* Multiprocessors of the current device: the blocks of a kernel that fills each of them once. */
-static inline fp8flow_status f8_multiprocessors(const char *op, int *count)
-{
-    int device = 0;
-    cudaError_t error = cudaGetDevice(&device);
-    if (error == cudaSuccess) error = cudaDeviceGetAttribute(count, cudaDevAttrMultiProcessorCount, device);
-    F8_REQUIRE(error == cudaSuccess, EBACKEND, "%s: cuda: %s", op, cudaGetErrorString(error));
-    return FP8FLOW_OK;
-}
-
 /* More than 48 KB of shared memory for a kernel: asked for at every launch, since each device has its own setting. */
 template <class Kernel> static inline fp8flow_status f8_allow_shared(const char *op, Kernel kernel, int bytes)
 {

@@ -1,0 +1,232 @@
+/* walk.cuh - blocks that stay on their SM and walk along row blocks: ROW128 lines, gathered, to TILE128 columns.
+ *
+ * Against one block per tile (shift.cuh): what belongs to a row (group, source, token) is fetched once per row block,
+ * the codes of the next tile arrive (cp.async) while this one is worked on, and both forms leave shared memory through
+ * the copy engine, not through registers. All lines are whole pieces of 16 bytes, row blocks hold 128 rows.
+ *
+ * A thread has the same patch as in shift.cuh and waits only for its own copies. Of a tile of columns the copy engine
+ * takes line i * 8 + g for column 16 g + i, with the 128-byte swizzle: piece p of that line lies at p ^ g, which is
+ * the order that f8_store_columns has, free of bank conflicts.
+ */
+#ifndef F8_OPS_WALK_CUH
+#define F8_OPS_WALK_CUH
+
+#include "ops/hopper.cuh"
+#include "ops/shift.cuh"
+#include "ops/tensor_map.cuh"
+
+enum { F8_TILE_BYTES = F8_BLOCK * F8_BLOCK, F8_COL_GROUP = 16 };
+
+/* Boxes of a tile in both forms. */
+struct f8_walk_maps {
+    CUtensorMap columns, rows;
+};
+
+/* A column form of TILE128 scales, its row blocks from `first_block` on; see f8_walk for `slab`. */
+struct f8_walk_output {
+    uint8_t *scale;
+    uint64_t *histogram;
+    int col_blocks, slab;
+};
+
+/* The row store needs a second stage: it still reads this tile while the next one arrives. */
+template <int stages> struct f8_walk_shared {
+    alignas(1024) uint8_t stage[stages][F8_TILE_BYTES];
+    f8_shift_shared shift; /* columns at a multiple of 1024 bytes, as the swizzle wants */
+};
+
+/* ---- The order of tiles ---- */
+
+/* Slabs of `slab` columns of tiles, one after the other: blocks that gather the same tokens find them in L2. Every
+ * block has an equal share of a slab, tiles side by side, then the next row block; a run is what lies in one. */
+struct f8_walk {
+    int first_block, row_blocks, col_blocks, slab;
+    int first_col, end_col; /* of this slab */
+    int left;               /* tiles of this share, with this one; 0: the walk is over */
+    int block, col, run_col;
+};
+
+/* The share of the first slab from column `col` on that is not empty. Blocks change shares between slabs so that
+ * the larger ones go round. */
+__device__ static inline void f8_walk_find(f8_walk &w, int col)
+{
+    w.left = 0;
+    for (; w.left == 0 && col < w.col_blocks; col += w.slab) {
+        w.first_col = col, w.end_col = min(col + w.slab, w.col_blocks);
+        unsigned width = (unsigned)(w.end_col - col), tiles = (unsigned)w.row_blocks * width;
+        unsigned share = (blockIdx.x + (unsigned)col) % gridDim.x;
+        unsigned begin = (unsigned)((uint64_t)tiles * share / gridDim.x);
+        w.left = (int)((unsigned)((uint64_t)tiles * (share + 1) / gridDim.x) - begin);
+        w.block = w.first_block + (int)(begin / width);
+        w.run_col = w.col = col + (int)(begin % width);
+    }
+}
+
+__device__ static inline void f8_walk_step(f8_walk &w)
+{
+    if (--w.left == 0) f8_walk_find(w, w.first_col + w.slab);
+    else if (++w.col == w.end_col) w.run_col = w.col = w.first_col, w.block++;
+}
+
+/* ---- One tile ---- */
+
+/* What is known of a tile before its codes have come. block -1: there is none. */
+struct f8_coming_tile {
+    int block, col;
+    uint32_t scale[4];
+};
+
+/* 16 bytes to shared memory, or 16 zeros; `from` must be an address even then. */
+__device__ static inline void f8_copy_async16(void *to, const void *from, int bytes)
+{
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(f8_smem(to)), "l"(from), "r"(bytes) : "memory");
+}
+
+__device__ static inline void f8_copy_async_wait()
+{
+    asm volatile("cp.async.wait_all;" ::: "memory");
+}
+
+/* Asks for the codes and scales of the tile that the walk has come to, and steps on. */
+template <class Rows>
+__device__ static inline f8_coming_tile f8_fetch_tile(const Rows &rows, f8_walk &walk, int token[4], uint8_t *stage)
+{
+    f8_coming_tile tile = { -1, 0, { 1, 1, 1, 1 } };
+    if (walk.left == 0) return tile;
+    bool is_run = walk.col == walk.run_col;
+    if (is_run) rows.find_tokens(walk.block, token);
+    tile.block = walk.block, tile.col = walk.col;
+    int64_t col = (int64_t)walk.col * F8_BLOCK + f8_patch_col();
+    uint8_t *to = stage + f8_patch_row() * F8_BLOCK + f8_patch_col();
+#pragma unroll
+    for (int r = 0; r < 4; r++) {
+        bool is_used = token[r] >= 0 && col < rows.x.cols;
+        const uint8_t *from = (const uint8_t *)rows.x.data;
+        if (is_used) from += token[r] * rows.x.stride + col;
+        f8_copy_async16(to + r * F8_BLOCK, from, is_used ? 16 : 0);
+    }
+#pragma unroll
+    for (int r = 0; r < 4; r++)
+        if (token[r] >= 0)
+            tile.scale[r] = __ldg((const uint8_t *)rows.x.scale + (int64_t)token[r] * walk.col_blocks + walk.col);
+    if (is_run) rows.begin_run(walk, token);
+    f8_walk_step(walk);
+    return tile;
+}
+
+__device__ static inline void f8_read_stage(const uint8_t *stage, f8_patch &p)
+{
+    const uint8_t *from = stage + f8_patch_row() * F8_BLOCK + f8_patch_col();
+#pragma unroll
+    for (int r = 0; r < 4; r++) f8_set_row(p, r, *(const uint4 *)(from + r * F8_BLOCK));
+}
+
+/* A transposed patch to the lines that the map of columns expects. */
+__device__ static inline void f8_write_lines(const f8_patch &p, f8_shift_shared &shared)
+{
+    unsigned quad = threadIdx.x / 8, group = threadIdx.x % 8;
+    uint32_t *to = shared.columns + group * F8_QUADS + (quad ^ group * 4);
+#pragma unroll
+    for (int i = 0; i < F8_COL_GROUP; i++) to[i * 8 * F8_QUADS] = p.code[i % 4][i / 4];
+}
+
+/* ---- The kernel ---- */
+
+/* Rows: x; the row blocks; find_tokens: the rows of x for this thread's patch, -1 for padding; begin_run: what else
+ * is to be done once per row block; has_rows: whether maps.rows is a row form to be written. */
+template <fp8flow_dtype dtype, int stages, int per_sm, class Rows>
+__global__ static void __launch_bounds__(F8_SHIFT_THREADS, per_sm)
+    f8_walk_kernel(Rows rows, const __grid_constant__ f8_walk_maps maps, f8_walk_output out)
+{
+    extern __shared__ __align__(1024) uint8_t memory[];
+    f8_walk_shared<stages> &shared = *(f8_walk_shared<stages> *)memory;
+    const int thread = (int)threadIdx.x;
+    f8_walk walk = rows.blocks_of_walk();
+    walk.col_blocks = out.col_blocks, walk.slab = out.slab;
+    f8_walk_find(walk, 0);
+    if (thread < F8_SHIFT_BINS) shared.shift.histogram[thread] = 0;
+    int token[4], stage = 0;
+    f8_coming_tile next = f8_fetch_tile(rows, walk, token, shared.stage[0]);
+    while (next.block >= 0) {
+        const int block = next.block, col = next.col;
+        f8_patch patch;
+        f8_copy_async_wait();
+        f8_read_stage(shared.stage[stage], patch);
+#pragma unroll
+        for (int r = 0; r < 4; r++) patch.scale[r] = next.scale[r];
+        if (stages > 1) f8_async_fence(); /* of the copies, for the row store */
+        if (thread == 0) f8_store_wait_read<0>();
+        /* Behind the barrier in here the lines of the last tile and its stage are free. */
+        uint32_t target = f8_tile_target(patch, shared.shift);
+        if (thread == 0) {
+            if (stages > 1 && rows.has_rows()) f8_store_tile(&maps.rows, shared.stage[stage], col * F8_BLOCK,
+                                                             block * F8_BLOCK);
+            out.scale[(int64_t)block * out.col_blocks + col] = (uint8_t)target;
+        }
+        if (stages > 1) stage ^= 1;
+        next = f8_fetch_tile(rows, walk, token, shared.stage[stage]);
+        if (out.histogram) f8_count_rows<dtype>(patch, target, shared.shift);
+        f8_shift_rows<dtype>(patch, target);
+        f8_transpose_patch(patch);
+        f8_write_lines(patch, shared.shift);
+        f8_async_fence();
+        __syncthreads();
+        if (thread == 0) {
+            f8_store_box(&maps.columns, shared.shift.columns, block * F8_BLOCK, col * (F8_BLOCK / F8_COL_GROUP), 0);
+            f8_store_commit();
+        }
+    }
+    if (thread == 0) f8_store_wait_read<0>();
+    if (!out.histogram) return;
+    __syncthreads();
+    if (thread < F8_SHIFT_BINS && shared.shift.histogram[thread])
+        atomicAdd((unsigned long long *)out.histogram + thread, (unsigned long long)shared.shift.histogram[thread]);
+}
+
+/* ---- The launch ---- */
+
+/* Lines of columns in the order of f8_write_lines: row, group of 16 columns, column of the group. */
+static inline fp8flow_status f8_map_columns(const char *op, const fp8flow_tensor *columns, CUtensorMap *map)
+{
+    cuuint64_t stride = (cuuint64_t)columns->stride;
+    f8_box_shape shape = { 3,
+                           { (cuuint64_t)columns->rows, (cuuint64_t)columns->cols / F8_COL_GROUP, F8_COL_GROUP },
+                           { stride * F8_COL_GROUP, stride },
+                           { F8_BLOCK, F8_BLOCK / F8_COL_GROUP, F8_COL_GROUP },
+                           CU_TENSOR_MAP_SWIZZLE_128B };
+    return f8_tensor_map(op, map, columns->data, shape);
+}
+
+static inline fp8flow_status f8_map_rows(const char *op, const fp8flow_tensor *rows, CUtensorMap *map)
+{
+    f8_box_shape shape = { 2,
+                           { (cuuint64_t)rows->cols, (cuuint64_t)rows->rows },
+                           { (cuuint64_t)rows->stride },
+                           { F8_BLOCK, F8_BLOCK },
+                           CU_TENSOR_MAP_SWIZZLE_NONE };
+    return f8_tensor_map(op, map, rows->data, shape);
+}
+
+/* Columns of tiles in a slab: `tokens` lines of it, which are gathered several times, fit well into L2. */
+static inline int f8_walk_slab(int64_t tokens, int64_t col_blocks)
+{
+    const int64_t most_bytes = 8 << 20, fewest = 4;
+    int64_t widest = tokens ? most_bytes / (tokens * F8_BLOCK) : 0;
+    if (widest < fewest) widest = fewest;
+    return (int)f8_ceil_div(col_blocks, f8_ceil_div(col_blocks, widest));
+}
+
+template <fp8flow_dtype dtype, int stages, int per_sm, class Rows>
+static inline fp8flow_status f8_walk_launch(const char *op, cudaStream_t stream, const Rows &rows,
+                                            const f8_walk_maps &maps, const f8_walk_output &out)
+{
+    int multiprocessors;
+    F8_TRY(f8_multiprocessors(op, &multiprocessors));
+    auto kernel = f8_walk_kernel<dtype, stages, per_sm, Rows>;
+    const int bytes = (int)sizeof(f8_walk_shared<stages>);
+    f8_allow_shared(kernel, bytes);
+    kernel<<<(unsigned)(multiprocessors * per_sm), F8_SHIFT_THREADS, bytes, stream>>>(rows, maps, out);
+    return f8_launched(op);
+}
+
+#endif
