@@ -1,12 +1,13 @@
 /* permute.cu - CUDA side of permute. Contract: fp8flow_ops.h. CPU side: permute.c.
  *
- * With a column form, one block gathers one tile of 128 x 128 codes (shift.cuh) and writes both forms from registers.
- * Without, one warp copies 2 KB of a row. Both walk narrow slabs of columns down all rows, so that the copies of a
- * token's piece are made while it is in L2. Traffic per element: 1/k read, 1 (BF16: 2) written per form.
+ * With a column form of TILE128 scales, blocks walk along row blocks (walk.cuh) and write both forms. With COL128, or
+ * where lines are not whole pieces of 16 bytes, one block gathers one tile of 128 x 128 codes (shift.cuh) and writes
+ * both forms from registers. Without a column form, one warp copies 2 KB of a row. All go through narrow slabs of
+ * columns down all rows, so that the copies of a token's piece are made while it is in L2. Traffic per element: 1/k
+ * read, 1 (BF16: 2) written per form.
  */
 #include "ops/launch.cuh"
 #include "ops/plan.h"
-#include "ops/shift.cuh"
 #include "ops/walk_lines.cuh"
 
 enum { ROWS_THREADS = 256, ROWS_PER_BLOCK = ROWS_THREADS / F8_WARP, PIECE = 16, PIECES = 4 };
@@ -177,7 +178,7 @@ extern "C" fp8flow_status f8_cuda_permute(fp8flow_context *c, const fp8flow_perm
         if (a->plan->capacity < F8_BLOCK) return FP8FLOW_OK;
         bool is_e4m3 = a->x->dtype == FP8FLOW_E4M3;
         bool wide = is_wide(a->x) && is_wide(a->columns) && (!a->rows || is_wide(a->rows));
-        if (wide && a->columns->scaling == FP8FLOW_TILE128)
+        if (wide && a->columns->scaling == FP8FLOW_TILE128 && f8_is_walkable(a->x))
             return is_e4m3 ? walk<FP8FLOW_E4M3>(c, a) : walk<FP8FLOW_E5M2>(c, a);
         if (is_e4m3 && wide) launch_tiles<FP8FLOW_E4M3, F8_WIDE_REUSED>(c, a);
         else if (is_e4m3) launch_tiles<FP8FLOW_E4M3, F8_BYTES>(c, a);

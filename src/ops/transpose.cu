@@ -1,10 +1,10 @@
 /* transpose.cu - CUDA side of transpose. Contract: fp8flow_ops.h. CPU side: transpose.c.
  *
- * One block turns one tile of 128 x 128 codes (shift.cuh). Traffic: 2 bytes per element and 1/128 for the scales of
- * the rows.
+ * ROW128 to TILE128: blocks walk along row blocks (walk.cuh). The rest, and lines that are not whole pieces of 16
+ * bytes: one block turns one tile of 128 x 128 codes (shift.cuh). Traffic: 2 bytes per element and 1/128 for the
+ * scales of the rows.
  */
 #include "ops/launch.cuh"
-#include "ops/shift.cuh"
 #include "ops/walk_lines.cuh"
 
 /* Bit r: row r of this thread's patch is in use. */
@@ -153,7 +153,8 @@ extern "C" fp8flow_status f8_cuda_transpose(fp8flow_context *c, const fp8flow_tr
     if (y->scaling == FP8FLOW_TENSOR) F8_TRY(copy_tensor_scales(c, a));
     if (y->rows == 0 || y->cols == 0) return FP8FLOW_OK;
     bool wide = is_wide(x, y, a->groups);
-    if (wide && x->scaling == FP8FLOW_ROW128 && y->scaling == FP8FLOW_TILE128 && y->group_rows == 0)
+    bool is_shift_to_tiles = x->scaling == FP8FLOW_ROW128 && y->scaling == FP8FLOW_TILE128;
+    if (wide && is_shift_to_tiles && y->group_rows == 0 && f8_is_walkable(x))
         return x->dtype == FP8FLOW_E4M3 ? walk<FP8FLOW_E4M3>(c, a) : walk<FP8FLOW_E5M2>(c, a);
     if (x->dtype == FP8FLOW_E4M3 && wide) launch<FP8FLOW_E4M3, F8_WIDE>(c, a);
     else if (x->dtype == FP8FLOW_E4M3) launch<FP8FLOW_E4M3, F8_BYTES>(c, a);

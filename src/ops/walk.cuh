@@ -22,7 +22,7 @@ struct f8_walk_maps {
     CUtensorMap columns, rows;
 };
 
-/* A column form of TILE128 scales, its row blocks from `first_block` on; see f8_walk for `slab`. */
+/* The rest of a column form with TILE128 scales; `slab`: see f8_walk. */
 struct f8_walk_output {
     uint8_t *scale;
     uint64_t *histogram;
@@ -76,7 +76,7 @@ struct f8_coming_tile {
     uint32_t scale[4];
 };
 
-/* 16 bytes to shared memory, or 16 zeros; `from` must be an address even then. */
+/* 16 bytes to shared memory, or 16 zeros for bytes 0: then nothing is read. */
 __device__ static inline void f8_copy_async16(void *to, const void *from, int bytes)
 {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(f8_smem(to)), "l"(from), "r"(bytes) : "memory");
@@ -96,19 +96,17 @@ __device__ static inline f8_coming_tile f8_fetch_tile(const Rows &rows, f8_walk 
     bool is_run = walk.col == walk.run_col;
     if (is_run) rows.find_tokens(walk.block, token);
     tile.block = walk.block, tile.col = walk.col;
-    int64_t col = (int64_t)walk.col * F8_BLOCK + f8_patch_col();
+    /* 32-bit strides make an address one instruction. */
+    const int col = walk.col * F8_BLOCK + f8_patch_col(), stride = (int)rows.x.stride, blocks = walk.col_blocks;
+    const uint8_t *from = (const uint8_t *)rows.x.data + col, *scale = (const uint8_t *)rows.x.scale + walk.col;
     uint8_t *to = stage + f8_patch_row() * F8_BLOCK + f8_patch_col();
-#pragma unroll
-    for (int r = 0; r < 4; r++) {
-        bool is_used = token[r] >= 0 && col < rows.x.cols;
-        const uint8_t *from = (const uint8_t *)rows.x.data;
-        if (is_used) from += token[r] * rows.x.stride + col;
-        f8_copy_async16(to + r * F8_BLOCK, from, is_used ? 16 : 0);
-    }
+    int bytes = col < (int)rows.x.cols ? 16 : 0;
 #pragma unroll
     for (int r = 0; r < 4; r++)
-        if (token[r] >= 0)
-            tile.scale[r] = __ldg((const uint8_t *)rows.x.scale + (int64_t)token[r] * walk.col_blocks + walk.col);
+        f8_copy_async16(to + r * F8_BLOCK, from + (int64_t)token[r] * stride, token[r] < 0 ? 0 : bytes);
+#pragma unroll
+    for (int r = 0; r < 4; r++)
+        if (token[r] >= 0) tile.scale[r] = __ldg(scale + (int64_t)token[r] * blocks);
     if (is_run) rows.begin_run(walk, token);
     f8_walk_step(walk);
     return tile;
@@ -159,8 +157,8 @@ __global__ static void __launch_bounds__(F8_SHIFT_THREADS, per_sm)
         /* Behind the barrier in here the lines of the last tile and its stage are free. */
         uint32_t target = f8_tile_target(patch, shared.shift);
         if (thread == 0) {
-            if (stages > 1 && rows.has_rows()) f8_store_tile(&maps.rows, shared.stage[stage], col * F8_BLOCK,
-                                                             block * F8_BLOCK);
+            if (stages > 1 && rows.has_rows())
+                f8_store_tile(&maps.rows, shared.stage[stage], col * F8_BLOCK, block * F8_BLOCK);
             out.scale[(int64_t)block * out.col_blocks + col] = (uint8_t)target;
         }
         if (stages > 1) stage ^= 1;
@@ -205,6 +203,12 @@ static inline fp8flow_status f8_map_rows(const char *op, const fp8flow_tensor *r
                            { F8_BLOCK, F8_BLOCK },
                            CU_TENSOR_MAP_SWIZZLE_NONE };
     return f8_tensor_map(op, map, rows->data, shape);
+}
+
+/* Whether a walk can read these lines; that they are whole pieces of 16 bytes is known. */
+static inline bool f8_is_walkable(const fp8flow_tensor *x)
+{
+    return x->stride <= INT32_MAX && x->cols <= INT32_MAX - F8_BLOCK;
 }
 
 /* Columns of tiles in a slab: `tokens` lines of it, which are gathered several times, fit well into L2. */
