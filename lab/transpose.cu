@@ -168,13 +168,14 @@ __global__ static void __launch_bounds__(F8_SHIFT_THREADS, per_sm) tile_kernel(c
     f8_shift_tile<FP8FLOW_E4M3, FP8FLOW_TILE128, F8_WIDE>(patch, place_of(c.y, t), NULL, shared);
 }
 
-/* predict 91 % (1 stage, 5 per SM), 90 % (4 per SM, 1 or 2 stages): the walk of walk.cuh. */
-template <int stages, int per_sm> static void launch_walk(cudaStream_t stream, const call &c)
+/* predict 91 % (1 stage, 5 per SM), the same with either policy of the stores, 90 % (4 per SM, 1 or 2 stages): the
+ * walk of walk.cuh. */
+template <int stages, int per_sm> static void launch_walk(cudaStream_t stream, const call &c, uint64_t policy)
 {
     int blocks = (int)(c.x.cols / F8_BLOCK);
     f8_walk_maps maps = {};
     f8_map_columns("lab", &c.y, &maps.columns);
-    f8_walk_output out = { (uint8_t *)c.y.scale, NULL, blocks, blocks };
+    f8_walk_output out = { (uint8_t *)c.y.scale, NULL, blocks, blocks, policy };
     f8_grouped_lines lines = { c.x, c.groups };
     f8_walk_launch<FP8FLOW_E4M3, stages, per_sm>("lab", stream, lines, maps, out);
 }
@@ -221,11 +222,13 @@ static void transpose_shape(int64_t rows, int64_t cols, int groups)
 #undef TILE_VERSION
 #define WALK_VERSION(stages, per_sm)                                                              \
     run_version("transpose: walk, " #stages " stages, " #per_sm " per SM", shape, c, want,        \
-                [&](cudaStream_t s) { launch_walk<stages, per_sm>(s, c); })
+                [&](cudaStream_t s) { launch_walk<stages, per_sm>(s, c, F8_EVICT_FIRST); })
     WALK_VERSION(1, 4);
     WALK_VERSION(1, 5);
     WALK_VERSION(2, 4);
 #undef WALK_VERSION
+    run_version("transpose: walk, 1 stage, 5, evict normal", shape, c, want,
+                [&](cudaStream_t s) { launch_walk<1, 5>(s, c, F8_EVICT_NORMAL); });
     free_tensor(c.x);
     free_tensor(c.y);
     free_tensor(want);
@@ -235,7 +238,8 @@ static void transpose_shape(int64_t rows, int64_t cols, int groups)
 
 /* predict 74 % without the plan (slab 2), 72 % (slab 8): one block per tile, cheaper shift. */
 template <int slab, int per_sm>
-__global__ static void __launch_bounds__(F8_SHIFT_THREADS, per_sm) permute_kernel(f8_gathered_lines g, fp8flow_tensor columns)
+__global__ static void __launch_bounds__(F8_SHIFT_THREADS, per_sm) permute_kernel(f8_gathered_lines g,
+                                                                                  fp8flow_tensor columns)
 {
     __shared__ f8_shift_shared shared;
     tile t = { (int)(blockIdx.x / slab), (int)(blockIdx.y * slab + blockIdx.x % slab) };
@@ -292,12 +296,13 @@ static int64_t route(int tokens, int k, int experts, std::vector<int32_t> &sourc
 /* predict 87 % without the plan: the walk, slabs of a size that keeps the tokens' pieces in L2. One slab of all
  * columns: 87 % where x is small, 80 % at 7168 columns. Slabs of 2: more runs of rows, 84 %. 3 per SM: 84 %. */
 template <int per_sm>
-static void launch_gather(cudaStream_t stream, const f8_gathered_lines &g, const fp8flow_tensor &columns, int slab)
+static void launch_gather(cudaStream_t stream, const f8_gathered_lines &g, const fp8flow_tensor &columns, int slab,
+                          uint64_t policy = F8_EVICT_FIRST)
 {
     f8_walk_maps maps = {};
     f8_map_columns("lab", &columns, &maps.columns);
     f8_map_rows("lab", &g.rows, &maps.rows);
-    f8_walk_output out = { (uint8_t *)columns.scale, NULL, (int)(g.x.cols / F8_BLOCK), slab };
+    f8_walk_output out = { (uint8_t *)columns.scale, NULL, (int)(g.x.cols / F8_BLOCK), slab, policy };
     f8_walk_launch<FP8FLOW_E4M3, 2, per_sm>("lab", stream, g, maps, out);
 }
 
@@ -335,6 +340,8 @@ static void permute_versions(const permute_job &job, int tokens)
         permute_kernel<2, 5><<<slab_grid(columns, 2), threads, 0, s>>>(g, columns);
     });
     run_permute("permute: walk, 4 per SM", job, [&](cudaStream_t s) { launch_gather<4>(s, g, columns, slab); });
+    run_permute("permute: walk, 4 per SM, evict normal", job,
+                [&](cudaStream_t s) { launch_gather<4>(s, g, columns, slab, F8_EVICT_NORMAL); });
     run_permute("permute: walk, 3 per SM", job, [&](cudaStream_t s) { launch_gather<3>(s, g, columns, slab); });
     run_permute("permute: walk, one slab", job, [&](cudaStream_t s) { launch_gather<4>(s, g, columns, blocks); });
     run_permute("permute: walk, slabs of 8", job, [&](cudaStream_t s) { launch_gather<4>(s, g, columns, 8); });

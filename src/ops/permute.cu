@@ -97,7 +97,8 @@ static byte_rows byte_rows_of(const fp8flow_tensor *t)
 }
 
 /* Scales and gate weight of a row, by one warp. */
-__device__ static void copy_scales(const byte_rows &x, const byte_rows &rows, const f8_routing &route, int row, int source)
+__device__ static void copy_scales(const byte_rows &x, const byte_rows &rows, const f8_routing &route, int row,
+                                   int source)
 {
     int token = f8_token_of(route, source);
     for (int i = f8_lane(); i < rows.blocks; i += F8_WARP)
@@ -107,7 +108,8 @@ __device__ static void copy_scales(const byte_rows &x, const byte_rows &rows, co
 
 /* One warp: PIECES times 32 pieces of a row. rows.bytes is 0 where only gate weights are wanted. */
 template <f8_access access>
-__global__ static void __launch_bounds__(ROWS_THREADS) permute_rows_kernel(byte_rows x, byte_rows rows, f8_routing route)
+__global__ static void __launch_bounds__(ROWS_THREADS) permute_rows_kernel(byte_rows x, byte_rows rows,
+                                                                             f8_routing route)
 {
     int row = (int)blockIdx.x * ROWS_PER_BLOCK + (int)threadIdx.x / F8_WARP;
     if (row >= min(__ldg(route.end), route.capacity)) return;
@@ -165,7 +167,7 @@ template <fp8flow_dtype dtype> static fp8flow_status walk(const fp8flow_context 
     int64_t col_blocks = f8_ceil_div(columns->cols, F8_BLOCK);
     f8_gathered_lines lines = { *a->x, a->rows ? *a->rows : fp8flow_tensor{}, f8_routing_of(a) };
     f8_walk_output out = { (uint8_t *)columns->scale, a->shift_histogram, (int)col_blocks,
-                           f8_walk_slab(a->plan->num_tokens, col_blocks) };
+                           f8_walk_slab(a->plan->num_tokens, col_blocks), F8_EVICT_FIRST };
     f8_walk_maps maps = {};
     F8_TRY(f8_map_columns("permute", columns, &maps.columns));
     if (a->rows) F8_TRY(f8_map_rows("permute", a->rows, &maps.rows));

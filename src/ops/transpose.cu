@@ -129,7 +129,8 @@ static void launch(const fp8flow_context *c, const fp8flow_transpose_args *a)
 template <fp8flow_dtype dtype> static fp8flow_status walk(const fp8flow_context *c, const fp8flow_transpose_args *a)
 {
     int col_blocks = (int)f8_ceil_div(a->y->cols, F8_BLOCK);
-    f8_walk_output out = { (uint8_t *)a->y->scale, a->shift_histogram, col_blocks, col_blocks };
+    f8_walk_output out = { (uint8_t *)a->y->scale, a->shift_histogram, col_blocks, col_blocks,
+                           F8_EVICT_FIRST };
     f8_walk_maps maps = {};
     F8_TRY(f8_map_columns("transpose", a->y, &maps.columns));
     f8_grouped_lines lines = { *a->x, f8_grouping_of(a->y, a->groups) };

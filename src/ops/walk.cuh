@@ -22,11 +22,13 @@ struct f8_walk_maps {
     CUtensorMap columns, rows;
 };
 
-/* The rest of a column form with TILE128 scales; `slab`: see f8_walk. */
+/* The rest of a column form with TILE128 scales; `slab`: see f8_walk; policy of both stores: F8_EVICT_FIRST keeps the
+ * lines that are gathered again in L2. */
 struct f8_walk_output {
     uint8_t *scale;
     uint64_t *histogram;
     int col_blocks, slab;
+    uint64_t policy;
 };
 
 /* The row store needs a second stage: it still reads this tile while the next one arrives. */
@@ -70,9 +72,14 @@ __device__ static inline void f8_walk_step(f8_walk &w)
 
 /* ---- One tile ---- */
 
-/* What is known of a tile before its codes have come. block -1: there is none. */
+/* Lanes that have the same four rows, and so columns of tiles whose scales are fetched at a time. */
+enum { F8_CHUNK = 8 };
+
+/* What is known of a tile before its codes have come: block -1: there is none; it is number `slot` of a chunk of
+ * `count` tiles side by side. Lane g of eight holds the scale bytes of its rows in tile g of the chunk: one request
+ * per row and chunk, not one per row and tile. */
 struct f8_coming_tile {
-    int block, col;
+    int block, col, slot, count;
     uint32_t scale[4];
 };
 
@@ -89,27 +96,30 @@ __device__ static inline void f8_copy_async_wait()
 
 /* Asks for the codes and scales of the tile that the walk has come to, and steps on. */
 template <class Rows>
-__device__ static inline f8_coming_tile f8_fetch_tile(const Rows &rows, f8_walk &walk, int token[4], uint8_t *stage)
+__device__ static inline void f8_fetch_tile(const Rows &rows, f8_walk &walk, int token[4], f8_coming_tile &tile,
+                                            uint8_t *stage)
 {
-    f8_coming_tile tile = { -1, 0, { 1, 1, 1, 1 } };
-    if (walk.left == 0) return tile;
-    bool is_run = walk.col == walk.run_col;
-    if (is_run) rows.find_tokens(walk.block, token);
-    tile.block = walk.block, tile.col = walk.col;
+    tile.block = -1;
+    if (walk.left == 0) return;
+    if (walk.col == walk.run_col) rows.find_tokens(walk.block, token);
+    tile.block = walk.block, tile.col = walk.col, tile.slot = (walk.col - walk.run_col) % F8_CHUNK;
     /* 32-bit strides make an address one instruction. */
     const int col = walk.col * F8_BLOCK + f8_patch_col(), stride = (int)rows.x.stride, blocks = walk.col_blocks;
-    const uint8_t *from = (const uint8_t *)rows.x.data + col, *scale = (const uint8_t *)rows.x.scale + walk.col;
+    const uint8_t *from = (const uint8_t *)rows.x.data + col;
     uint8_t *to = stage + f8_patch_row() * F8_BLOCK + f8_patch_col();
     int bytes = col < (int)rows.x.cols ? 16 : 0;
 #pragma unroll
     for (int r = 0; r < 4; r++)
         f8_copy_async16(to + r * F8_BLOCK, from + (int64_t)token[r] * stride, token[r] < 0 ? 0 : bytes);
+    if (tile.slot == 0) {
+        int lane = (int)threadIdx.x % F8_CHUNK;
+        const uint8_t *scale = (const uint8_t *)rows.x.scale + walk.col + lane;
+        tile.count = min(F8_CHUNK, min(walk.left, walk.end_col - walk.col));
 #pragma unroll
-    for (int r = 0; r < 4; r++)
-        if (token[r] >= 0) tile.scale[r] = __ldg(scale + (int64_t)token[r] * blocks);
-    if (is_run) rows.begin_run(walk, token);
+        for (int r = 0; r < 4; r++)
+            tile.scale[r] = token[r] < 0 || lane >= tile.count ? 1 : __ldg(scale + (int64_t)token[r] * blocks);
+    }
     f8_walk_step(walk);
-    return tile;
 }
 
 __device__ static inline void f8_read_stage(const uint8_t *stage, f8_patch &p)
@@ -130,8 +140,8 @@ __device__ static inline void f8_write_lines(const f8_patch &p, f8_shift_shared 
 
 /* ---- The kernel ---- */
 
-/* Rows: x; the row blocks; find_tokens: the rows of x for this thread's patch, -1 for padding; begin_run: what else
- * is to be done once per row block; has_rows: whether maps.rows is a row form to be written. */
+/* Rows: x; the row blocks; find_tokens: the rows of x for this thread's patch, -1 for padding; begin_chunk:
+ * what else is to be done once per chunk; has_rows: whether maps.rows is a row form to be written. */
 template <fp8flow_dtype dtype, int stages, int per_sm, class Rows>
 __global__ static void __launch_bounds__(F8_SHIFT_THREADS, per_sm)
     f8_walk_kernel(Rows rows, const __grid_constant__ f8_walk_maps maps, f8_walk_output out)
@@ -144,25 +154,27 @@ __global__ static void __launch_bounds__(F8_SHIFT_THREADS, per_sm)
     f8_walk_find(walk, 0);
     if (thread < F8_SHIFT_BINS) shared.shift.histogram[thread] = 0;
     int token[4], stage = 0;
-    f8_coming_tile next = f8_fetch_tile(rows, walk, token, shared.stage[0]);
+    f8_coming_tile next;
+    f8_fetch_tile(rows, walk, token, next, shared.stage[0]);
     while (next.block >= 0) {
         const int block = next.block, col = next.col;
         f8_patch patch;
         f8_copy_async_wait();
         f8_read_stage(shared.stage[stage], patch);
 #pragma unroll
-        for (int r = 0; r < 4; r++) patch.scale[r] = next.scale[r];
+        for (int r = 0; r < 4; r++) patch.scale[r] = __shfl_sync(F8_ALL_LANES, next.scale[r], next.slot, F8_CHUNK);
+        if (next.slot == 0) rows.begin_chunk(next, token, out.col_blocks);
         if (stages > 1) f8_async_fence(); /* of the copies, for the row store */
         if (thread == 0) f8_store_wait_read<0>();
         /* Behind the barrier in here the lines of the last tile and its stage are free. */
         uint32_t target = f8_tile_target(patch, shared.shift);
         if (thread == 0) {
             if (stages > 1 && rows.has_rows())
-                f8_store_tile(&maps.rows, shared.stage[stage], col * F8_BLOCK, block * F8_BLOCK);
+                f8_store_tile(&maps.rows, shared.stage[stage], col * F8_BLOCK, block * F8_BLOCK, out.policy);
             out.scale[(int64_t)block * out.col_blocks + col] = (uint8_t)target;
         }
         if (stages > 1) stage ^= 1;
-        next = f8_fetch_tile(rows, walk, token, shared.stage[stage]);
+        f8_fetch_tile(rows, walk, token, next, shared.stage[stage]);
         if (out.histogram) f8_count_rows<dtype>(patch, target, shared.shift);
         f8_shift_rows<dtype>(patch, target);
         f8_transpose_patch(patch);
@@ -170,7 +182,8 @@ __global__ static void __launch_bounds__(F8_SHIFT_THREADS, per_sm)
         f8_async_fence();
         __syncthreads();
         if (thread == 0) {
-            f8_store_box(&maps.columns, shared.shift.columns, block * F8_BLOCK, col * (F8_BLOCK / F8_COL_GROUP), 0);
+            f8_store_box(&maps.columns, shared.shift.columns, block * F8_BLOCK, col * (F8_BLOCK / F8_COL_GROUP),
+                         out.policy);
             f8_store_commit();
         }
     }

@@ -32,7 +32,7 @@ struct f8_grouped_lines {
         }
     }
 
-    __device__ void begin_run(const f8_walk &, const int[4]) const {}
+    __device__ void begin_chunk(const f8_coming_tile &, const int[4], int) const {}
 
     __device__ bool has_rows() const
     {
@@ -90,28 +90,19 @@ struct f8_gathered_lines {
         for (int r = 0; r < 4; r++) token[r] = f8_token_of(route, source[r]);
     }
 
-    /* Gate weights, and the scales of the row form for all tiles of the run: eight lanes have the same rows. */
-    __device__ void begin_run(const f8_walk &walk, const int token[4]) const
+    /* Scales of the row form, and gate weights. */
+    __device__ void begin_chunk(const f8_coming_tile &tile, const int token[4], int col_blocks) const
     {
-        const int lanes = 8, lane = (int)threadIdx.x % lanes, row = walk.block * F8_BLOCK + f8_patch_row();
-        if (route.gate && walk.col == 0 && lane == 0) {
+        const int lane = (int)threadIdx.x % F8_CHUNK, row = tile.block * F8_BLOCK + f8_patch_row();
+        if (rows.data && lane < tile.count) {
+            uint8_t *to = (uint8_t *)rows.scale + (int64_t)row * col_blocks + tile.col + lane;
 #pragma unroll
-            for (int r = 0; r < 4; r++)
-                route.gate_rows[row + r] = token[r] < 0 ? 0.0f : __ldg(route.gate + __ldg(route.source + row + r));
+            for (int r = 0; r < 4; r++) to[r * col_blocks] = (uint8_t)tile.scale[r];
         }
-        if (!rows.data) return;
-        const uint8_t *from = (const uint8_t *)x.scale;
-        uint8_t *to = (uint8_t *)rows.scale + (int64_t)row * walk.col_blocks;
-        int end = min(walk.end_col, walk.col + walk.left);
-#pragma unroll 1 /* registers are short where this is called */
-        for (int col = walk.col + lane; col < end; col += lanes) {
-            uint8_t scale[4];
+        if (!route.gate || tile.col != 0 || lane != 0) return;
 #pragma unroll
-            for (int r = 0; r < 4; r++)
-                scale[r] = token[r] < 0 ? 1 : __ldg(from + (int64_t)token[r] * walk.col_blocks + col);
-#pragma unroll
-            for (int r = 0; r < 4; r++) to[r * walk.col_blocks + col] = scale[r];
-        }
+        for (int r = 0; r < 4; r++)
+            route.gate_rows[row + r] = token[r] < 0 ? 0.0f : __ldg(route.gate + __ldg(route.source + row + r));
     }
 
     __device__ bool has_rows() const
