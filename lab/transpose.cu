@@ -94,8 +94,10 @@ static void check_columns(const char *version, const fp8flow_tensor &got, const 
     if (codes || scales) std::printf("%s: WRONG: %u codes, %u scales differ\n", version, codes, scales);
 }
 
+typedef f8_gathered_lines<F8_BY_THREADS> lines_of_lab;
+
 /* One block per row of the row form. */
-__global__ static void check_rows_kernel(f8_gathered_lines lines, int top_k, unsigned *different)
+__global__ static void check_rows_kernel(lines_of_lab lines, int top_k, unsigned *different)
 {
     int64_t row = blockIdx.x, blocks = lines.x.cols / F8_BLOCK;
     int source = lines.route.source[row];
@@ -111,7 +113,7 @@ __global__ static void check_rows_kernel(f8_gathered_lines lines, int top_k, uns
     }
 }
 
-static void check_rows(const char *version, const f8_gathered_lines &lines, int top_k)
+static void check_rows(const char *version, const lines_of_lab &lines, int top_k)
 {
     std::vector<unsigned> zero(2, 0);
     unsigned *different = lab_upload(zero);
@@ -168,15 +170,17 @@ __global__ static void __launch_bounds__(F8_SHIFT_THREADS, per_sm) tile_kernel(c
     f8_shift_tile<FP8FLOW_E4M3, FP8FLOW_TILE128, F8_WIDE>(patch, place_of(c.y, t), NULL, shared);
 }
 
-/* predict 91 % (1 stage, 5 per SM), the same with either policy of the stores, 90 % (4 per SM, 1 or 2 stages): the
- * walk of walk.cuh. */
-template <int stages, int per_sm> static void launch_walk(cudaStream_t stream, const call &c, uint64_t policy)
+/* predict 91 % (boxes, 1 stage, 5 per SM), the same with either policy of the stores, 90 % (4 per SM, 1 or 2 stages),
+ * 89 % (patches by threads): the walk of walk.cuh. */
+template <f8_walk_loads loads, int stages, int per_sm>
+static void launch_walk(cudaStream_t stream, const call &c, uint64_t policy)
 {
     int blocks = (int)(c.x.cols / F8_BLOCK);
     f8_walk_maps maps = {};
     f8_map_columns("lab", &c.y, &maps.columns);
+    f8_map_rows("lab", &c.x, &maps.x);
     f8_walk_output out = { (uint8_t *)c.y.scale, NULL, blocks, blocks, policy };
-    f8_grouped_lines lines = { c.x, c.groups };
+    f8_grouped_lines<loads> lines = { c.x, c.groups };
     f8_walk_launch<FP8FLOW_E4M3, stages, per_sm>("lab", stream, lines, maps, out);
 }
 
@@ -220,15 +224,16 @@ static void transpose_shape(int64_t rows, int64_t cols, int groups)
     TILE_VERSION(1, 5);
     TILE_VERSION(1, 6);
 #undef TILE_VERSION
-#define WALK_VERSION(stages, per_sm)                                                              \
-    run_version("transpose: walk, " #stages " stages, " #per_sm " per SM", shape, c, want,        \
-                [&](cudaStream_t s) { launch_walk<stages, per_sm>(s, c, F8_EVICT_FIRST); })
-    WALK_VERSION(1, 4);
-    WALK_VERSION(1, 5);
-    WALK_VERSION(2, 4);
+#define WALK_VERSION(loads, stages, per_sm)                                                               \
+    run_version("transpose: walk, " #loads ", " #stages " stages, " #per_sm " per SM", shape, c, want,    \
+                [&](cudaStream_t s) { launch_walk<F8_BY_##loads, stages, per_sm>(s, c, F8_EVICT_FIRST); })
+    WALK_VERSION(BOXES, 1, 4);
+    WALK_VERSION(BOXES, 1, 5);
+    WALK_VERSION(BOXES, 2, 4);
+    WALK_VERSION(THREADS, 1, 5);
 #undef WALK_VERSION
-    run_version("transpose: walk, 1 stage, 5, evict normal", shape, c, want,
-                [&](cudaStream_t s) { launch_walk<1, 5>(s, c, F8_EVICT_NORMAL); });
+    run_version("transpose: walk, BOXES, evict normal", shape, c, want,
+                [&](cudaStream_t s) { launch_walk<F8_BY_BOXES, 1, 5>(s, c, F8_EVICT_NORMAL); });
     free_tensor(c.x);
     free_tensor(c.y);
     free_tensor(want);
@@ -238,7 +243,7 @@ static void transpose_shape(int64_t rows, int64_t cols, int groups)
 
 /* predict 74 % without the plan (slab 2), 72 % (slab 8): one block per tile, cheaper shift. */
 template <int slab, int per_sm>
-__global__ static void __launch_bounds__(F8_SHIFT_THREADS, per_sm) permute_kernel(f8_gathered_lines g,
+__global__ static void __launch_bounds__(F8_SHIFT_THREADS, per_sm) permute_kernel(lines_of_lab g,
                                                                                   fp8flow_tensor columns)
 {
     __shared__ f8_shift_shared shared;
@@ -294,22 +299,24 @@ static int64_t route(int tokens, int k, int experts, std::vector<int32_t> &sourc
 }
 
 /* predict 87 % without the plan: the walk, slabs of a size that keeps the tokens' pieces in L2. One slab of all
- * columns: 87 % where x is small, 80 % at 7168 columns. Slabs of 2: more runs of rows, 84 %. 3 per SM: 84 %. */
-template <int per_sm>
-static void launch_gather(cudaStream_t stream, const f8_gathered_lines &g, const fp8flow_tensor &columns, int slab,
+ * columns: 87 % where x is small, 80 % at 7168 columns. Slabs of 8: 86 %. 3 per SM: 84 %. Lines by the copy engine:
+ * 87 % if it starts a line in less than 15 clocks, 75 % otherwise. */
+template <f8_walk_loads loads, int per_sm>
+static void launch_gather(cudaStream_t stream, const lines_of_lab &g, const fp8flow_tensor &columns, int slab,
                           uint64_t policy = F8_EVICT_FIRST)
 {
+    f8_gathered_lines<loads> lines = { g.x, g.rows, g.route };
     f8_walk_maps maps = {};
     f8_map_columns("lab", &columns, &maps.columns);
     f8_map_rows("lab", &g.rows, &maps.rows);
     f8_walk_output out = { (uint8_t *)columns.scale, NULL, (int)(g.x.cols / F8_BLOCK), slab, policy };
-    f8_walk_launch<FP8FLOW_E4M3, 2, per_sm>("lab", stream, g, maps, out);
+    f8_walk_launch<FP8FLOW_E4M3, 2, per_sm>("lab", stream, lines, maps, out);
 }
 
 struct permute_job {
     const char *shape;
     int top_k;
-    f8_gathered_lines lines;
+    lines_of_lab lines;
     fp8flow_tensor columns, want;
     double bytes;
 };
@@ -329,7 +336,7 @@ template <class Launch> static void run_permute(const char *name, const permute_
 
 static void permute_versions(const permute_job &job, int tokens)
 {
-    const f8_gathered_lines &g = job.lines;
+    const lines_of_lab &g = job.lines;
     const fp8flow_tensor &columns = job.columns;
     int blocks = (int)(columns.cols / F8_BLOCK), slab = f8_walk_slab(tokens, blocks);
     const int threads = F8_SHIFT_THREADS;
@@ -339,13 +346,16 @@ static void permute_versions(const permute_job &job, int tokens)
     run_permute("permute: tile, slab 2, 5 per SM", job, [&](cudaStream_t s) {
         permute_kernel<2, 5><<<slab_grid(columns, 2), threads, 0, s>>>(g, columns);
     });
-    run_permute("permute: walk, 4 per SM", job, [&](cudaStream_t s) { launch_gather<4>(s, g, columns, slab); });
-    run_permute("permute: walk, 4 per SM, evict normal", job,
-                [&](cudaStream_t s) { launch_gather<4>(s, g, columns, slab, F8_EVICT_NORMAL); });
-    run_permute("permute: walk, 3 per SM", job, [&](cudaStream_t s) { launch_gather<3>(s, g, columns, slab); });
-    run_permute("permute: walk, one slab", job, [&](cudaStream_t s) { launch_gather<4>(s, g, columns, blocks); });
-    run_permute("permute: walk, slabs of 8", job, [&](cudaStream_t s) { launch_gather<4>(s, g, columns, 8); });
-    run_permute("permute: walk, slabs of 2", job, [&](cudaStream_t s) { launch_gather<4>(s, g, columns, 2); });
+#define WALK_VERSION(name, loads, per_sm, ...)    \
+    run_permute("permute: walk, " name, job,         \
+                [&](cudaStream_t s) { launch_gather<F8_BY_##loads, per_sm>(s, g, columns, __VA_ARGS__); })
+    WALK_VERSION("4 per SM", THREADS, 4, slab);
+    WALK_VERSION("4 per SM, evict normal", THREADS, 4, slab, F8_EVICT_NORMAL);
+    WALK_VERSION("3 per SM", THREADS, 3, slab);
+    WALK_VERSION("one slab", THREADS, 4, blocks);
+    WALK_VERSION("slabs of 8", THREADS, 4, 8);
+    WALK_VERSION("lines by the engine", LINES, 4, slab);
+#undef WALK_VERSION
 }
 
 static void permute_shape(int tokens, int k, int experts, int64_t cols)
@@ -356,7 +366,7 @@ static void permute_shape(int tokens, int k, int experts, int64_t cols)
     int64_t rows = route(tokens, k, experts, source);
     end[0] = (int32_t)rows;
     permute_job job = { shape, k, {}, {}, {}, 0 };
-    f8_gathered_lines &g = job.lines;
+    lines_of_lab &g = job.lines;
     g.x = make_x(tokens, cols);
     g.rows = tensor_of(rows, cols, FP8FLOW_ROW128, FP8FLOW_ROWS);
     job.columns = tensor_of(rows, cols, FP8FLOW_TILE128, FP8FLOW_COLUMNS);

@@ -165,7 +165,7 @@ template <fp8flow_dtype dtype> static fp8flow_status walk(const fp8flow_context 
 {
     const fp8flow_tensor *columns = a->columns;
     int64_t col_blocks = f8_ceil_div(columns->cols, F8_BLOCK);
-    f8_gathered_lines lines = { *a->x, a->rows ? *a->rows : fp8flow_tensor{}, f8_routing_of(a) };
+    f8_gathered_lines<F8_BY_THREADS> lines = { *a->x, a->rows ? *a->rows : fp8flow_tensor{}, f8_routing_of(a) };
     f8_walk_output out = { (uint8_t *)columns->scale, a->shift_histogram, (int)col_blocks,
                            f8_walk_slab(a->plan->num_tokens, col_blocks), F8_EVICT_FIRST };
     f8_walk_maps maps = {};

@@ -133,7 +133,8 @@ template <fp8flow_dtype dtype> static fp8flow_status walk(const fp8flow_context 
                            F8_EVICT_FIRST };
     f8_walk_maps maps = {};
     F8_TRY(f8_map_columns("transpose", a->y, &maps.columns));
-    f8_grouped_lines lines = { *a->x, f8_grouping_of(a->y, a->groups) };
+    F8_TRY(f8_map_rows("transpose", a->x, &maps.x));
+    f8_grouped_lines<F8_BY_BOXES> lines = { *a->x, f8_grouping_of(a->y, a->groups) };
     return f8_walk_launch<dtype, 1, 5>("transpose", f8_stream(c), lines, maps, out);
 }
 

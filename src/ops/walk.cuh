@@ -1,10 +1,10 @@
 /* walk.cuh - blocks that stay on their SM and walk along row blocks: ROW128 lines, gathered, to TILE128 columns.
  *
  * Against one block per tile (shift.cuh): what belongs to a row (group, source, token) is fetched once per row block,
- * the codes of the next tile arrive (cp.async) while this one is worked on, and both forms leave shared memory through
+ * the codes of the next tile arrive while this one is worked on, and both forms leave shared memory through
  * the copy engine, not through registers. All lines are whole pieces of 16 bytes, row blocks hold 128 rows.
  *
- * A thread has the same patch as in shift.cuh and waits only for its own copies. Of a tile of columns the copy engine
+ * A thread has the same patch as in shift.cuh. Of a tile of columns the copy engine
  * takes line i * 8 + g for column 16 g + i, with the 128-byte swizzle: piece p of that line lies at p ^ g, which is
  * the order that f8_store_columns has, free of bank conflicts.
  */
@@ -17,9 +17,12 @@
 
 enum { F8_TILE_BYTES = F8_BLOCK * F8_BLOCK, F8_COL_GROUP = 16 };
 
-/* Boxes of a tile in both forms. */
+/* Who brings the codes of a tile: threads their patches, the copy engine whole boxes or 128 bytes of a line each. */
+enum f8_walk_loads { F8_BY_THREADS, F8_BY_BOXES, F8_BY_LINES };
+
+/* Boxes of a tile in both forms; `x` for F8_BY_BOXES only. */
 struct f8_walk_maps {
-    CUtensorMap columns, rows;
+    CUtensorMap columns, rows, x;
 };
 
 /* The rest of a column form with TILE128 scales; `slab`: see f8_walk; policy of both stores: F8_EVICT_FIRST keeps the
@@ -35,6 +38,7 @@ struct f8_walk_output {
 template <int stages> struct f8_walk_shared {
     alignas(1024) uint8_t stage[stages][F8_TILE_BYTES];
     f8_shift_shared shift; /* columns at a multiple of 1024 bytes, as the swizzle wants */
+    uint64_t full[stages]; /* barriers: what the copy engine was told to bring is there */
 };
 
 /* ---- The order of tiles ---- */
@@ -94,39 +98,77 @@ __device__ static inline void f8_copy_async_wait()
     asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
+/* The codes of the thread's patch, which begins at column `col` of the tensor. */
+template <class Rows>
+__device__ static inline void f8_fetch_patch(const Rows &rows, int col, const int token[4], uint8_t *stage)
+{
+    /* A 32-bit stride makes an address one instruction. */
+    const int stride = (int)rows.x.stride, bytes = col < (int)rows.x.cols ? 16 : 0;
+    const uint8_t *from = (const uint8_t *)rows.x.data + col;
+    uint8_t *to = stage + f8_patch_row() * F8_BLOCK + f8_patch_col();
+#pragma unroll
+    for (int r = 0; r < 4; r++)
+        f8_copy_async16(to + r * F8_BLOCK, from + (int64_t)token[r] * stride, token[r] < 0 ? 0 : bytes);
+}
+
+/* Four of eight lanes ask for one line each; zeros where there is nothing to copy come from the threads. */
+template <class Rows>
+__device__ static inline void f8_fetch_lines(const Rows &rows, int first_col, const int token[4], uint8_t *stage,
+                                             uint64_t *full)
+{
+    const int lane = (int)threadIdx.x % F8_CHUNK, bytes = min(F8_BLOCK, (int)rows.x.cols - first_col);
+    uint8_t *line = stage + f8_patch_row() * F8_BLOCK;
+#pragma unroll
+    for (int r = 0; r < 4; r++) {
+        if (token[r] < 0 || f8_patch_col() >= bytes)
+            *(uint4 *)(line + r * F8_BLOCK + f8_patch_col()) = make_uint4(0, 0, 0, 0);
+    }
+    if (lane >= 4) return;
+    int own = lane == 0 ? token[0] : lane == 1 ? token[1] : lane == 2 ? token[2] : token[3];
+    f8_barrier_expect(full, own < 0 ? 0 : (uint32_t)bytes);
+    const uint8_t *from = (const uint8_t *)rows.x.data + (int64_t)own * rows.x.stride + first_col;
+    if (own >= 0) f8_copy_bulk(line + lane * F8_BLOCK, from, (uint32_t)bytes, full);
+}
+
 /* Asks for the codes and scales of the tile that the walk has come to, and steps on. */
 template <class Rows>
-__device__ static inline void f8_fetch_tile(const Rows &rows, f8_walk &walk, int token[4], f8_coming_tile &tile,
-                                            uint8_t *stage)
+__device__ static inline void f8_fetch_tile(const Rows &rows, const CUtensorMap *x_map, f8_walk &walk, int token[4],
+                                            f8_coming_tile &tile, uint8_t *stage, uint64_t *full)
 {
     tile.block = -1;
     if (walk.left == 0) return;
     if (walk.col == walk.run_col) rows.find_tokens(walk.block, token);
     tile.block = walk.block, tile.col = walk.col, tile.slot = (walk.col - walk.run_col) % F8_CHUNK;
-    /* 32-bit strides make an address one instruction. */
-    const int col = walk.col * F8_BLOCK + f8_patch_col(), stride = (int)rows.x.stride, blocks = walk.col_blocks;
-    const uint8_t *from = (const uint8_t *)rows.x.data + col;
-    uint8_t *to = stage + f8_patch_row() * F8_BLOCK + f8_patch_col();
-    int bytes = col < (int)rows.x.cols ? 16 : 0;
-#pragma unroll
-    for (int r = 0; r < 4; r++)
-        f8_copy_async16(to + r * F8_BLOCK, from + (int64_t)token[r] * stride, token[r] < 0 ? 0 : bytes);
+    const int first_col = walk.col * F8_BLOCK;
+    if constexpr (Rows::loads == F8_BY_THREADS) f8_fetch_patch(rows, first_col + f8_patch_col(), token, stage);
+    else if constexpr (Rows::loads == F8_BY_LINES) f8_fetch_lines(rows, first_col, token, stage, full);
+    else if (threadIdx.x == 0) {
+        f8_barrier_expect(full, F8_TILE_BYTES);
+        f8_copy_tile(stage, x_map, full, first_col, walk.block * F8_BLOCK);
+    }
     if (tile.slot == 0) {
         int lane = (int)threadIdx.x % F8_CHUNK;
         const uint8_t *scale = (const uint8_t *)rows.x.scale + walk.col + lane;
         tile.count = min(F8_CHUNK, min(walk.left, walk.end_col - walk.col));
 #pragma unroll
         for (int r = 0; r < 4; r++)
-            tile.scale[r] = token[r] < 0 || lane >= tile.count ? 1 : __ldg(scale + (int64_t)token[r] * blocks);
+            tile.scale[r] =
+                token[r] < 0 || lane >= tile.count ? 1 : __ldg(scale + (int64_t)token[r] * walk.col_blocks);
     }
     f8_walk_step(walk);
 }
 
-__device__ static inline void f8_read_stage(const uint8_t *stage, f8_patch &p)
+/* A box has the padding rows too: they count as zeros. */
+template <f8_walk_loads loads>
+__device__ static inline void f8_read_stage(const uint8_t *stage, const int token[4], f8_patch &p)
 {
     const uint8_t *from = stage + f8_patch_row() * F8_BLOCK + f8_patch_col();
 #pragma unroll
-    for (int r = 0; r < 4; r++) f8_set_row(p, r, *(const uint4 *)(from + r * F8_BLOCK));
+    for (int r = 0; r < 4; r++) {
+        uint4 codes = *(const uint4 *)(from + r * F8_BLOCK);
+        if (loads == F8_BY_BOXES && token[r] < 0) codes = make_uint4(0, 0, 0, 0);
+        f8_set_row(p, r, codes);
+    }
 }
 
 /* A transposed patch to the lines that the map of columns expects. */
@@ -140,7 +182,7 @@ __device__ static inline void f8_write_lines(const f8_patch &p, f8_shift_shared 
 
 /* ---- The kernel ---- */
 
-/* Rows: x; the row blocks; find_tokens: the rows of x for this thread's patch, -1 for padding; begin_chunk:
+/* Rows: x; loads; the row blocks; find_tokens: the rows of x for this thread's patch, -1 for padding; begin_chunk:
  * what else is to be done once per chunk; has_rows: whether maps.rows is a row form to be written. */
 template <fp8flow_dtype dtype, int stages, int per_sm, class Rows>
 __global__ static void __launch_bounds__(F8_SHIFT_THREADS, per_sm)
@@ -153,14 +195,22 @@ __global__ static void __launch_bounds__(F8_SHIFT_THREADS, per_sm)
     walk.col_blocks = out.col_blocks, walk.slab = out.slab;
     f8_walk_find(walk, 0);
     if (thread < F8_SHIFT_BINS) shared.shift.histogram[thread] = 0;
+    if (Rows::loads != F8_BY_THREADS) {
+        const int arrivals = Rows::loads == F8_BY_LINES ? F8_BLOCK : 1; /* those who ask for something */
+        if (thread < stages) f8_barrier_init(&shared.full[thread], arrivals);
+        f8_barrier_fence();
+        __syncthreads();
+    }
     int token[4], stage = 0;
+    uint32_t phase = 0;
     f8_coming_tile next;
-    f8_fetch_tile(rows, walk, token, next, shared.stage[0]);
+    f8_fetch_tile(rows, &maps.x, walk, token, next, shared.stage[0], &shared.full[0]);
     while (next.block >= 0) {
         const int block = next.block, col = next.col;
         f8_patch patch;
-        f8_copy_async_wait();
-        f8_read_stage(shared.stage[stage], patch);
+        if (Rows::loads == F8_BY_THREADS) f8_copy_async_wait();
+        else f8_barrier_wait(&shared.full[stage], phase);
+        f8_read_stage<Rows::loads>(shared.stage[stage], token, patch);
 #pragma unroll
         for (int r = 0; r < 4; r++) patch.scale[r] = __shfl_sync(F8_ALL_LANES, next.scale[r], next.slot, F8_CHUNK);
         if (next.slot == 0) rows.begin_chunk(next, token, out.col_blocks);
@@ -173,8 +223,8 @@ __global__ static void __launch_bounds__(F8_SHIFT_THREADS, per_sm)
                 f8_store_tile(&maps.rows, shared.stage[stage], col * F8_BLOCK, block * F8_BLOCK, out.policy);
             out.scale[(int64_t)block * out.col_blocks + col] = (uint8_t)target;
         }
-        if (stages > 1) stage ^= 1;
-        f8_fetch_tile(rows, walk, token, next, shared.stage[stage]);
+        if (++stage == stages) stage = 0, phase ^= 1;
+        f8_fetch_tile(rows, &maps.x, walk, token, next, shared.stage[stage], &shared.full[stage]);
         if (out.histogram) f8_count_rows<dtype>(patch, target, shared.shift);
         f8_shift_rows<dtype>(patch, target);
         f8_transpose_patch(patch);
@@ -208,6 +258,7 @@ static inline fp8flow_status f8_map_columns(const char *op, const fp8flow_tensor
     return f8_tensor_map(op, map, columns->data, shape);
 }
 
+/* Lines of a row form as they are. */
 static inline fp8flow_status f8_map_rows(const char *op, const fp8flow_tensor *rows, CUtensorMap *map)
 {
     f8_box_shape shape = { 2,

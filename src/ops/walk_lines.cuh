@@ -6,7 +6,8 @@
 
 /* ---- transpose: the rows of a tensor, padding rows excepted ---- */
 
-struct f8_grouped_lines {
+template <f8_walk_loads how> struct f8_grouped_lines {
+    static const f8_walk_loads loads = how;
     fp8flow_tensor x;
     f8_grouping groups;
 
@@ -69,7 +70,8 @@ __device__ static inline int f8_token_of(const f8_routing &r, int source)
 }
 
 /* rows.data NULL: no row form. */
-struct f8_gathered_lines {
+template <f8_walk_loads how> struct f8_gathered_lines {
+    static const f8_walk_loads loads = how;
     fp8flow_tensor x, rows;
     f8_routing route;
 
