@@ -1,8 +1,8 @@
 /* swiglu.cu - CUDA side of swiglu. Contract: fp8flow_ops.h. CPU side: swiglu.c.
  *
  * Rows only: eight lanes share a block of 128 activations of one row, two pieces of eight each; blocks go round the
- * warps of one thread block per multiprocessor, which has the table of sigmoids (swiglu.cuh). 5.01 bytes per activation
- * for FP8, about 18 instructions.
+ * warps of the grid, one thread block per multiprocessor, which has the table of sigmoids (swiglu.cuh). 5.01 bytes per
+ * activation for FP8, about 16 instructions.
  * With columns (TILE128): tiles of 128 x 128 (swiglu_tile.cuh), 6.01 bytes. Everything else: swiglu_any.cuh.
  */
 #include "ops/swiglu_any.cuh"
@@ -12,7 +12,8 @@ enum {
     ROW_THREADS = 768,
     LANES = 8, /* of a block of 128 activations */
     PIECE = 8, /* activations of one 16-byte load */
-    PIECES = 2 /* of a thread: LANES * PIECE apart */
+    PIECES = 2, /* of a thread: LANES * PIECE apart */
+    TILE_BLOCKS = 2 /* of the tile kernel on a multiprocessor, which has 228 KB, 1 of them per block for the system */
 };
 
 struct swiglu_job {
@@ -186,6 +187,7 @@ __global__ static void __launch_bounds__(threads, 1) swiglu_rows_kernel(const __
 /* ---- Rows and columns ---- */
 
 typedef f8_tile_shared<2, 1, float> swiglu_shared;
+static_assert(TILE_BLOCKS * (sizeof(swiglu_shared) + 1024) <= 228 * 1024, "blocks of a multiprocessor");
 
 __device__ static void request_strip(const swiglu_job &job, const f8_tile_place &tile, swiglu_shared *shared)
 {
@@ -232,8 +234,9 @@ __device__ static uint32_t compute_patch(const swiglu_job &job, const f8_tile_pl
     return magnitude;
 }
 
-template <fp8flow_dtype dtype>
-__global__ static void __launch_bounds__(F8_TILE_THREADS, 1)
+/* Two blocks of a multiprocessor wait for their barriers at different times. */
+template <fp8flow_dtype dtype, int per_multiprocessor>
+__global__ static void __launch_bounds__(F8_TILE_THREADS, per_multiprocessor)
     swiglu_tiles_kernel(const __grid_constant__ swiglu_job job)
 {
     extern __shared__ __align__(1024) unsigned char memory[];
@@ -299,36 +302,42 @@ static fp8flow_status launch_rows(const fp8flow_context *c, const swiglu_job &jo
     }
 }
 
-template <fp8flow_dtype dtype>
-static fp8flow_status launch_tiles(const fp8flow_context *c, swiglu_job job, int blocks)
+template <fp8flow_dtype dtype, int per_multiprocessor>
+static fp8flow_status launch_tiles(const fp8flow_context *c, swiglu_job job, int multiprocessors)
 {
     F8_TRY(f8_strip_map("swiglu", &job.a_map, &job.h, 0, job.cols));
     F8_TRY(f8_strip_map("swiglu", &job.b_map, &job.h, job.cols, job.cols));
     F8_TRY(f8_tile_map("swiglu", &job.columns_map, &job.columns));
-    F8_TRY(f8_allow_shared("swiglu", swiglu_tiles_kernel<dtype>, (int)sizeof(swiglu_shared)));
-    swiglu_tiles_kernel<dtype><<<blocks, F8_TILE_THREADS, sizeof(swiglu_shared), f8_stream(c)>>>(job);
+    F8_TRY(f8_allow_shared("swiglu", swiglu_tiles_kernel<dtype, per_multiprocessor>, (int)sizeof(swiglu_shared)));
+    swiglu_tiles_kernel<dtype, per_multiprocessor>
+        <<<multiprocessors * per_multiprocessor, F8_TILE_THREADS, sizeof(swiglu_shared), f8_stream(c)>>>(job);
     return f8_launched("swiglu");
 }
 
-extern "C" fp8flow_status f8_cuda_swiglu(fp8flow_context *c, const fp8flow_swiglu_args *a)
+static swiglu_job job_of(const fp8flow_swiglu_args *a)
 {
-    int64_t cols = a->h->cols / 2;
-    if (a->h->rows == 0 || cols == 0) return FP8FLOW_OK;
     swiglu_job job = {};
     job.h = *a->h;
     if (a->rows) job.rows = *a->rows;
     if (a->columns) job.columns = *a->columns;
     job.gate = a->gate;
     job.groups = f8_grouping_of(a->h, a->groups);
-    job.cols = cols;
-    job.num_blocks = (int32_t)f8_ceil_div(cols, F8_BLOCK);
+    job.cols = a->h->cols / 2;
+    job.num_blocks = (int32_t)f8_ceil_div(job.cols, F8_BLOCK);
     job.nonfinite = a->nonfinite;
+    return job;
+}
+
+extern "C" fp8flow_status f8_cuda_swiglu(fp8flow_context *c, const fp8flow_swiglu_args *a)
+{
+    if (a->h->rows == 0 || a->h->cols == 0) return FP8FLOW_OK;
+    swiglu_job job = job_of(a);
     if (!is_wide(a))
-        return f8_any_launch(c, "swiglu", f8_any_outputs{ job.rows, job.columns, job.groups, cols, a->nonfinite },
+        return f8_any_launch(c, "swiglu", f8_any_outputs{ job.rows, job.columns, job.groups, job.cols, a->nonfinite },
                              f8_value_at{ *a->h, a->gate });
-    int blocks = 0;
-    F8_TRY(f8_multiprocessors("swiglu", &blocks));
-    if (!a->columns) return launch_rows(c, job, blocks);
-    return a->columns->dtype == FP8FLOW_E5M2 ? launch_tiles<FP8FLOW_E5M2>(c, job, blocks)
-                                             : launch_tiles<FP8FLOW_E4M3>(c, job, blocks);
+    int multiprocessors = 0;
+    F8_TRY(f8_multiprocessors("swiglu", &multiprocessors));
+    if (!a->columns) return launch_rows(c, job, multiprocessors);
+    return a->columns->dtype == FP8FLOW_E5M2 ? launch_tiles<FP8FLOW_E5M2, TILE_BLOCKS>(c, job, multiprocessors)
+                                             : launch_tiles<FP8FLOW_E4M3, TILE_BLOCKS>(c, job, multiprocessors);
 }
