@@ -259,9 +259,10 @@ __global__ static void __launch_bounds__(F8_TILE_THREADS, per_multiprocessor)
         __syncthreads();
         f8_tile_stage<dtype>(v, f8_inverse_low(f8_scale_byte_quick<dtype>(shared->largest[t % 2][0])),
                              shared->stage[0]);
-        f8_tile_advance(job.groups, t, shared);
+        f8_tile_clear(t, shared);
         f8_async_fence();
         __syncthreads();
+        f8_tile_advance(job.groups, t, shared);
         const f8_tile_place &tile = shared->place[t % 4];
         if (threadIdx.x != 0 || tile.rows == 0) continue;
         f8_tile_store<dtype>(&job.columns_map, job.columns, tile, tile.block * F8_BLOCK, shared->largest[t % 2][0],

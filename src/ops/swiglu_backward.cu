@@ -211,9 +211,10 @@ __global__ static void __launch_bounds__(F8_TILE_THREADS, 1)
         if (threadIdx.x == 0) f8_store_wait_read<0>();
         __syncthreads();
         stage_columns<dtype, v_dtype>(job, x, shared->largest[t % 2], shared);
-        f8_tile_advance(job.groups, t, shared);
+        f8_tile_clear(t, shared);
         f8_async_fence();
         __syncthreads();
+        f8_tile_advance(job.groups, t, shared);
         if (threadIdx.x == 0) store_columns<dtype, v_dtype>(job, shared->place[t % 4], shared->largest[t % 2], shared);
     }
     if (threadIdx.x != 0) return;

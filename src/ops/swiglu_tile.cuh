@@ -36,7 +36,7 @@ struct f8_tile_place {
 
 /* Tiles blockIdx.x, blockIdx.x + gridDim.x, ..., row blocks outermost. */
 struct f8_tile_walk {
-    int32_t row_block, block, row_blocks, num_blocks;
+    int32_t row_block, block, row_blocks, num_blocks, step_row_blocks, step_blocks;
     f8_row_cursor cursor;
 };
 
@@ -47,7 +47,7 @@ template <int inputs, int outputs, class Entry> struct f8_tile_shared {
     Entry table[F8_SIGMOID_ENTRIES];
     uint64_t arrived[F8_TILE_WARPS];
     uint32_t largest[2][outputs]; /* of two tiles in turn: one is gathered while the other is cleared */
-    f8_tile_place place[4];       /* of tile t in place t % 4; thread 0 is two tiles ahead */
+    f8_tile_place place[4];       /* of tile t in place t % 4; written three tiles ahead */
     f8_tile_walk walk;
     uint32_t nonfinite;
 };
@@ -84,8 +84,10 @@ static inline fp8flow_status f8_tile_map(const char *op, CUtensorMap *map, const
 __device__ static inline f8_tile_walk f8_tile_walk_of(const f8_grouping &g, int num_blocks)
 {
     int row_block = (int)blockIdx.x / num_blocks;
-    return { row_block, (int)blockIdx.x % num_blocks, (f8_used_rows(g) + F8_BLOCK - 1) / F8_BLOCK, num_blocks,
-             f8_cursor_at(g, row_block * F8_BLOCK) };
+    f8_tile_walk walk = { row_block, (int)blockIdx.x % num_blocks, (f8_used_rows(g) + F8_BLOCK - 1) / F8_BLOCK,
+                          num_blocks, (int)gridDim.x / num_blocks, (int)gridDim.x % num_blocks,
+                          f8_cursor_at(g, row_block * F8_BLOCK) };
+    return walk;
 }
 
 /* The tile that the walk stands at; it moves on. Behind the last tile there are tiles with block -1. */
@@ -98,8 +100,8 @@ __device__ static inline f8_tile_place f8_tile_take(const f8_grouping &g, f8_til
         tile.valid = min(max(walk->cursor.valid_end - tile.row0, 0), (int)F8_BLOCK);
         tile.rows = min(max(walk->cursor.end - tile.row0, 0), (int)F8_BLOCK);
     }
-    walk->row_block += (int)gridDim.x / walk->num_blocks;
-    walk->block += (int)gridDim.x % walk->num_blocks;
+    walk->row_block += walk->step_row_blocks;
+    walk->block += walk->step_blocks;
     if (walk->block >= walk->num_blocks) {
         walk->block -= walk->num_blocks;
         walk->row_block++;
@@ -229,7 +231,7 @@ __device__ static inline void f8_tile_store(const CUtensorMap *map, const fp8flo
     f8_store_box(map, stage, tile.row0, col / F8_PATCH_COLS, 0);
 }
 
-/* Barriers, maxima, the first two tiles. Called by all threads, which then are synchronised. */
+/* Barriers, maxima, the first three tiles. Called by all threads, which then are synchronised. */
 template <int inputs, int outputs, class Entry>
 __device__ static inline void f8_tile_prepare(const f8_grouping &groups, int num_blocks,
                                               f8_tile_shared<inputs, outputs, Entry> *shared)
@@ -239,20 +241,27 @@ __device__ static inline void f8_tile_prepare(const f8_grouping &groups, int num
     f8_barrier_fence();
     f8_tile_walk walk = f8_tile_walk_of(groups, num_blocks);
     if (threadIdx.x == 0) {
-        for (int i = 0; i < 2; i++) shared->place[i] = f8_tile_take(groups, &walk);
+        for (int i = 0; i < 3; i++) shared->place[i] = f8_tile_take(groups, &walk);
         shared->walk = walk;
         shared->nonfinite = 0;
     }
     __syncthreads();
 }
 
-/* Between the two barriers of tile t, when its values are no longer in registers: what later tiles need. */
+/* After the second barrier of tile t: the place of tile t + 3, which others read after the first barrier of tile t + 1.
+ * One lane of warp 1, since warp 0 has the outputs to see to. */
 template <int inputs, int outputs, class Entry>
 __device__ static inline void f8_tile_advance(const f8_grouping &groups, uint32_t t,
                                               f8_tile_shared<inputs, outputs, Entry> *shared)
 {
+    if (threadIdx.x == F8_WARP) shared->place[(t + 3) % 4] = f8_tile_take(groups, &shared->walk);
+}
+
+/* Between the two barriers of tile t: the maxima of tile t + 1 are to be gathered. */
+template <int inputs, int outputs, class Entry>
+__device__ static inline void f8_tile_clear(uint32_t t, f8_tile_shared<inputs, outputs, Entry> *shared)
+{
     if (threadIdx.x < outputs) shared->largest[(t + 1) % 2][threadIdx.x] = 0;
-    if (threadIdx.x == 0) shared->place[(t + 2) % 4] = f8_tile_take(groups, &shared->walk);
 }
 
 #endif
