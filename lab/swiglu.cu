@@ -2,8 +2,8 @@
  *
  * Row kernel: threads of a block, and blocks of activations that go round the grid or are a range of each thread block.
  * Tile kernel: one or two blocks on a multiprocessor. The backward kernel is timed with some of its outputs. Every
- * version is compared, byte for byte, with the kernel for any combination (swiglu_any.cuh), which lines of an odd length
- * choose. The sigmoids are compared with f8_sigmoid: the table on all BF16 numbers, the quick one on all floats.
+ * version is compared, byte for byte, with the kernel for any combination (swiglu_any.cuh), which is chosen by lines of
+ * an odd length. The sigmoids are compared with f8_sigmoid: the table on all BF16 numbers, the quick one on all floats.
  */
 #include "lab.cuh"
 

@@ -51,8 +51,9 @@ __device__ static inline float f8_sigmoid_argument(int entry)
 }
 
 /* The bits of f8_sigmoid in half the instructions. exp: x is limited, so that the last two factors 2^n are one sum of
- * exponents: n = 128 comes with p < 1, n = -126 with p >= 1. The shift drops the upper bits of 1.5 * 2^23. The division:
- * one approximation and one Newton step, which the lab has compared on all floats; results below 2^-125 are IEEE's. */
+ * exponents: n = 128 comes with p < 1, n = -126 with p >= 1. The shift drops the upper bits of 1.5 * 2^23. The
+ * division: one approximation and one Newton step, which the lab compares on all floats; results below 2^-125 are
+ * IEEE's. */
 __device__ static inline float f8_sigmoid_quick(float a)
 {
     float x = fminf(fmaxf(-a, -87.3f), 88.7f);
@@ -85,7 +86,8 @@ template <int size> __device__ static inline uint32_t f8_sigmoid_offsets(uint32_
 }
 
 /* Entries of a table for the low and the high number of a pair. */
-template <class Entry> __device__ static inline void f8_sigmoid_look_up(const Entry *table, uint32_t pair, Entry (&at)[2])
+template <class Entry>
+__device__ static inline void f8_sigmoid_look_up(const Entry *table, uint32_t pair, Entry (&at)[2])
 {
     uint32_t offsets = f8_sigmoid_offsets<(int)sizeof(Entry)>(pair);
     at[0] = *(const Entry *)((const char *)table + (offsets & 0xFFFFu));
@@ -161,7 +163,8 @@ template <int count> __device__ static inline uint32_t f8_largest_of(const float
 }
 
 /* The slow way: the largest finite magnitude; adds to the count of the others. */
-template <int count> __device__ static inline uint32_t f8_finite_largest_of(const float (&x)[count], uint32_t *nonfinite)
+template <int count>
+__device__ static inline uint32_t f8_finite_largest_of(const float (&x)[count], uint32_t *nonfinite)
 {
     uint32_t bits = 0;
 #pragma unroll

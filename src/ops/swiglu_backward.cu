@@ -1,7 +1,7 @@
 /* swiglu_backward.cu - CUDA side of swiglu_backward. Contract: fp8flow_ops.h. CPU side: swiglu_backward.c.
  *
  * One pass: tiles of 128 rows x 128 activations (swiglu_tile.cuh) give the row form and the column form of da and db,
- * v in column form and the tile's part of dgate; h and dv are read once. 11.05 bytes per activation, about 50
+ * v in column form and the tile's part of dgate; h and dv are read once. 11.05 bytes per activation, about 47
  * instructions. 96 values per thread wait in registers for the scales of the three tiles. A second kernel adds the
  * parts of dgate, one per row and tile, in the order of the columns.
  * Everything else (swiglu_any.cuh): a pass for dh, one for v, one for dgate.

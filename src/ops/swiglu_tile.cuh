@@ -127,8 +127,8 @@ __device__ static inline int f8_patch_col()
     return f8_lane() % F8_ROW_PIECES * F8_PATCH_COLS;
 }
 
-/* Called by whole warps that have read their last strip: ask for that of a tile. Without a row in use nothing comes, but
- * the phase of the barrier ends. */
+/* Called by whole warps that have read their last strip: ask for that of a tile. Where no row is in use nothing comes,
+ * but the phase of the barrier ends. */
 template <int inputs, int outputs, class Entry>
 __device__ static inline void f8_strip_request(const CUtensorMap *const (&maps)[inputs], const f8_tile_place &tile,
                                                f8_tile_shared<inputs, outputs, Entry> *shared)
