@@ -107,6 +107,14 @@ __device__ static inline void f8_store_box(const CUtensorMap *map, const void *f
                  : "memory");
 }
 
+/* The same for a 3-D tensor map. */
+__device__ static inline void f8_store_box(const CUtensorMap *map, const void *from, int x, int y, int z)
+{
+    asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(map),
+                 "r"(f8_smem(from)), "r"(x), "r"(y), "r"(z)
+                 : "memory");
+}
+
 __device__ static inline void f8_store_commit()
 {
     asm volatile("cp.async.bulk.commit_group;" ::: "memory");
