@@ -230,8 +230,10 @@ static plan_call plan_call_of(const fp8flow_permute_plan_args *a)
     return call;
 }
 
+typedef void plan_kernel(plan_call call);
+
 /* One cluster. */
-static void plan_launch_cluster(cudaStream_t stream, void (*kernel)(plan_call), int cluster, int64_t shared_bytes,
+static void plan_launch_cluster(cudaStream_t stream, plan_kernel *kernel, int cluster, int64_t shared_bytes,
                                 const plan_call &call)
 {
     cudaLaunchAttribute attribute = {};

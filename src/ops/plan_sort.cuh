@@ -148,15 +148,14 @@ __device__ static inline void sort_rank(const plan_call &call, const sort_memory
     __syncthreads();
 }
 
+/* One expert per thread. */
 template <int CLUSTER> __device__ static inline void sort_push(const plan_call &call, const sort_memory &m)
 {
-    int32_t *mine = m.gathered + __clusterRelativeBlockRank() * call.num_experts;
-    for (int e = threadIdx.x; e < call.num_experts; e += PLAN_THREADS) {
-        int32_t sum = m.sum[e];
-#pragma unroll
-        for (unsigned other = 0; other < CLUSTER; other++)
-            *((int32_t *)__cluster_map_shared_rank(mine, other) + e) = sum;
-    }
+    int e = (int)threadIdx.x;
+    if (e >= call.num_experts) return;
+    int32_t *mine = m.gathered + __clusterRelativeBlockRank() * call.num_experts + e, sum = m.sum[e];
+#pragma unroll 4
+    for (unsigned other = 0; other < CLUSTER; other++) *(int32_t *)__cluster_map_shared_rank(mine, other) = sum;
 }
 
 /* Sum over the threads before this one; *total: over all. Every call needs a `upto_warp` of its own. */
