@@ -1,6 +1,6 @@
-/* permute_plan.cu - lab of permute_plan and unpermute: how many blocks a plan's cluster has and where its clocks go, how
- * many columns a warp of unpermute sums. Each version is checked before it is timed: plans against a sort on the host, sums against the
- * kernel that searches for the next row. */
+/* permute_plan.cu - lab of permute_plan and unpermute: how many blocks a plan's cluster has and where its clocks go,
+ * how many columns a warp of unpermute sums. Each version is checked before it is timed: plans against a sort on the
+ * host, sums against the kernel that searches for the next row. */
 #include "lab.cuh"
 
 #include <random>
@@ -179,7 +179,7 @@ static void allow_large_clusters()
 static void time_versions(const lab_routing &r, const char *shape, int32_t *scratch, int64_t *clocks)
 {
     plan_call call = plan_call_of(&r.args);
-    /* predict 9.1, 11 and 11 us for 8, 64 and 256 experts: as before without __match_any_sync, stores still scattered */
+    /* predict 9.1, 11 and 11 us for 8, 64, 256 experts: as before without __match_any_sync, stores still scattered */
     time_plan(r, "any size, cluster of 8", shape, [&](cudaStream_t s) { plan_launch_any<8>(s, call, scratch); });
     /* predict 6.5 us for 4096 x 8, whatever the experts: 2.3 launch, 0.7 load, 0.4 rank, 1 barrier, 0.3 locate, 0.6
      * writing, and what blocks wait for each other */

@@ -1,8 +1,8 @@
 /* permute_plan.cu - CUDA side of permute_plan. Contract: fp8flow_ops.h. CPU side: permute_plan.c.
  *
- * A stable counting sort of the (token, slot) pairs by expert, in one launch of one cluster of blocks. Plans of the size
- * of a layer are made by plan_sort.cuh; here is the kernel for any size. Every counting warp has a consecutive segment
- * of the pairs and a table with one counter for each expert:
+ * A stable counting sort of the (token, slot) pairs by expert, in one launch of one cluster of blocks. Plans of the
+ * size of a layer are made by plan_sort.cuh; here is the kernel for any size. Every counting warp has a consecutive
+ * segment of the pairs and a table with one counter for each expert:
  *   1. a warp counts its segment into its table; a block adds up its tables and shows the sums to the cluster;
  *   2. every block forms the experts' offsets from all sums, and turns its tables into the rows at which its warps
  *      continue: first row of the expert, plus the counts of earlier blocks, plus those of earlier warps;
