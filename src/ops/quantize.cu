@@ -328,6 +328,14 @@ static void launch_amax(fp8flow_context *c, const quantize_job &job, uint32_t *t
     quantize_amax_kernel<in, wide><<<f8_grid(warps, WARPS), THREADS, 0, f8_stream(c)>>>(job.x, job.grouping, to);
 }
 
+/* What quantize_dense_kernel can do, of wide jobs for the row form alone. */
+static bool is_dense(const quantize_job &job)
+{
+    const fp8flow_tensor &x = job.x, &y = job.rows;
+    return x.dtype == FP8FLOW_BF16 && y.scaling == FP8FLOW_ROW128 && !job.grouping.is_grouped &&
+           x.cols % F8_BLOCK == 0 && x.stride == x.cols && y.stride == y.cols;
+}
+
 template <fp8flow_dtype in, fp8flow_dtype out, bool wide>
 static void launch_codes(fp8flow_context *c, const quantize_job &job)
 {
@@ -335,6 +343,9 @@ static void launch_codes(fp8flow_context *c, const quantize_job &job)
     if (job.columns.data || job.rows.scaling == FP8FLOW_TILE128) {
         int64_t tiles = f8_capacity_blocks(&shape) * f8_ceil_div(shape.cols, F8_BLOCK);
         quantize_tiles_kernel<in, out, wide><<<f8_grid(tiles, 1), THREADS, 0, f8_stream(c)>>>(job);
+    } else if (wide && is_dense(job)) {
+        int64_t num_blocks = shape.rows * (shape.cols / F8_BLOCK);
+        quantize_dense_kernel<out><<<f8_grid(num_blocks, DENSE_BLOCKS), THREADS, 0, f8_stream(c)>>>(job, num_blocks);
     } else {
         unsigned grid = f8_grid(shape.rows * f8_ceil_div(shape.cols, UNIT_COLUMNS), row_units<in, wide> * WARPS);
         if (shape.scaling == FP8FLOW_TENSOR)

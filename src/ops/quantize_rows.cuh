@@ -162,4 +162,32 @@ __global__ static void __launch_bounds__(THREADS) quantize_rows_kernel(const __g
     count_nonfinite(job.nonfinite, nonfinite);
 }
 
+/* The same for BF16 rows that follow one another without gaps, groups or short blocks, as the tokens of a layer do:
+ * blocks are numbered through, and nothing but their number is computed. */
+enum { DENSE_UNITS = 2, DENSE_BLOCKS = DENSE_UNITS * THREADS / ROW_LANES };
+
+template <fp8flow_dtype out>
+__global__ static void __launch_bounds__(THREADS, 8) quantize_dense_kernel(const __grid_constant__ quantize_job job,
+                                                                           int64_t num_blocks)
+{
+    int64_t first = (int64_t)blockIdx.x * DENSE_BLOCKS + threadIdx.x / ROW_LANES;
+    int64_t place = first * F8_BLOCK + threadIdx.x % ROW_LANES * LANE_COLUMNS;
+    row_unit<FP8FLOW_BF16> unit[DENSE_UNITS];
+    uint32_t nonfinite = 0;
+#pragma unroll
+    for (int u = 0; u < DENSE_UNITS; u++) {
+        int64_t at = place + u * (THREADS / ROW_LANES) * F8_BLOCK;
+        int left = first + u * (THREADS / ROW_LANES) < num_blocks ? LANE_COLUMNS : 0;
+        unit[u] = load_unit<FP8FLOW_BF16, true>((const char *)((const uint16_t *)job.x.data + at), left);
+    }
+#pragma unroll
+    for (int u = 0; u < DENSE_UNITS; u++) {
+        int64_t block = first + u * (THREADS / ROW_LANES), at = place + u * (THREADS / ROW_LANES) * F8_BLOCK;
+        bool inside = block < num_blocks;
+        float factor = unit_factor<FP8FLOW_BF16, out>(unit[u], (uint8_t *)job.rows.scale + block, inside, nonfinite);
+        if (inside) store_unit<FP8FLOW_BF16, out, true>((uint8_t *)job.rows.data + at, LANE_COLUMNS, unit[u], factor);
+    }
+    count_nonfinite(job.nonfinite, nonfinite);
+}
+
 #endif
