@@ -167,8 +167,8 @@ __global__ static void __launch_bounds__(THREADS) quantize_rows_kernel(const __g
 enum { DENSE_UNITS = 2, DENSE_BLOCKS = DENSE_UNITS * THREADS / ROW_LANES };
 
 template <fp8flow_dtype out>
-__global__ static void __launch_bounds__(THREADS, 8) quantize_dense_kernel(const __grid_constant__ quantize_job job,
-                                                                           int64_t num_blocks)
+__global__ static void __launch_bounds__(THREADS) quantize_dense_kernel(const __grid_constant__ quantize_job job,
+                                                                        int64_t num_blocks)
 {
     int64_t first = (int64_t)blockIdx.x * DENSE_BLOCKS + threadIdx.x / ROW_LANES;
     int64_t place = first * F8_BLOCK + threadIdx.x % ROW_LANES * LANE_COLUMNS;
