@@ -3,7 +3,8 @@
  *
  * Row form: `height` segments of `width` bytes, 7168 apart. Column form: `width` segments of `height` bytes, 32768
  * apart. Blocks walk slabs of `slab` column tiles: in a slab, column tile first, then row tile.
- * predict: nothing; this is the bound that transpose and permute are held against.
+ * apart. "gathered" reads the rows from a matrix of 4096, each eight times; "kept" without marking them as the first to
+ * leave L2. predict: nothing; this is the bound that transpose and permute are held against.
  */
 #include "lab.cuh"
 #include "ops/warp.cuh"
@@ -47,8 +48,8 @@ template <int lines, int bytes, bool kept> __device__ static uint32_t gather(con
     return sum;
 }
 
-template <int height, int width, int mode> __global__ static void tile_kernel(const uint8_t *x_rows, uint8_t *rows,
-                                                                                           uint8_t *columns, int slab)
+template <int height, int width, int mode>
+__global__ static void tile_kernel(const uint8_t *x_rows, uint8_t *rows, uint8_t *columns, int slab)
 {
     int row_tiles = ROWS / height, index = blockIdx.x;
     int in_slab = index % (slab * row_tiles), first = index / (slab * row_tiles) * slab;
@@ -71,8 +72,8 @@ template <int height, int width, int mode> static void run(uint8_t *rows, uint8_
         double forms = (mode & ROW_READ ? 1 : 0) + (mode & (GATHER | GATHER_KEPT) ? 0.125 : 0) + (mode & ROW_WRITE ? 1 : 0) + (mode & COLUMN_WRITE ? 1 : 0);
         static const uint8_t *x_rows = (const uint8_t *)lab_normal_bf16(TOKENS, COLS / 2, 0, 1);
         auto launch = [&](cudaStream_t s) {
-            tile_kernel<height, width, mode><<<ROWS / height * (COLS / width), THREADS, 0, s>>>(x_rows, rows, columns,
-                                                                                                      slab);
+            unsigned tiles = ROWS / height * (COLS / width);
+            tile_kernel<height, width, mode><<<tiles, THREADS, 0, s>>>(x_rows, rows, columns, slab);
         };
         lab_report(name, "32768 x 7168", forms * ROWS * COLS, lab_time(launch, 9));
         LAB_TRY(cudaGetLastError());
