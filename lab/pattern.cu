@@ -3,8 +3,8 @@
  *
  * Row form: `height` segments of `width` bytes, 7168 apart. Column form: `width` segments of `height` bytes, 32768
  * apart. Blocks walk slabs of `slab` column tiles: in a slab, column tile first, then row tile.
- * apart. "gathered" reads the rows from a matrix of 4096, each eight times; "kept" without marking them as the first to
- * leave L2. predict: nothing; this is the bound that transpose and permute are held against.
+ * "gathered" reads the rows from a matrix of 4096, each eight times; "kept" without marking them as the first to leave
+ * L2. predict: nothing; this is the bound that transpose and permute are held against.
  */
 #include "lab.cuh"
 #include "ops/warp.cuh"
@@ -69,7 +69,8 @@ template <int height, int width, int mode> static void run(uint8_t *rows, uint8_
         if (COLS / width % slab) continue;
         char name[64];
         std::snprintf(name, sizeof name, "%s, tile %d x %d, slab %d", what, height, width, slab);
-        double forms = (mode & ROW_READ ? 1 : 0) + (mode & (GATHER | GATHER_KEPT) ? 0.125 : 0) + (mode & ROW_WRITE ? 1 : 0) + (mode & COLUMN_WRITE ? 1 : 0);
+        double forms = (mode & ROW_READ ? 1 : 0) + (mode & (GATHER | GATHER_KEPT) ? 0.125 : 0) +
+                       (mode & ROW_WRITE ? 1 : 0) + (mode & COLUMN_WRITE ? 1 : 0);
         static const uint8_t *x_rows = (const uint8_t *)lab_normal_bf16(TOKENS, COLS / 2, 0, 1);
         auto launch = [&](cudaStream_t s) {
             unsigned tiles = ROWS / height * (COLS / width);
