@@ -127,6 +127,105 @@ static void free_tensor(fp8flow_tensor &t)
     cudaFree(t.scale);
 }
 
+/* ---- Wide blocks that stay ---- */
+
+enum { STAY_PER_SM = 3 };
+
+__device__ static int token_of_row(const f8_grouped_lines &lines, int row, int end)
+{
+    f8_device_span span = f8_span_from(lines.groups, row / F8_BLOCK * F8_BLOCK, F8_BLOCK);
+    return row < end && row % F8_BLOCK < span.valid ? row : -1;
+}
+
+__device__ static int token_of_row(const f8_gathered_lines &lines, int row, int end)
+{
+    return row < end ? f8_token_of(lines.route, __ldg(lines.route.source + row)) : -1;
+}
+
+/* Unit `unit` of a grid: slab after slab, in a slab column first. */
+template <int row_blocks, int slab> __device__ static f8_wide_place place_of_unit(int unit, int units_of_slab)
+{
+    f8_wide_place at;
+    int in_slab = unit % units_of_slab, first_block = in_slab / slab * row_blocks;
+    at.first_row = first_block * F8_BLOCK;
+    at.first_col = (unit / units_of_slab * slab + in_slab % slab) * F8_WIDE_COLS;
+    at.block = first_block + (int)threadIdx.x / F8_WIDE_THREADS;
+    at.col = at.first_col + f8_lane() % 16 * 16;
+    at.col_block = at.col / F8_BLOCK;
+    return at;
+}
+
+/* predict 86 % (transpose), 81 % (permute): as wide.cuh with 1 row block, but a block goes from tile to tile: the
+ * registers of the codes are free when the columns leave shared memory, so half of the next are on their way by then;
+ * the tokens were found one tile earlier. With 2 row blocks, 64 registers do not suffice. Groups have no holes between
+ * them here. */
+template <int row_blocks, int slab, class Lines>
+__global__ static void __launch_bounds__(F8_WIDE_THREADS *row_blocks, STAY_PER_SM)
+    stay_kernel(Lines lines, fp8flow_tensor columns)
+{
+    extern __shared__ __align__(16) uint8_t memory[];
+    __shared__ alignas(16) int parked[2][row_blocks * F8_BLOCK];
+    f8_wide_shared<row_blocks> &shared = *(f8_wide_shared<row_blocks> *)memory;
+    const int thread = (int)threadIdx.x, blocks = f8_col_blocks(columns), height = row_blocks * F8_BLOCK;
+    const int end = lines.end(), units_of_slab = (end + height - 1) / height * slab;
+    const int units = units_of_slab * ((int)(columns.cols + slab * F8_WIDE_COLS - 1) / (slab * F8_WIDE_COLS));
+    int unit = (int)blockIdx.x, stage = 0;
+    if (unit >= units) return;
+    f8_wide_patches p;
+    auto park = [&](int of_unit) {
+        if (thread >= height) return;
+        int row = of_unit % units_of_slab / slab * height + thread;
+        parked[stage][thread] = of_unit < units ? token_of_row(lines, row, end) : -1;
+    };
+    auto find = [&](int half, int token[4]) {
+        const int4 *from = (const int4 *)(parked[stage] + thread / F8_WIDE_THREADS * F8_BLOCK + f8_wide_row(half));
+        int4 four = *from;
+        token[0] = four.x, token[1] = four.y, token[2] = four.z, token[3] = four.w;
+    };
+    park(unit);
+    __syncthreads();
+    f8_wide_place at = place_of_unit<row_blocks, slab>(unit, units_of_slab);
+    int token[4];
+    find(0, token);
+    f8_wide_load_codes<Lines::access>(lines.x, at, token, p.half[0]);
+    for (; unit < units; unit += gridDim.x) {
+        find(1, token);
+        f8_wide_load_codes<Lines::access>(lines.x, at, token, p.half[1]);
+        f8_wide_load_scales(lines.x, at, token, p.half[1]);
+        find(0, token);
+        f8_wide_load_scales(lines.x, at, token, p.half[0]);
+        stage ^= 1;
+        park(unit + gridDim.x);
+        const bool is_used = at.block * F8_BLOCK < end;
+        if (is_used) lines.keep(at, p);
+        uint32_t target = f8_wide_target(p, shared);
+        if (thread % F8_WIDE_THREADS == 0) shared.rows[thread / F8_WIDE_THREADS] = is_used ? F8_BLOCK : 0;
+        if (thread % F8_WIDE_THREADS < 16 && thread % 8 == 0 && is_used && at.col_block < blocks)
+            ((uint8_t *)columns.scale)[(int64_t)at.block * blocks + at.col_block] = (uint8_t)target;
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            f8_shift_rows<FP8FLOW_E4M3>(p.half[half], target);
+            f8_transpose_patch(p.half[half]);
+            f8_wide_write(p.half[half], half, shared);
+        }
+        const f8_wide_place next = place_of_unit<row_blocks, slab>(unit + gridDim.x, units_of_slab);
+        find(0, token);
+        f8_wide_load_codes<Lines::access>(lines.x, next, token, p.half[0]);
+        __syncthreads();
+        f8_wide_store(columns, at, shared);
+        at = next;
+    }
+}
+
+template <int row_blocks, int slab, class Lines>
+static void launch_stay(cudaStream_t stream, const Lines &lines, const fp8flow_tensor &columns)
+{
+    auto kernel = stay_kernel<row_blocks, slab, Lines>;
+    const int bytes = (int)sizeof(f8_wide_shared<row_blocks>), multiprocessors = 132;
+    f8_allow_shared(kernel, bytes);
+    kernel<<<multiprocessors * STAY_PER_SM, F8_WIDE_THREADS * row_blocks, bytes, stream>>>(lines, columns);
+}
+
 /* ---- Versions of transpose ---- */
 
 struct tile {
@@ -223,6 +322,9 @@ static void transpose_shape(int64_t rows, int64_t cols, int groups)
     WIDE_VERSION(2, 8);
     WIDE_VERSION(1, 1);
     WIDE_VERSION(1, 4);
+    f8_grouped_lines lines = { c.x, c.groups };
+    run_version("transpose: wide, stays, 1 row block", shape, c, want,
+                [&](cudaStream_t s) { launch_stay<1, 2>(s, lines, c.y); });
 #undef WIDE_VERSION
     free_tensor(c.x);
     free_tensor(c.y);
@@ -335,6 +437,8 @@ static void permute_versions(const permute_job &job)
     WIDE_VERSION(2, 4);
     WIDE_VERSION(1, 2);
     WIDE_VERSION(1, 4);
+    run_permute("permute: wide, stays, 1 row block", job,
+                [&](cudaStream_t s) { launch_stay<1, 2>(s, g, columns); });
 #undef WIDE_VERSION
 }
 

@@ -58,24 +58,27 @@ __device__ static inline int f8_wide_row(int half)
     return (int)threadIdx.x % F8_WIDE_THREADS / F8_WARP * 16 + half * 8 + f8_lane() / 16 * 4;
 }
 
-/* Codes and scales of the rows `token` of x; -1: zeros with scale byte 1. */
+/* Codes of the rows `token` of x; -1: zeros. */
 template <f8_access access>
-__device__ static inline void f8_wide_load(const fp8flow_tensor &x, const f8_wide_place &at, const int token[2][4],
-                                           f8_wide_patches &p)
+__device__ static inline void f8_wide_load_codes(const fp8flow_tensor &x, const f8_wide_place &at, const int token[4],
+                                                 f8_patch &p)
 {
-    const int blocks = f8_col_blocks(x);
-    const uint8_t *codes = (const uint8_t *)x.data + at.col, *scale = (const uint8_t *)x.scale + at.col_block;
+    const uint8_t *from = (const uint8_t *)x.data + at.col;
     const int count = at.col < x.cols ? 16 : 0;
 #pragma unroll
-    for (int i = 0; i < 8; i++) {
-        int row = token[i / 4][i % 4];
-        f8_set_row(p.half[i / 4], i % 4, f8_read_codes<access>(codes + row * x.stride, row < 0 ? 0 : count));
-    }
+    for (int r = 0; r < 4; r++)
+        f8_set_row(p, r, f8_read_codes<access>(from + token[r] * x.stride, token[r] < 0 ? 0 : count));
+}
+
+/* Their scale bytes; -1: 1. */
+__device__ static inline void f8_wide_load_scales(const fp8flow_tensor &x, const f8_wide_place &at, const int token[4],
+                                                  f8_patch &p)
+{
+    const int blocks = f8_col_blocks(x);
+    const uint8_t *from = (const uint8_t *)x.scale + at.col_block;
 #pragma unroll
-    for (int i = 0; i < 8; i++) {
-        int row = token[i / 4][i % 4];
-        p.half[i / 4].scale[i % 4] = row < 0 || at.col_block >= blocks ? 1 : __ldg(scale + (int64_t)row * blocks);
-    }
+    for (int r = 0; r < 4; r++)
+        p.scale[r] = token[r] < 0 || at.col_block >= blocks ? 1 : __ldg(from + (int64_t)token[r] * blocks);
 }
 
 /* The target of this thread's tile. Contains the barrier that makes `shared` complete. */
@@ -160,7 +163,11 @@ __global__ static void __launch_bounds__(F8_WIDE_THREADS *row_blocks, 4 / row_bl
     int token[2][4], end = lines.end(), rows = lines.find_tokens(at.block, end, token);
     if (at.first_row >= end) return;
     f8_wide_patches p;
-    f8_wide_load<Lines::access>(lines.x, at, token, p);
+#pragma unroll
+    for (int half = 0; half < 2; half++)
+        f8_wide_load_codes<Lines::access>(lines.x, at, token[half], p.half[half]);
+#pragma unroll
+    for (int half = 0; half < 2; half++) f8_wide_load_scales(lines.x, at, token[half], p.half[half]);
     if (thread < F8_SHIFT_BINS) shared.histogram[thread] = 0;
     if (thread % F8_WIDE_THREADS == 0) shared.rows[thread / F8_WIDE_THREADS] = rows;
     if (rows > 0) lines.keep(at, p);

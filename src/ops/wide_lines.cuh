@@ -89,21 +89,20 @@ struct f8_gathered_lines {
     /* The row form, and gate weights. */
     __device__ void keep(const f8_wide_place &at, const f8_wide_patches &p) const
     {
-        const int first = at.block * F8_BLOCK;
+        const int first = at.block * F8_BLOCK + f8_wide_row(0);
         if (rows.data && at.col < rows.cols) {
+            uint8_t *to = (uint8_t *)rows.data + first * rows.stride + at.col;
 #pragma unroll
             for (int i = 0; i < 8; i++) {
                 const uint32_t *code = p.half[i / 4].code[i % 4];
-                int row = first + f8_wide_row(i / 4) + i % 4;
-                f8_store16((uint8_t *)rows.data + row * rows.stride + at.col,
-                           make_uint4(code[0], code[1], code[2], code[3]));
+                f8_store16(to + (i / 4 * 8 + i % 4) * rows.stride, make_uint4(code[0], code[1], code[2], code[3]));
             }
             if (f8_lane() % 8 == 0) keep_scales(at, p);
         }
         if (!route.gate || at.col != 0) return;
 #pragma unroll
         for (int i = 0; i < 8; i++) {
-            int row = first + f8_wide_row(i / 4) + i % 4, source = __ldg(route.source + row);
+            int row = first + i / 4 * 8 + i % 4, source = __ldg(route.source + row);
             route.gate_rows[row] = source < 0 ? 0.0f : __ldg(route.gate + source);
         }
     }
@@ -111,10 +110,9 @@ struct f8_gathered_lines {
     __device__ void keep_scales(const f8_wide_place &at, const f8_wide_patches &p) const
     {
         const int64_t blocks = f8_col_blocks(rows);
-        uint8_t *to = (uint8_t *)rows.scale + at.block * F8_BLOCK * blocks + at.col_block;
+        uint8_t *to = (uint8_t *)rows.scale + (at.block * F8_BLOCK + f8_wide_row(0)) * blocks + at.col_block;
 #pragma unroll
-        for (int i = 0; i < 8; i++)
-            to[(f8_wide_row(i / 4) + i % 4) * blocks] = (uint8_t)p.half[i / 4].scale[i % 4];
+        for (int i = 0; i < 8; i++) to[(i / 4 * 8 + i % 4) * blocks] = (uint8_t)p.half[i / 4].scale[i % 4];
     }
 };
 
