@@ -1,12 +1,12 @@
 /* transpose.cu - versions of transpose (E4M3, ROW128 to TILE128) and of permute with both forms.
  *
  * Goals, percent of a copy: transpose 85 (6144 rows: 70); permute 80 of the fewest bytes, each token row read once,
- * with the plan's kernel (about 10 us), which is not timed here. Measured before the walk: transpose 79 to 87, permute
- * 70. That one was held up by neither memory nor occupancy (5 or 6 blocks per SM: the same), but by 20 instructions
- * for two codes, by L2 requests of one byte (scales: one per row of a tile) and by waits one after the other.
+ * with the plan's kernel (about 10 us), which is not timed here. Measured with a tile of 128 x 128 per block: transpose
+ * 82, permute 70; with blocks that stay on their SM and walk: not better. pattern.cu says why: without arithmetic the
+ * same tiles reach 87 and 77, 128 x 256 reach 87 and 82, 256 x 256 reach 92 and 90.
  */
 #include "lab.cuh"
-#include "ops/walk_lines.cuh"
+#include "ops/wide_lines.cuh"
 
 struct call {
     fp8flow_tensor x, y;
@@ -94,10 +94,8 @@ static void check_columns(const char *version, const fp8flow_tensor &got, const 
     if (codes || scales) std::printf("%s: WRONG: %u codes, %u scales differ\n", version, codes, scales);
 }
 
-typedef f8_gathered_lines<F8_BY_THREADS> lines_of_lab;
-
 /* One block per row of the row form. */
-__global__ static void check_rows_kernel(lines_of_lab lines, int top_k, unsigned *different)
+__global__ static void check_rows_kernel(f8_gathered_lines lines, int top_k, unsigned *different)
 {
     int64_t row = blockIdx.x, blocks = lines.x.cols / F8_BLOCK;
     int source = lines.route.source[row];
@@ -113,7 +111,7 @@ __global__ static void check_rows_kernel(lines_of_lab lines, int top_k, unsigned
     }
 }
 
-static void check_rows(const char *version, const lines_of_lab &lines, int top_k)
+static void check_rows(const char *version, const f8_gathered_lines &lines, int top_k)
 {
     std::vector<unsigned> zero(2, 0);
     unsigned *different = lab_upload(zero);
@@ -127,6 +125,105 @@ static void free_tensor(fp8flow_tensor &t)
 {
     cudaFree(t.data);
     cudaFree(t.scale);
+}
+
+/* ---- Wide blocks that stay ---- */
+
+enum { STAY_PER_SM = 3 };
+
+__device__ static int token_of_row(const f8_grouped_lines &lines, int row, int end)
+{
+    f8_device_span span = f8_span_from(lines.groups, row / F8_BLOCK * F8_BLOCK, F8_BLOCK);
+    return row < end && row % F8_BLOCK < span.valid ? row : -1;
+}
+
+__device__ static int token_of_row(const f8_gathered_lines &lines, int row, int end)
+{
+    return row < end ? f8_token_of(lines.route, __ldg(lines.route.source + row)) : -1;
+}
+
+/* Unit `unit` of a grid: slab after slab, in a slab column first. */
+template <int row_blocks, int slab> __device__ static f8_wide_place place_of_unit(int unit, int units_of_slab)
+{
+    f8_wide_place at;
+    int in_slab = unit % units_of_slab, first_block = in_slab / slab * row_blocks;
+    at.first_row = first_block * F8_BLOCK;
+    at.first_col = (unit / units_of_slab * slab + in_slab % slab) * F8_WIDE_COLS;
+    at.block = first_block + (int)threadIdx.x / F8_WIDE_THREADS;
+    at.col = at.first_col + f8_lane() % 16 * 16;
+    at.col_block = at.col / F8_BLOCK;
+    return at;
+}
+
+/* predict 86 % (transpose), 81 % (permute): as wide.cuh with 1 row block, but a block goes from tile to tile: the
+ * registers of the codes are free when the columns leave shared memory, so half of the next are on their way by then;
+ * the tokens were found one tile earlier. With 2 row blocks, 64 registers do not suffice. Groups have no holes between
+ * them here. */
+template <int row_blocks, int slab, class Lines>
+__global__ static void __launch_bounds__(F8_WIDE_THREADS *row_blocks, STAY_PER_SM)
+    stay_kernel(Lines lines, fp8flow_tensor columns)
+{
+    extern __shared__ __align__(16) uint8_t memory[];
+    __shared__ alignas(16) int parked[2][row_blocks * F8_BLOCK];
+    f8_wide_shared<row_blocks> &shared = *(f8_wide_shared<row_blocks> *)memory;
+    const int thread = (int)threadIdx.x, blocks = f8_col_blocks(columns), height = row_blocks * F8_BLOCK;
+    const int end = lines.end(), units_of_slab = (end + height - 1) / height * slab;
+    const int units = units_of_slab * ((int)(columns.cols + slab * F8_WIDE_COLS - 1) / (slab * F8_WIDE_COLS));
+    int unit = (int)blockIdx.x, stage = 0;
+    if (unit >= units) return;
+    f8_wide_patches p;
+    auto park = [&](int of_unit) {
+        if (thread >= height) return;
+        int row = of_unit % units_of_slab / slab * height + thread;
+        parked[stage][thread] = of_unit < units ? token_of_row(lines, row, end) : -1;
+    };
+    auto find = [&](int half, int token[4]) {
+        const int4 *from = (const int4 *)(parked[stage] + thread / F8_WIDE_THREADS * F8_BLOCK + f8_wide_row(half));
+        int4 four = *from;
+        token[0] = four.x, token[1] = four.y, token[2] = four.z, token[3] = four.w;
+    };
+    park(unit);
+    __syncthreads();
+    f8_wide_place at = place_of_unit<row_blocks, slab>(unit, units_of_slab);
+    int token[4];
+    find(0, token);
+    f8_wide_load_codes<Lines::access>(lines.x, at, token, p.half[0]);
+    for (; unit < units; unit += gridDim.x) {
+        find(1, token);
+        f8_wide_load_codes<Lines::access>(lines.x, at, token, p.half[1]);
+        f8_wide_load_scales(lines.x, at, token, p.half[1]);
+        find(0, token);
+        f8_wide_load_scales(lines.x, at, token, p.half[0]);
+        stage ^= 1;
+        park(unit + gridDim.x);
+        const bool is_used = at.block * F8_BLOCK < end;
+        if (is_used) lines.keep(at, p);
+        uint32_t target = f8_wide_target(p, shared);
+        if (thread % F8_WIDE_THREADS == 0) shared.rows[thread / F8_WIDE_THREADS] = is_used ? F8_BLOCK : 0;
+        if (thread % F8_WIDE_THREADS < 16 && thread % 8 == 0 && is_used && at.col_block < blocks)
+            ((uint8_t *)columns.scale)[(int64_t)at.block * blocks + at.col_block] = (uint8_t)target;
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            f8_shift_rows<FP8FLOW_E4M3>(p.half[half], target);
+            f8_transpose_patch(p.half[half]);
+            f8_wide_write(p.half[half], half, shared);
+        }
+        const f8_wide_place next = place_of_unit<row_blocks, slab>(unit + gridDim.x, units_of_slab);
+        find(0, token);
+        f8_wide_load_codes<Lines::access>(lines.x, next, token, p.half[0]);
+        __syncthreads();
+        f8_wide_store(columns, at, shared);
+        at = next;
+    }
+}
+
+template <int row_blocks, int slab, class Lines>
+static void launch_stay(cudaStream_t stream, const Lines &lines, const fp8flow_tensor &columns)
+{
+    auto kernel = stay_kernel<row_blocks, slab, Lines>;
+    const int bytes = (int)sizeof(f8_wide_shared<row_blocks>), multiprocessors = 132;
+    f8_allow_shared(kernel, bytes);
+    kernel<<<multiprocessors * STAY_PER_SM, F8_WIDE_THREADS * row_blocks, bytes, stream>>>(lines, columns);
 }
 
 /* ---- Versions of transpose ---- */
@@ -170,18 +267,12 @@ __global__ static void __launch_bounds__(F8_SHIFT_THREADS, per_sm) tile_kernel(c
     f8_shift_tile<FP8FLOW_E4M3, FP8FLOW_TILE128, F8_WIDE>(patch, place_of(c.y, t), NULL, shared);
 }
 
-/* predict 91 % (boxes, 1 stage, 5 per SM), the same with either policy of the stores, 90 % (4 per SM, 1 or 2 stages),
- * 89 % (patches by threads): the walk of walk.cuh. */
-template <f8_walk_loads loads, int stages, int per_sm>
-static void launch_walk(cudaStream_t stream, const call &c, uint64_t policy)
+/* predict 88 % (2 row blocks), 85 % (1): 256 columns per block (wide.cuh), 128 KB of loads per SM in blocks of 64 or
+ * 32 KB. The slab hardly matters: nothing is read twice. */
+template <int row_blocks, int slab> static void launch_wide(cudaStream_t stream, const call &c)
 {
-    int blocks = (int)(c.x.cols / F8_BLOCK);
-    f8_walk_maps maps = {};
-    f8_map_columns("lab", &c.y, &maps.columns);
-    f8_map_rows("lab", &c.x, &maps.x);
-    f8_walk_output out = { (uint8_t *)c.y.scale, NULL, blocks, blocks, policy };
-    f8_grouped_lines<loads> lines = { c.x, c.groups };
-    f8_walk_launch<FP8FLOW_E4M3, stages, per_sm>("lab", stream, lines, maps, out);
+    f8_grouped_lines lines = { c.x, c.groups };
+    f8_wide_launch<FP8FLOW_E4M3, row_blocks, slab>(stream, lines, c.y, c.y.rows / F8_BLOCK, NULL);
 }
 
 /* ---- Transpose: run ---- */
@@ -224,16 +315,17 @@ static void transpose_shape(int64_t rows, int64_t cols, int groups)
     TILE_VERSION(1, 5);
     TILE_VERSION(1, 6);
 #undef TILE_VERSION
-#define WALK_VERSION(loads, stages, per_sm)                                                               \
-    run_version("transpose: walk, " #loads ", " #stages " stages, " #per_sm " per SM", shape, c, want,    \
-                [&](cudaStream_t s) { launch_walk<F8_BY_##loads, stages, per_sm>(s, c, F8_EVICT_FIRST); })
-    WALK_VERSION(BOXES, 1, 4);
-    WALK_VERSION(BOXES, 1, 5);
-    WALK_VERSION(BOXES, 2, 4);
-    WALK_VERSION(THREADS, 1, 5);
-#undef WALK_VERSION
-    run_version("transpose: walk, BOXES, evict normal", shape, c, want,
-                [&](cudaStream_t s) { launch_walk<F8_BY_BOXES, 1, 5>(s, c, F8_EVICT_NORMAL); });
+#define WIDE_VERSION(row_blocks, slab)                                                                  \
+    run_version("transpose: wide, " #row_blocks " row blocks, slab " #slab, shape, c, want,             \
+                [&](cudaStream_t s) { launch_wide<row_blocks, slab>(s, c); })
+    WIDE_VERSION(2, 2);
+    WIDE_VERSION(2, 8);
+    WIDE_VERSION(1, 1);
+    WIDE_VERSION(1, 4);
+    f8_grouped_lines lines = { c.x, c.groups };
+    run_version("transpose: wide, stays, 1 row block", shape, c, want,
+                [&](cudaStream_t s) { launch_stay<1, 2>(s, lines, c.y); });
+#undef WIDE_VERSION
     free_tensor(c.x);
     free_tensor(c.y);
     free_tensor(want);
@@ -243,7 +335,7 @@ static void transpose_shape(int64_t rows, int64_t cols, int groups)
 
 /* predict 74 % without the plan (slab 2), 72 % (slab 8): one block per tile, cheaper shift. */
 template <int slab, int per_sm>
-__global__ static void __launch_bounds__(F8_SHIFT_THREADS, per_sm) permute_kernel(lines_of_lab g,
+__global__ static void __launch_bounds__(F8_SHIFT_THREADS, per_sm) permute_kernel(f8_gathered_lines g,
                                                                                   fp8flow_tensor columns)
 {
     __shared__ f8_shift_shared shared;
@@ -298,25 +390,17 @@ static int64_t route(int tokens, int k, int experts, std::vector<int32_t> &sourc
     return (int64_t)source.size();
 }
 
-/* predict 87 % without the plan: the walk, slabs of a size that keeps the tokens' pieces in L2. One slab of all
- * columns: 87 % where x is small, 80 % at 7168 columns. Slabs of 8: 86 %. 3 per SM: 84 %. Lines by the copy engine:
- * 87 % if it starts a line in less than 15 clocks, 75 % otherwise. */
-template <f8_walk_loads loads, int per_sm>
-static void launch_gather(cudaStream_t stream, const lines_of_lab &g, const fp8flow_tensor &columns, int slab,
-                          uint64_t policy = F8_EVICT_FIRST)
+/* predict 84 % without the plan (2 row blocks, slab 2; slab 4 the same, slab 1 2 % less), 80 % (1 row block). */
+template <int row_blocks, int slab>
+static void launch_gather(cudaStream_t stream, const f8_gathered_lines &g, const fp8flow_tensor &columns)
 {
-    f8_gathered_lines<loads> lines = { g.x, g.rows, g.route };
-    f8_walk_maps maps = {};
-    f8_map_columns("lab", &columns, &maps.columns);
-    f8_map_rows("lab", &g.rows, &maps.rows);
-    f8_walk_output out = { (uint8_t *)columns.scale, NULL, (int)(g.x.cols / F8_BLOCK), slab, policy };
-    f8_walk_launch<FP8FLOW_E4M3, 2, per_sm>("lab", stream, lines, maps, out);
+    f8_wide_launch<FP8FLOW_E4M3, row_blocks, slab>(stream, g, columns, columns.rows / F8_BLOCK, NULL);
 }
 
 struct permute_job {
     const char *shape;
     int top_k;
-    lines_of_lab lines;
+    f8_gathered_lines lines;
     fp8flow_tensor columns, want;
     double bytes;
 };
@@ -334,11 +418,10 @@ template <class Launch> static void run_permute(const char *name, const permute_
     lab_report(name, job.shape, job.bytes, lab_time(launch));
 }
 
-static void permute_versions(const permute_job &job, int tokens)
+static void permute_versions(const permute_job &job)
 {
-    const lines_of_lab &g = job.lines;
+    const f8_gathered_lines &g = job.lines;
     const fp8flow_tensor &columns = job.columns;
-    int blocks = (int)(columns.cols / F8_BLOCK), slab = f8_walk_slab(tokens, blocks);
     const int threads = F8_SHIFT_THREADS;
     run_permute("permute: tile, slab 8, 5 per SM", job, [&](cudaStream_t s) {
         permute_kernel<8, 5><<<slab_grid(columns, 8), threads, 0, s>>>(g, columns);
@@ -346,16 +429,17 @@ static void permute_versions(const permute_job &job, int tokens)
     run_permute("permute: tile, slab 2, 5 per SM", job, [&](cudaStream_t s) {
         permute_kernel<2, 5><<<slab_grid(columns, 2), threads, 0, s>>>(g, columns);
     });
-#define WALK_VERSION(name, loads, per_sm, ...)    \
-    run_permute("permute: walk, " name, job,         \
-                [&](cudaStream_t s) { launch_gather<F8_BY_##loads, per_sm>(s, g, columns, __VA_ARGS__); })
-    WALK_VERSION("4 per SM", THREADS, 4, slab);
-    WALK_VERSION("4 per SM, evict normal", THREADS, 4, slab, F8_EVICT_NORMAL);
-    WALK_VERSION("3 per SM", THREADS, 3, slab);
-    WALK_VERSION("one slab", THREADS, 4, blocks);
-    WALK_VERSION("slabs of 8", THREADS, 4, 8);
-    WALK_VERSION("lines by the engine", LINES, 4, slab);
-#undef WALK_VERSION
+#define WIDE_VERSION(row_blocks, slab)                                              \
+    run_permute("permute: wide, " #row_blocks " row blocks, slab " #slab, job,         \
+                [&](cudaStream_t s) { launch_gather<row_blocks, slab>(s, g, columns); })
+    WIDE_VERSION(2, 1);
+    WIDE_VERSION(2, 2);
+    WIDE_VERSION(2, 4);
+    WIDE_VERSION(1, 2);
+    WIDE_VERSION(1, 4);
+    run_permute("permute: wide, stays, 1 row block", job,
+                [&](cudaStream_t s) { launch_stay<1, 2>(s, g, columns); });
+#undef WIDE_VERSION
 }
 
 static void permute_shape(int tokens, int k, int experts, int64_t cols)
@@ -366,7 +450,7 @@ static void permute_shape(int tokens, int k, int experts, int64_t cols)
     int64_t rows = route(tokens, k, experts, source);
     end[0] = (int32_t)rows;
     permute_job job = { shape, k, {}, {}, {}, 0 };
-    lines_of_lab &g = job.lines;
+    f8_gathered_lines &g = job.lines;
     g.x = make_x(tokens, cols);
     g.rows = tensor_of(rows, cols, FP8FLOW_ROW128, FP8FLOW_ROWS);
     job.columns = tensor_of(rows, cols, FP8FLOW_TILE128, FP8FLOW_COLUMNS);
@@ -380,7 +464,7 @@ static void permute_shape(int tokens, int k, int experts, int64_t cols)
     reference_kernel<<<dim3((unsigned)(rows / F8_BLOCK), (unsigned)(cols / F8_BLOCK)), F8_BLOCK>>>(g.x, job.want,
                                                                                                   plan.source, k);
     job.bytes = (1.0 + 1.0 / F8_BLOCK) * (tokens + rows) * cols + (double)rows * cols;
-    permute_versions(job, tokens);
+    permute_versions(job);
     cudaFree(plan.source);
     cudaFree(plan.offset);
     free_tensor(g.x);
@@ -395,9 +479,11 @@ int main()
     transpose_shape(49152, 2048, 64);
     transpose_shape(12288, 5120, 20);
     transpose_shape(6144, 7168, 8);
+    transpose_shape(1152, 1408, 9); /* an odd number of tiles both ways */
     permute_shape(4096, 8, 8, 7168);
     permute_shape(4096, 7, 64, 1280);
     permute_shape(4096, 6, 64, 2048);
+    permute_shape(4096, 6, 64, 1408); /* an odd number of column tiles */
     permute_shape(4096, 6, 160, 5120);
     permute_shape(4096, 8, 256, 7168);
     return 0;

@@ -88,25 +88,6 @@ __device__ static inline void f8_store_tile(const CUtensorMap *map, const void *
                  : "memory");
 }
 
-/* What a store says about its lines in L2: the encodings of createpolicy for whole boxes. */
-static const uint64_t F8_EVICT_NORMAL = 0x1000000000000000u, F8_EVICT_FIRST = 0x12F0000000000000u;
-
-/* The same with a policy. */
-__device__ static inline void f8_store_tile(const CUtensorMap *map, const void *from, int x, int y, uint64_t policy)
-{
-    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group.L2::cache_hint [%0, {%2, %3}], [%1], %4;"
-                 ::"l"(map), "r"(f8_smem(from)), "r"(x), "r"(y), "l"(policy)
-                 : "memory");
-}
-
-/* The same for a 3-D tensor map at (x, y, 0). */
-__device__ static inline void f8_store_box(const CUtensorMap *map, const void *from, int x, int y, uint64_t policy)
-{
-    asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group.L2::cache_hint [%0, {%2, %3, %4}], [%1], %5;"
-                 ::"l"(map), "r"(f8_smem(from)), "r"(x), "r"(y), "r"(0), "l"(policy)
-                 : "memory");
-}
-
 /* The same for a 3-D tensor map. */
 __device__ static inline void f8_store_box(const CUtensorMap *map, const void *from, int x, int y, int z)
 {

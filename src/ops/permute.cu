@@ -1,14 +1,14 @@
 /* permute.cu - CUDA side of permute. Contract: fp8flow_ops.h. CPU side: permute.c.
  *
- * With a column form of TILE128 scales, blocks walk along row blocks (walk.cuh) and write both forms. With COL128, or
- * where lines are not whole pieces of 16 bytes, one block gathers one tile of 128 x 128 codes (shift.cuh) and writes
- * both forms from registers. Without a column form, one warp copies 2 KB of a row. All go through narrow slabs of
- * columns down all rows, so that the copies of a token's piece are made while it is in L2. Traffic per element: 1/k
- * read, 1 (BF16: 2) written per form.
+ * With a column form of TILE128 scales, one block gathers 256 x 256 codes (wide.cuh) and writes both forms. With
+ * COL128, or where lines are not whole pieces of 16 bytes, one block gathers one tile of 128 x 128 codes (shift.cuh).
+ * Without a column form, one warp copies 2 KB of a row. All go through narrow slabs of columns down all rows, so that
+ * the copies of a token's piece are made while it is in L2. Traffic per element: 1/k read, 1 (BF16: 2) written per
+ * form.
  */
 #include "ops/launch.cuh"
 #include "ops/plan.h"
-#include "ops/walk_lines.cuh"
+#include "ops/wide_lines.cuh"
 
 enum { ROWS_THREADS = 256, ROWS_PER_BLOCK = ROWS_THREADS / F8_WARP, PIECE = 16, PIECES = 4 };
 
@@ -160,18 +160,12 @@ static void launch_tiles(const fp8flow_context *c, const fp8flow_permute_args *a
             *a->x, rows, *a->columns, f8_routing_of(a), a->shift_histogram);
 }
 
-/* Both forms (rows.data NULL: the column form), TILE128, from blocks that stay. */
-template <fp8flow_dtype dtype> static fp8flow_status walk(const fp8flow_context *c, const fp8flow_permute_args *a)
+/* Both forms (rows.data NULL: the column form), TILE128, two row blocks and 256 columns at a time. */
+template <fp8flow_dtype dtype> static void launch_wide(const fp8flow_context *c, const fp8flow_permute_args *a)
 {
-    const fp8flow_tensor *columns = a->columns;
-    int64_t col_blocks = f8_ceil_div(columns->cols, F8_BLOCK);
-    f8_gathered_lines<F8_BY_THREADS> lines = { *a->x, a->rows ? *a->rows : fp8flow_tensor{}, f8_routing_of(a) };
-    f8_walk_output out = { (uint8_t *)columns->scale, a->shift_histogram, (int)col_blocks,
-                           f8_walk_slab(a->plan->num_tokens, col_blocks), F8_EVICT_FIRST };
-    f8_walk_maps maps = {};
-    F8_TRY(f8_map_columns("permute", columns, &maps.columns));
-    if (a->rows) F8_TRY(f8_map_rows("permute", a->rows, &maps.rows));
-    return f8_walk_launch<dtype, 2, 4>("permute", f8_stream(c), lines, maps, out);
+    f8_gathered_lines lines = { *a->x, a->rows ? *a->rows : fp8flow_tensor{}, f8_routing_of(a) };
+    f8_wide_launch<dtype, 2, F8_WIDE_SLAB>(f8_stream(c), lines, *a->columns, a->plan->capacity / F8_BLOCK,
+                                           a->shift_histogram);
 }
 
 extern "C" fp8flow_status f8_cuda_permute(fp8flow_context *c, const fp8flow_permute_args *a)
@@ -180,9 +174,10 @@ extern "C" fp8flow_status f8_cuda_permute(fp8flow_context *c, const fp8flow_perm
         if (a->plan->capacity < F8_BLOCK) return FP8FLOW_OK;
         bool is_e4m3 = a->x->dtype == FP8FLOW_E4M3;
         bool wide = is_wide(a->x) && is_wide(a->columns) && (!a->rows || is_wide(a->rows));
-        if (wide && a->columns->scaling == FP8FLOW_TILE128 && f8_is_walkable(a->x))
-            return is_e4m3 ? walk<FP8FLOW_E4M3>(c, a) : walk<FP8FLOW_E5M2>(c, a);
-        if (is_e4m3 && wide) launch_tiles<FP8FLOW_E4M3, F8_WIDE_REUSED>(c, a);
+        bool by_tiles_of_256 = wide && a->columns->scaling == FP8FLOW_TILE128;
+        if (by_tiles_of_256 && is_e4m3) launch_wide<FP8FLOW_E4M3>(c, a);
+        else if (by_tiles_of_256) launch_wide<FP8FLOW_E5M2>(c, a);
+        else if (is_e4m3 && wide) launch_tiles<FP8FLOW_E4M3, F8_WIDE_REUSED>(c, a);
         else if (is_e4m3) launch_tiles<FP8FLOW_E4M3, F8_BYTES>(c, a);
         else if (wide) launch_tiles<FP8FLOW_E5M2, F8_WIDE_REUSED>(c, a);
         else launch_tiles<FP8FLOW_E5M2, F8_BYTES>(c, a);

@@ -188,14 +188,14 @@ __device__ static inline uint32_t f8_tile_target(const f8_patch &p, f8_shift_sha
 }
 
 template <fp8flow_dtype dtype>
-__device__ static inline void f8_count_rows(const f8_patch &p, uint32_t target, f8_shift_shared &shared)
+__device__ static inline void f8_count_rows(const f8_patch &p, uint32_t target, uint32_t *histogram)
 {
 #pragma unroll
     for (int r = 0; r < 4; r++) {
         int count = 0;
 #pragma unroll
         for (int w = 0; w < 4; w++) count += __popc(f8_counted4<dtype>(p.code[r][w]));
-        if (count) atomicAdd(&shared.histogram[f8_shift_bin((int)target - (int)p.scale[r])], (uint32_t)count);
+        if (count) atomicAdd(&histogram[f8_shift_bin((int)target - (int)p.scale[r])], (uint32_t)count);
     }
 }
 
@@ -361,7 +361,7 @@ __device__ static inline void f8_shift_tile(f8_patch &p, const f8_column_place &
     if constexpr (scaling == FP8FLOW_TILE128) {
         uint32_t target = f8_tile_target(p, shared);
         if (thread == 0) place.scale[0] = (uint8_t)target;
-        if (histogram) f8_count_rows<dtype>(p, target, shared);
+        if (histogram) f8_count_rows<dtype>(p, target, shared.histogram);
         f8_shift_rows<dtype>(p, target);
         f8_transpose_patch(p);
     } else {
