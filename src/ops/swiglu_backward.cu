@@ -194,6 +194,7 @@ __global__ static void __launch_bounds__(F8_TILE_THREADS, 1)
 {
     extern __shared__ __align__(1024) unsigned char memory[];
     backward_shared *shared = (backward_shared *)memory;
+    cudaTriggerProgrammaticLaunchCompletion();
     f8_tile_prepare(job.groups, job.num_blocks, shared);
     if (shared->place[0].block < 0) return;
     request_strip(job, shared->place[0], shared);
@@ -222,18 +223,20 @@ __global__ static void __launch_bounds__(F8_TILE_THREADS, 1)
     f8_add_nonfinite(job.nonfinite, shared->nonfinite);
 }
 
-/* One thread per row. The parts of padding are zeros. */
+/* One thread per row. The parts of padding are zeros. The kernel is launched before the tiles are done, to hide its
+ * launch; parts may be read once they are. */
 __global__ static void __launch_bounds__(PARTS_THREADS)
     swiglu_backward_parts_kernel(const float *parts, f8_grouping groups, int num_blocks, float *dgate)
 {
     int row = (int)blockIdx.x * PARTS_THREADS + (int)threadIdx.x;
     bool has_groups = groups.is_grouped && groups.count > 0;
     int begin = has_groups ? __ldg(groups.offset) : 0, end = f8_used_rows(groups);
-    if (row >= groups.total_rows) return;
+    cudaGridDependencySynchronize();
+    if (row < begin || row >= end) return;
     float sum = 0.0f;
 #pragma unroll 16
-    for (int block = 0; block < num_blocks; block++) sum += __ldg(parts + (int64_t)block * groups.total_rows + row);
-    if (row >= begin && row < end) dgate[row] = f8_canonical(sum);
+    for (int block = 0; block < num_blocks; block++) sum += __ldcg(parts + (int64_t)block * groups.total_rows + row);
+    dgate[row] = f8_canonical(sum);
 }
 
 /* ---- Any combination ---- */
@@ -329,6 +332,25 @@ static fp8flow_status launch_tiles_of(const fp8flow_context *c, const backward_j
     return f8_launched(op);
 }
 
+/* Programmatic stream serialization: the blocks may start when all of the tile kernel's have said so or ended. */
+static fp8flow_status launch_parts(const fp8flow_context *c, const backward_job &job, float *dgate)
+{
+    cudaLaunchAttribute early = {};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(f8_grid(job.h.rows, PARTS_THREADS));
+    config.blockDim = dim3(PARTS_THREADS);
+    config.stream = f8_stream(c);
+    config.attrs = &early;
+    config.numAttrs = 1;
+    const float *parts = job.parts;
+    cudaError_t error =
+        cudaLaunchKernelEx(&config, swiglu_backward_parts_kernel, parts, job.groups, (int)job.num_blocks, dgate);
+    F8_REQUIRE(error == cudaSuccess, EBACKEND, "swiglu_backward: cuda: %s", cudaGetErrorString(error));
+    return f8_launched("swiglu_backward");
+}
+
 static fp8flow_status launch_tiles(const fp8flow_context *c, backward_job job, float *dgate)
 {
     const fp8flow_dtype e4m3 = FP8FLOW_E4M3, e5m2 = FP8FLOW_E5M2;
@@ -344,9 +366,7 @@ static fp8flow_status launch_tiles(const fp8flow_context *c, backward_job job, f
     else if (v_wide) F8_TRY((launch_tiles_of<e4m3, e5m2>(c, job, blocks)));
     else F8_TRY((launch_tiles_of<e4m3, e4m3>(c, job, blocks)));
     if (!job.parts) return launch_gate(c, job, dgate);
-    swiglu_backward_parts_kernel<<<f8_grid(job.h.rows, PARTS_THREADS), PARTS_THREADS, 0, f8_stream(c)>>>(
-        job.parts, job.groups, job.num_blocks, dgate);
-    return f8_launched("swiglu_backward");
+    return launch_parts(c, job, dgate);
 }
 
 extern "C" fp8flow_status f8_cuda_swiglu_backward(fp8flow_context *c, const fp8flow_swiglu_backward_args *a)
