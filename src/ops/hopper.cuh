@@ -80,6 +80,23 @@ __device__ static inline void f8_copy_bulk(void *to, const void *from, uint32_t 
                  : "memory");
 }
 
+/* A thread's 16 bytes to shared memory, or 16 zeros for bytes 0: then nothing is read. */
+__device__ static inline void f8_async_copy16(void *to, const void *from, int bytes)
+{
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(f8_smem(to)), "l"(from), "r"(bytes) : "memory");
+}
+
+__device__ static inline void f8_async_commit()
+{
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+/* Until all but this thread's last `pending` committed groups have come. */
+template <int pending> __device__ static inline void f8_async_wait()
+{
+    asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
+}
+
 /* Box of shared memory to a 2-D tensor map at (x, y); rows and columns outside the tensor are not written. */
 __device__ static inline void f8_store_tile(const CUtensorMap *map, const void *from, int x, int y)
 {
