@@ -192,7 +192,7 @@ static_assert(TILE_BLOCKS * (sizeof(swiglu_shared) + 1024) <= 228 * 1024, "block
 __device__ static f8_tile_inputs<2> inputs_of(const swiglu_job &job)
 {
     const uint16_t *h = (const uint16_t *)job.h.data;
-    return { { h, h + job.cols }, { (int32_t)job.h.stride, (int32_t)job.h.stride }, (int32_t)job.cols };
+    return { { h, h + job.cols }, { (uint32_t)job.h.stride, (uint32_t)job.h.stride }, (uint32_t)job.cols };
 }
 
 /* Row form of rows i and i + 1 of the patch. Lane 0 of these rows stores the first scale, lane 1 the second. */

@@ -41,8 +41,8 @@ __device__ static f8_tile_inputs<3> inputs_of(const backward_job &job)
 {
     const uint16_t *h = (const uint16_t *)job.h.data;
     return { { h, h + job.dv.cols, (const uint16_t *)job.dv.data },
-             { (int32_t)job.h.stride, (int32_t)job.h.stride, (int32_t)job.dv.stride },
-             (int32_t)job.dv.cols };
+             { (uint32_t)job.h.stride, (uint32_t)job.h.stride, (uint32_t)job.dv.stride },
+             (uint32_t)job.dv.cols };
 }
 
 __device__ static backward_row read_row(const backward_shared *shared, int slot)
@@ -86,10 +86,11 @@ struct backward_targets {
 
 __device__ static backward_targets targets_of(const backward_job &job, const f8_tile_place &tile, int i)
 {
-    int64_t row = tile.row0 + f8_patch_row() + i, col = (int64_t)tile.block * F8_BLOCK + f8_patch_col();
-    return { (uint8_t *)job.rows.data + row * job.rows.stride + col,
-             (uint32_t)(row * 2 + f8_lane() % 2) * (uint32_t)job.num_blocks + (uint32_t)tile.block,
-             (uint32_t)tile.block * (uint32_t)job.h.rows + (uint32_t)row };
+    const uint32_t block = (uint32_t)tile.block, row = (uint32_t)(tile.row0 + f8_patch_row() + i);
+    const uint32_t col = block * F8_BLOCK + (uint32_t)f8_patch_col();
+    return { (uint8_t *)job.rows.data + (uint64_t)row * (uint32_t)job.rows.stride + col,
+             (row * 2 + (uint32_t)f8_lane() % 2) * (uint32_t)job.num_blocks + block,
+             block * (uint32_t)job.h.rows + row };
 }
 
 /* Row form of row i of the patch, from the magnitudes of its da and db. */
@@ -285,7 +286,7 @@ static bool is_wide(const fp8flow_swiglu_backward_args *a)
     const fp8flow_tensor *rows = a->rows, *columns = a->columns;
     if (a->dv->cols % F8_BLOCK || (a->groups && !columns && !a->v_columns)) return false;
     if (!f8_aligned16(a->h->data, a->h->stride * 2) || !f8_aligned16(a->dv->data, a->dv->stride * 2)) return false;
-    if (!f8_is_near(a->h) || !f8_is_near(a->dv)) return false;
+    if (!f8_is_near(a->h) || !f8_is_near(a->dv) || (rows && !f8_is_near(rows))) return false;
     if (rows && (rows->scaling != FP8FLOW_ROW128 || !f8_aligned16(rows->data, rows->stride))) return false;
     if (rows && columns && rows->dtype != columns->dtype) return false;
     return is_wide_columns(columns) && is_wide_columns(a->v_columns);

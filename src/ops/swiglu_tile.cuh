@@ -121,10 +121,10 @@ __device__ static inline int f8_patch_col()
 /* First elements of the inputs, their strides, and the columns of each. */
 template <int inputs> struct f8_tile_inputs {
     const uint16_t *data[inputs];
-    int32_t stride[inputs], cols;
+    uint32_t stride[inputs], cols;
 };
 
-/* Addresses of rows are products of 32-bit numbers. */
+/* Places of rows are products of 32-bit numbers. */
 static inline bool f8_is_near(const fp8flow_tensor *t)
 {
     return t->stride <= INT32_MAX;
@@ -142,12 +142,13 @@ template <int inputs, int outputs, int ring_rows>
 __device__ static inline void f8_row_request(const f8_tile_inputs<inputs> &from, const f8_tile_place &tile, int i,
                                              int slot, f8_tile_shared<inputs, outputs, ring_rows> *shared)
 {
-    int row = f8_patch_row() + i, col = tile.block * F8_BLOCK + f8_patch_col();
+    const int row = f8_patch_row() + i;
+    const uint32_t col = (uint32_t)(tile.block * F8_BLOCK + f8_patch_col());
     int bytes = row < tile.valid && col < from.cols ? 16 : 0;
 #pragma unroll
     for (int k = 0; k < inputs; k++)
         f8_async_copy16(&shared->ring[slot][k][threadIdx.x],
-                        from.data[k] + (int64_t)(tile.row0 + row) * from.stride[k] + col, bytes);
+                        from.data[k] + (uint64_t)(uint32_t)(tile.row0 + row) * from.stride[k] + col, bytes);
     f8_async_commit();
 }
 
