@@ -47,6 +47,17 @@ template <int threads> __global__ static void __launch_bounds__(threads, 1) plai
  * table is filled. */
 enum { RING_LANES = 16 };
 
+__device__ static void commit_copies()
+{
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+/* Until all but the last `pending` groups of copies have come. */
+template <int pending> __device__ static void wait_for_copies()
+{
+    asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
+}
+
 __device__ static int ring_column(const block_place &at)
 {
     return at.block * F8_BLOCK + f8_lane() % RING_LANES * PIECE;
@@ -58,7 +69,7 @@ __device__ static void ring_request(const swiglu_job &job, const block_place &at
     int bytes = at.valid && ring_column(at) < job.cols ? 16 : 0;
     f8_async_copy16(slot, line, bytes);
     f8_async_copy16(slot + threads, line + job.cols, bytes);
-    f8_async_commit();
+    commit_copies();
 }
 
 __device__ static float ring_gate(const swiglu_job &job, const block_place &at)
@@ -67,8 +78,8 @@ __device__ static float ring_gate(const swiglu_job &job, const block_place &at)
 }
 
 /* Called by whole warps. */
-__device__ static uint32_t ring_store(const swiglu_job &job, const float *table, const block_place &at, uint4 a, uint4 b,
-                                      float w)
+__device__ static uint32_t ring_store(const swiglu_job &job, const float *table, const block_place &at, uint4 a,
+                                      uint4 b, float w)
 {
     float v[PIECE];
     uint32_t nonfinite = 0;
@@ -101,7 +112,7 @@ __global__ static void __launch_bounds__(threads, per_multiprocessor)
     uint32_t nonfinite = 0;
     for (int slot = 0; warp_unit < asked.units; warp_unit += asked.step) {
         uint4 *pieces = ring + slot * 2 * threads + threadIdx.x;
-        f8_async_wait<depth - 1>();
+        wait_for_copies<depth - 1>();
         uint4 a = pieces[0], b = pieces[threads];
         ring_request(job, take_block(job, &asked), pieces, threads);
         block_place next = take_block(job, &taken);
@@ -109,7 +120,7 @@ __global__ static void __launch_bounds__(threads, per_multiprocessor)
         nonfinite += ring_store(job, table, at, a, b, w);
         at = next;
         w = next_w;
-        slot = f8_ring_slot<depth>(slot, 1);
+        slot = slot + 1 < depth ? slot + 1 : 0;
     }
     f8_add_nonfinite(job.nonfinite, nonfinite);
 }

@@ -86,15 +86,11 @@ __device__ static inline void f8_async_copy16(void *to, const void *from, int by
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(f8_smem(to)), "l"(from), "r"(bytes) : "memory");
 }
 
-__device__ static inline void f8_async_commit()
+/* Arrive at a barrier when this thread's copies before have come. A group of such copies would share its counter with
+ * stores by the copy engine: a wait for one is a wait for both. */
+__device__ static inline void f8_async_arrive(uint64_t *barrier)
 {
-    asm volatile("cp.async.commit_group;" ::: "memory");
-}
-
-/* Until all but this thread's last `pending` committed groups have come. */
-template <int pending> __device__ static inline void f8_async_wait()
-{
-    asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(f8_smem(barrier)) : "memory");
 }
 
 /* Box of shared memory to a 2-D tensor map at (x, y); rows and columns outside the tensor are not written. */

@@ -224,12 +224,12 @@ __device__ static uint32_t compute_patch(const swiglu_job &job, uint32_t t, floa
         uint32_t of_row[2];
 #pragma unroll
         for (int k = 0; k < 2; k++) {
-            const int slot = i + k; /* the ring has the rows of one tile */
+            const f8_ring_place at = f8_ring_at<F8_PATCH_ROWS>(t, i + k);
             float w = f8_patch_gate(gates, i + k);
-            f8_row_wait(shared);
-            values_of(shared->table, shared->ring[slot][0][threadIdx.x], shared->ring[slot][1][threadIdx.x],
+            f8_row_wait(at, shared);
+            values_of(shared->table, shared->ring[at.slot][0][threadIdx.x], shared->ring[at.slot][1][threadIdx.x],
                       inside ? w : 0.0f, v[i + k]);
-            f8_row_replace(inputs_of(job), t, i + k, slot, shared);
+            f8_row_replace(inputs_of(job), t, i + k, at.slot, shared);
             of_row[k] = f8_magnitude_of(v[i + k], nonfinite);
             magnitude = max(magnitude, of_row[k]);
         }
@@ -252,7 +252,8 @@ __global__ static void __launch_bounds__(F8_TILE_THREADS, per_multiprocessor)
     f8_sigmoid_fill(shared->table);
     __syncthreads();
     uint32_t nonfinite = 0;
-    for (uint32_t t = 0; shared->place[t % F8_PLACES].block >= 0; t++) {
+    uint32_t t = 0;
+    for (; shared->place[t % F8_PLACES].block >= 0; t++) {
         f8_patch v;
         uint32_t magnitude[1] = { compute_patch<dtype>(job, t, gates, shared, v, &nonfinite) };
         gates = f8_strip_gates(job.gate, shared->place[(t + 1) % F8_PLACES]);
@@ -271,6 +272,7 @@ __global__ static void __launch_bounds__(F8_TILE_THREADS, per_multiprocessor)
                              shared->stage[0]);
         f8_store_commit();
     }
+    f8_row_end(t, shared);
     if (threadIdx.x == 0) f8_store_wait_read<0>();
     f8_add_nonfinite(job.nonfinite, nonfinite);
 }

@@ -106,19 +106,18 @@ __device__ static void store_row(const backward_job &job, const f8_tile_place &t
         ((uint8_t *)job.rows.scale)[to.scale] = (uint8_t)(bytes >> f8_lane() % 2 * 16);
 }
 
-/* Values of the patch of tile t, which begins in `first_slot`, and everything that concerns rows. Gathers the
- * magnitudes of da, db, v. */
+/* Values of the patch of tile t and everything that concerns rows. Gathers the magnitudes of da, db, v. */
 template <fp8flow_dtype dtype>
-__device__ static void compute_patch(const backward_job &job, uint32_t t, int first_slot, float gates,
+__device__ static void compute_patch(const backward_job &job, uint32_t t, float gates,
                                      backward_shared *shared, backward_patch *x, uint32_t (&magnitude)[3])
 {
     const f8_tile_place &tile = shared->place[t % F8_PLACES];
 #pragma unroll
     for (int i = 0; i < F8_PATCH_ROWS; i++) {
-        const int slot = f8_ring_slot<RING_ROWS>(first_slot, i);
-        f8_row_wait(shared);
-        float sum = compute_row(read_row(shared, slot), shared->table, f8_patch_gate(gates, i), i, x);
-        f8_row_replace(inputs_of(job), t, i, slot, shared);
+        const f8_ring_place at = f8_ring_at<RING_ROWS>(t, i);
+        f8_row_wait(at, shared);
+        float sum = compute_row(read_row(shared, at.slot), shared->table, f8_patch_gate(gates, i), i, x);
+        f8_row_replace(inputs_of(job), t, i, at.slot, shared);
         backward_targets to = targets_of(job, tile, i);
         uint32_t of_row[3] = { f8_largest_of(x->da[i]), f8_largest_of(x->db[i]), f8_largest_of(x->v[i]) };
         if (max(max(of_row[0], of_row[1]), of_row[2]) >= 0x7F800000u) {
@@ -180,12 +179,11 @@ __global__ static void __launch_bounds__(F8_TILE_THREADS, 1)
     float gates = f8_strip_gates(job.gate, shared->place[0]);
     f8_sigmoid_fill(shared->table);
     __syncthreads();
-    int slot = 0;
-    for (uint32_t t = 0; shared->place[t % F8_PLACES].block >= 0; t++) {
+    uint32_t t = 0;
+    for (; shared->place[t % F8_PLACES].block >= 0; t++) {
         backward_patch x;
         uint32_t magnitude[3] = { 0, 0, 0 };
-        compute_patch<dtype>(job, t, slot, gates, shared, &x, magnitude);
-        slot = f8_ring_slot<RING_ROWS>(slot, F8_PATCH_ROWS);
+        compute_patch<dtype>(job, t, gates, shared, &x, magnitude);
         gates = f8_strip_gates(job.gate, shared->place[(t + 1) % F8_PLACES]);
         f8_tile_gather(magnitude, shared->largest[t % 2]);
         if (threadIdx.x == 0) f8_store_wait_read<0>();
@@ -198,6 +196,7 @@ __global__ static void __launch_bounds__(F8_TILE_THREADS, 1)
         if (threadIdx.x != 0) continue;
         store_columns<dtype, v_dtype>(job, shared->place[t % F8_PLACES], shared->largest[t % 2], shared);
     }
+    f8_row_end(t, shared);
     if (threadIdx.x != 0) return;
     f8_store_wait_read<0>();
     f8_add_nonfinite(job.nonfinite, shared->nonfinite);

@@ -49,6 +49,7 @@ template <int inputs, int outputs, int ring_rows> struct f8_tile_shared {
     uint8_t stage[outputs][F8_STAGE_BYTES];
     uint4 ring[ring_rows][inputs][F8_TILE_THREADS]; /* row i of tile t is in slot (4t + i) % ring_rows */
     float table[F8_SIGMOID_ENTRIES];
+    uint64_t arrived[ring_rows][F8_TILE_WARPS]; /* by all lanes of a warp */
     uint32_t largest[2][outputs]; /* of two tiles in turn: one is gathered while the other is cleared */
     f8_tile_place place[F8_PLACES]; /* of tile t in place t % 8; written four tiles ahead */
     f8_tile_walk walk;
@@ -130,10 +131,17 @@ static inline bool f8_is_near(const fp8flow_tensor *t)
     return t->stride <= INT32_MAX;
 }
 
-/* `slot` of a ring and `rows` (<= ring_rows) more. */
-template <int ring_rows> __device__ static inline int f8_ring_slot(int slot, int rows)
+/* A slot of a ring, and the phase of its barrier: whether the ring has been gone through an odd number of times. */
+struct f8_ring_place {
+    int32_t slot;
+    uint32_t phase;
+};
+
+/* That of row i of tile t. */
+template <int ring_rows> __device__ static inline f8_ring_place f8_ring_at(uint32_t t, int i)
 {
-    return slot + rows >= ring_rows ? slot + rows - ring_rows : slot + rows;
+    const uint32_t row = t * F8_PATCH_ROWS + (uint32_t)i;
+    return { (int32_t)(row % ring_rows), row / ring_rows % 2 };
 }
 
 /* Ask for row i of the patch in a tile. Nothing is read in padding and behind the last column: zeros come. The thread
@@ -149,7 +157,7 @@ __device__ static inline void f8_row_request(const f8_tile_inputs<inputs> &from,
     for (int k = 0; k < inputs; k++)
         f8_async_copy16(&shared->ring[slot][k][threadIdx.x],
                         from.data[k] + (uint64_t)(uint32_t)(tile.row0 + row) * from.stride[k] + col, bytes);
-    f8_async_commit();
+    f8_async_arrive(&shared->arrived[slot][threadIdx.x / F8_WARP]);
 }
 
 /* Row i of tile t has been read from `slot`: ask for the row that comes there next. */
@@ -171,11 +179,18 @@ __device__ static inline void f8_row_begin(const f8_tile_inputs<inputs> &from,
         f8_row_request(from, shared->place[i / F8_PATCH_ROWS], i % F8_PATCH_ROWS, i, shared);
 }
 
-/* Wait for the oldest row of the ring; then the thread may read its pieces. */
+/* Wait for the row of a slot; then the thread may read its pieces. */
 template <int inputs, int outputs, int ring_rows>
-__device__ static inline void f8_row_wait(const f8_tile_shared<inputs, outputs, ring_rows> *)
+__device__ static inline void f8_row_wait(const f8_ring_place &at, f8_tile_shared<inputs, outputs, ring_rows> *shared)
 {
-    f8_async_wait<ring_rows - 1>();
+    f8_barrier_wait(&shared->arrived[at.slot][threadIdx.x / F8_WARP], at.phase);
+}
+
+/* After the last tile, t - 1: until nothing is under way to the ring. */
+template <int inputs, int outputs, int ring_rows>
+__device__ static inline void f8_row_end(uint32_t t, f8_tile_shared<inputs, outputs, ring_rows> *shared)
+{
+    for (int i = 0; i < ring_rows; i++) f8_row_wait(f8_ring_at<ring_rows>(t, i), shared);
 }
 
 /* The gate weight of row lane % 8 of the strip, 0 in padding, 1 without gate. */
@@ -235,11 +250,12 @@ __device__ static inline void f8_tile_store(const CUtensorMap *map, const fp8flo
     f8_store_box(map, stage, tile.row0, col / F8_PATCH_COLS, 0);
 }
 
-/* Maxima, the first tiles. Called by all threads, which then are synchronised. */
+/* Barriers, maxima, the first tiles. Called by all threads, which then are synchronised. */
 template <int inputs, int outputs, int ring_rows>
 __device__ static inline void f8_tile_prepare(const f8_grouping &groups, int num_blocks,
                                               f8_tile_shared<inputs, outputs, ring_rows> *shared)
 {
+    if (threadIdx.x < ring_rows * F8_TILE_WARPS) f8_barrier_init(&shared->arrived[0][0] + threadIdx.x, F8_WARP);
     if (threadIdx.x < 2 * outputs) (&shared->largest[0][0])[threadIdx.x] = 0;
     f8_tile_walk walk = f8_tile_walk_of(groups, num_blocks);
     if (threadIdx.x == 0) {
