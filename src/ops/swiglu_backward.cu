@@ -1,7 +1,7 @@
 /* swiglu_backward.cu - CUDA side of swiglu_backward. Contract: fp8flow_ops.h. CPU side: swiglu_backward.c.
  *
  * One pass: tiles of 128 rows x 128 activations (swiglu_tile.cuh) give the row form and the column form of da and db,
- * v in column form and the tile's part of dgate; h and dv are read once. 11.05 bytes per activation, about 50
+ * v in column form and the tile's part of dgate; h and dv are read once. 11.05 bytes per activation, about 57
  * instructions. 96 values per thread wait in registers for the scales of the three tiles. A second kernel adds the
  * parts of dgate, one per row and tile, in the order of the columns.
  * Everything else (swiglu_any.cuh): a pass for dh, one for v, one for dgate.
@@ -108,8 +108,8 @@ __device__ static void store_row(const backward_job &job, const f8_tile_place &t
 
 /* Values of the patch of tile t and everything that concerns rows. Gathers the magnitudes of da, db, v. */
 template <fp8flow_dtype dtype>
-__device__ static void compute_patch(const backward_job &job, uint32_t t, float gates,
-                                     backward_shared *shared, backward_patch *x, uint32_t (&magnitude)[3])
+__device__ static void compute_patch(const backward_job &job, uint32_t t, float gates, backward_shared *shared,
+                                     backward_patch *x, uint32_t (&magnitude)[3])
 {
     const f8_tile_place &tile = shared->place[t % F8_PLACES];
 #pragma unroll

@@ -25,7 +25,7 @@ enum {
     F8_ROW_PIECES = 16, /* of 16 bytes: a row of a strip in BF16; lanes that share a row */
     F8_PATCH_ROWS = 4,
     F8_PATCH_COLS = 8,
-    F8_PLACES = 8,      /* places of tiles that are kept */
+    F8_PLACES = 8, /* of tiles, that are kept */
     F8_PLACES_AHEAD = 4,
     F8_STAGE_BYTES = F8_BLOCK * F8_BLOCK
 };
@@ -125,7 +125,7 @@ template <int inputs> struct f8_tile_inputs {
     uint32_t stride[inputs], cols;
 };
 
-/* Places of rows are products of 32-bit numbers. */
+/* Whether the kernels may find rows by products of 32-bit numbers. */
 static inline bool f8_is_near(const fp8flow_tensor *t)
 {
     return t->stride <= INT32_MAX;
