@@ -1,7 +1,7 @@
 /* swiglu_backward.cu - CUDA side of swiglu_backward. Contract: fp8flow_ops.h. CPU side: swiglu_backward.c.
  *
  * One pass: tiles of 128 rows x 128 activations (swiglu_tile.cuh) give the row form and the column form of da and db,
- * v in column form and the tile's part of dgate; h and dv are read once. 11.05 bytes per activation, about 47
+ * v in column form and the tile's part of dgate; h and dv are read once. 11.05 bytes per activation, about 57
  * instructions. 96 values per thread wait in registers for the scales of the three tiles. A second kernel adds the
  * parts of dgate, one per row and tile, in the order of the columns.
  * Everything else (swiglu_any.cuh): a pass for dh, one for v, one for dgate.
@@ -12,7 +12,7 @@
 enum { PARTS_THREADS = 128, GATE_THREADS = 256 };
 
 struct backward_job {
-    CUtensorMap a_map, b_map, g_map, columns_map, v_map;
+    CUtensorMap columns_map, v_map;
     fp8flow_tensor h, dv, rows, columns, v_columns; /* outputs: data NULL is not wanted */
     const float *gate;
     f8_grouping groups;
@@ -23,12 +23,10 @@ struct backward_job {
 
 /* ---- One pass ---- */
 
-/* The look-ups of one number. */
-struct __align__(8) backward_entry {
-    float sigmoid, slope;
-};
+enum { RING_ROWS = 6 }; /* half a tile more than a tile: loads are under way while values are computed */
 
-typedef f8_tile_shared<3, 3, backward_entry> backward_shared;
+typedef f8_tile_shared<3, 3, RING_ROWS> backward_shared;
+static_assert(sizeof(backward_shared) <= 227 * 1024, "shared memory of a block");
 
 struct backward_patch {
     f8_patch da, db, v;
@@ -39,58 +37,37 @@ struct backward_row {
     uint32_t a[4], b[4], g[4];
 };
 
-__device__ static void fill_table(backward_entry *table)
+__device__ static f8_tile_inputs<3> inputs_of(const backward_job &job)
 {
-    for (int i = (int)threadIdx.x; i < F8_SIGMOID_ENTRIES; i += F8_TILE_THREADS) {
-        float a = f8_sigmoid_argument(i), sigmoid = f8_sigmoid_quick(a);
-        table[i] = { sigmoid, f8_swiglu_slope(a, sigmoid) };
-    }
+    const uint16_t *h = (const uint16_t *)job.h.data;
+    return { { h, h + job.dv.cols, (const uint16_t *)job.dv.data },
+             { (uint32_t)job.h.stride, (uint32_t)job.h.stride, (uint32_t)job.dv.stride },
+             (uint32_t)job.dv.cols };
 }
 
-__device__ static void request_strip(const backward_job &job, const f8_tile_place &tile, backward_shared *shared)
+__device__ static backward_row read_row(const backward_shared *shared, int slot)
 {
-    const CUtensorMap *const maps[3] = { &job.a_map, &job.b_map, &job.g_map };
-    f8_strip_request(maps, tile, shared);
-}
-
-__device__ static backward_row read_row(const backward_shared *shared, int i)
-{
-    uint4 a = f8_strip_piece(shared, 0, i), b = f8_strip_piece(shared, 1, i), g = f8_strip_piece(shared, 2, i);
+    const uint4(*pieces)[F8_TILE_THREADS] = shared->ring[slot];
+    uint4 a = pieces[0][threadIdx.x], b = pieces[1][threadIdx.x], g = pieces[2][threadIdx.x];
     return { { a.x, a.y, a.z, a.w }, { b.x, b.y, b.z, b.w }, { g.x, g.y, g.z, g.w } };
 }
 
-/* Whether an a of a row is 128 or more, or NaN: the slope depends on it there. */
-__device__ static bool is_outside_table(const uint32_t (&a)[4])
+__device__ static f8_swiglu_slopes slopes_from(float sigmoid, float a, float b, float w, float g)
 {
-    const uint32_t mask = 0x7FFF7FFFu;
-    uint32_t largest = __vmaxu2(__vmaxu2(a[0] & mask, a[1] & mask), __vmaxu2(a[2] & mask, a[3] & mask));
-    return ((largest + 0x3D003D00u) & 0x80008000u) != 0;
+    return f8_swiglu_slopes_of(a, b, w, g, sigmoid, f8_swiglu_slope(a, sigmoid));
 }
 
-/* Slopes of numbers in the table, and of any number. */
-struct slope_in_table {
-    __device__ float operator()(float, backward_entry entry) const { return entry.slope; }
-};
-
-struct slope_anywhere {
-    __device__ float operator()(float a, backward_entry entry) const { return f8_swiglu_slope(a, entry.sigmoid); }
-};
-
 /* Row i of the patch. Returns the sum of dw. */
-template <class Slope>
-__device__ static float compute_row(const backward_row &row, const backward_entry *table, float w, int i,
-                                    backward_patch *x, Slope slope)
+__device__ static float compute_row(const backward_row &row, const float *table, float w, int i, backward_patch *x)
 {
     float sum = 0.0f;
 #pragma unroll
     for (int k = 0; k < 4; k++) {
-        backward_entry at[2];
-        f8_sigmoid_look_up(table, row.a[k], at);
-        float a = f8_bf16_low(row.a[k]), next = f8_bf16_high(row.a[k]);
-        f8_swiglu_slopes low = f8_swiglu_slopes_of(a, f8_bf16_low(row.b[k]), w, f8_bf16_low(row.g[k]), at[0].sigmoid,
-                                                   slope(a, at[0]));
-        f8_swiglu_slopes high = f8_swiglu_slopes_of(next, f8_bf16_high(row.b[k]), w, f8_bf16_high(row.g[k]),
-                                                    at[1].sigmoid, slope(next, at[1]));
+        float2 sigmoid = f8_sigmoid_pair(table, row.a[k]);
+        f8_swiglu_slopes low =
+            slopes_from(sigmoid.x, f8_bf16_low(row.a[k]), f8_bf16_low(row.b[k]), w, f8_bf16_low(row.g[k]));
+        f8_swiglu_slopes high =
+            slopes_from(sigmoid.y, f8_bf16_high(row.a[k]), f8_bf16_high(row.b[k]), w, f8_bf16_high(row.g[k]));
         x->da[i][2 * k] = low.da, x->da[i][2 * k + 1] = high.da;
         x->db[i][2 * k] = low.db, x->db[i][2 * k + 1] = high.db;
         x->v[i][2 * k] = low.v, x->v[i][2 * k + 1] = high.v;
@@ -100,18 +77,20 @@ __device__ static float compute_row(const backward_row &row, const backward_entr
     return sum;
 }
 
-/* Where the patch lies in the row form and in the parts of dgate. Lane 0 of a row stores the scale of da, 1 of db. */
+/* Where row i of the patch lies in the row form and in the parts of dgate. Lane 0 of a row stores the scale of da, 1 of
+ * db. Found for every row anew: registers are full. */
 struct backward_targets {
     uint8_t *codes;
     uint32_t scale, part; /* indices */
 };
 
-__device__ static backward_targets targets_of(const backward_job &job, const f8_tile_place &tile)
+__device__ static backward_targets targets_of(const backward_job &job, const f8_tile_place &tile, int i)
 {
-    int64_t row = tile.row0 + f8_patch_row(), col = (int64_t)tile.block * F8_BLOCK + f8_patch_col();
-    return { (uint8_t *)job.rows.data + row * job.rows.stride + col,
-             (uint32_t)(row * 2 + f8_lane() % 2) * (uint32_t)job.num_blocks + (uint32_t)tile.block,
-             (uint32_t)tile.block * (uint32_t)job.h.rows + (uint32_t)row };
+    const uint32_t block = (uint32_t)tile.block, row = (uint32_t)(tile.row0 + f8_patch_row() + i);
+    const uint32_t col = block * F8_BLOCK + (uint32_t)f8_patch_col();
+    return { (uint8_t *)job.rows.data + (uint64_t)row * (uint32_t)job.rows.stride + col,
+             (row * 2 + (uint32_t)f8_lane() % 2) * (uint32_t)job.num_blocks + block,
+             block * (uint32_t)job.h.rows + row };
 }
 
 /* Row form of row i of the patch, from the magnitudes of its da and db. */
@@ -121,26 +100,25 @@ __device__ static void store_row(const backward_job &job, const f8_tile_place &t
 {
     uint32_t bytes = f8_scale_byte_pair<dtype, F8_ROW_PIECES>(magnitude[0], magnitude[1]);
     if (f8_patch_row() + i >= tile.rows) return;
-    uint8_t *codes = to.codes + i * job.rows.stride;
-    f8_store_codes<dtype>(codes, x.da[i], f8_inverse_low(bytes));
-    f8_store_codes<dtype>(codes + job.dv.cols, x.db[i], f8_inverse_high(bytes));
+    f8_store_codes<dtype>(to.codes, x.da[i], f8_inverse_low(bytes));
+    f8_store_codes<dtype>(to.codes + job.dv.cols, x.db[i], f8_inverse_high(bytes));
     if (f8_lane() % F8_ROW_PIECES < 2)
-        ((uint8_t *)job.rows.scale)[to.scale + (uint32_t)(i * 2 * job.num_blocks)] =
-            (uint8_t)(bytes >> f8_lane() % 2 * 16);
+        ((uint8_t *)job.rows.scale)[to.scale] = (uint8_t)(bytes >> f8_lane() % 2 * 16);
 }
 
-/* Values of the patch and everything that concerns rows. Gathers the magnitudes of da, db, v. */
+/* Values of the patch of tile t and everything that concerns rows. Gathers the magnitudes of da, db, v. */
 template <fp8flow_dtype dtype>
-__device__ static void compute_patch(const backward_job &job, const f8_tile_place &tile, float gates,
-                                     backward_shared *shared, backward_patch *x, uint32_t (&magnitude)[3])
+__device__ static void compute_patch(const backward_job &job, uint32_t t, float gates, backward_shared *shared,
+                                     backward_patch *x, uint32_t (&magnitude)[3])
 {
-    backward_targets to = targets_of(job, tile);
+    const f8_tile_place &tile = shared->place[t % F8_PLACES];
 #pragma unroll
     for (int i = 0; i < F8_PATCH_ROWS; i++) {
-        backward_row row = read_row(shared, i);
-        float w = f8_patch_gate(gates, i), sum;
-        if (is_outside_table(row.a)) sum = compute_row(row, shared->table, w, i, x, slope_anywhere());
-        else sum = compute_row(row, shared->table, w, i, x, slope_in_table());
+        const f8_ring_place at = f8_ring_at<RING_ROWS>(t, i);
+        f8_row_wait(at, shared);
+        float sum = compute_row(read_row(shared, at.slot), shared->table, f8_patch_gate(gates, i), i, x);
+        f8_row_replace(inputs_of(job), t, i, at.slot, shared);
+        backward_targets to = targets_of(job, tile, i);
         uint32_t of_row[3] = { f8_largest_of(x->da[i]), f8_largest_of(x->db[i]), f8_largest_of(x->v[i]) };
         if (max(max(of_row[0], of_row[1]), of_row[2]) >= 0x7F800000u) {
             uint32_t nonfinite = 0, not_counted = 0;
@@ -154,7 +132,7 @@ __device__ static void compute_patch(const backward_job &job, const f8_tile_plac
         if (job.rows.data) store_row<dtype>(job, tile, i, *x, of_row, to);
         if (!job.parts) continue;
         sum = f8_warp_sum<F8_ROW_PIECES>(sum);
-        if (f8_lane() % F8_ROW_PIECES == 0 && f8_patch_row() + i < tile.rows) job.parts[to.part + i] = sum;
+        if (f8_lane() % F8_ROW_PIECES == 0 && f8_patch_row() + i < tile.rows) job.parts[to.part] = sum;
     }
 }
 
@@ -194,19 +172,19 @@ __global__ static void __launch_bounds__(F8_TILE_THREADS, 1)
 {
     extern __shared__ __align__(1024) unsigned char memory[];
     backward_shared *shared = (backward_shared *)memory;
+    cudaTriggerProgrammaticLaunchCompletion();
     f8_tile_prepare(job.groups, job.num_blocks, shared);
     if (shared->place[0].block < 0) return;
-    request_strip(job, shared->place[0], shared);
+    f8_row_begin(inputs_of(job), shared);
     float gates = f8_strip_gates(job.gate, shared->place[0]);
-    fill_table(shared->table);
+    f8_sigmoid_fill(shared->table);
     __syncthreads();
-    for (uint32_t t = 0; shared->place[t % 4].block >= 0; t++) {
+    uint32_t t = 0;
+    for (; shared->place[t % F8_PLACES].block >= 0; t++) {
         backward_patch x;
         uint32_t magnitude[3] = { 0, 0, 0 };
-        f8_strip_wait(shared->place[t % 4], t, shared);
-        compute_patch<dtype>(job, shared->place[t % 4], gates, shared, &x, magnitude);
-        request_strip(job, shared->place[(t + 1) % 4], shared);
-        gates = f8_strip_gates(job.gate, shared->place[(t + 1) % 4]);
+        compute_patch<dtype>(job, t, gates, shared, &x, magnitude);
+        gates = f8_strip_gates(job.gate, shared->place[(t + 1) % F8_PLACES]);
         f8_tile_gather(magnitude, shared->largest[t % 2]);
         if (threadIdx.x == 0) f8_store_wait_read<0>();
         __syncthreads();
@@ -215,25 +193,29 @@ __global__ static void __launch_bounds__(F8_TILE_THREADS, 1)
         f8_async_fence();
         __syncthreads();
         f8_tile_advance(job.groups, t, shared);
-        if (threadIdx.x == 0) store_columns<dtype, v_dtype>(job, shared->place[t % 4], shared->largest[t % 2], shared);
+        if (threadIdx.x != 0) continue;
+        store_columns<dtype, v_dtype>(job, shared->place[t % F8_PLACES], shared->largest[t % 2], shared);
     }
+    f8_row_end(t, shared);
     if (threadIdx.x != 0) return;
     f8_store_wait_read<0>();
     f8_add_nonfinite(job.nonfinite, shared->nonfinite);
 }
 
-/* One thread per row. The parts of padding are zeros. */
+/* One thread per row. The parts of padding are zeros. The kernel is launched before the tiles are done, to hide its
+ * launch; parts may be read once they are. */
 __global__ static void __launch_bounds__(PARTS_THREADS)
     swiglu_backward_parts_kernel(const float *parts, f8_grouping groups, int num_blocks, float *dgate)
 {
     int row = (int)blockIdx.x * PARTS_THREADS + (int)threadIdx.x;
     bool has_groups = groups.is_grouped && groups.count > 0;
     int begin = has_groups ? __ldg(groups.offset) : 0, end = f8_used_rows(groups);
-    if (row >= groups.total_rows) return;
+    cudaGridDependencySynchronize();
+    if (row < begin || row >= end) return;
     float sum = 0.0f;
 #pragma unroll 16
-    for (int block = 0; block < num_blocks; block++) sum += __ldg(parts + (int64_t)block * groups.total_rows + row);
-    if (row >= begin && row < end) dgate[row] = f8_canonical(sum);
+    for (int block = 0; block < num_blocks; block++) sum += __ldcg(parts + (int64_t)block * groups.total_rows + row);
+    dgate[row] = f8_canonical(sum);
 }
 
 /* ---- Any combination ---- */
@@ -303,6 +285,7 @@ static bool is_wide(const fp8flow_swiglu_backward_args *a)
     const fp8flow_tensor *rows = a->rows, *columns = a->columns;
     if (a->dv->cols % F8_BLOCK || (a->groups && !columns && !a->v_columns)) return false;
     if (!f8_aligned16(a->h->data, a->h->stride * 2) || !f8_aligned16(a->dv->data, a->dv->stride * 2)) return false;
+    if (!f8_is_near(a->h) || !f8_is_near(a->dv) || (rows && !f8_is_near(rows))) return false;
     if (rows && (rows->scaling != FP8FLOW_ROW128 || !f8_aligned16(rows->data, rows->stride))) return false;
     if (rows && columns && rows->dtype != columns->dtype) return false;
     return is_wide_columns(columns) && is_wide_columns(a->v_columns);
@@ -311,10 +294,6 @@ static bool is_wide(const fp8flow_swiglu_backward_args *a)
 static fp8flow_status make_maps(backward_job *job)
 {
     const char *op = "swiglu_backward";
-    int64_t cols = job->dv.cols;
-    F8_TRY(f8_strip_map(op, &job->a_map, &job->h, 0, cols));
-    F8_TRY(f8_strip_map(op, &job->b_map, &job->h, cols, cols));
-    F8_TRY(f8_strip_map(op, &job->g_map, &job->dv, 0, cols));
     if (job->columns.data) F8_TRY(f8_tile_map(op, &job->columns_map, &job->columns));
     return job->v_columns.data ? f8_tile_map(op, &job->v_map, &job->v_columns) : FP8FLOW_OK;
 }
@@ -327,6 +306,25 @@ static fp8flow_status launch_tiles_of(const fp8flow_context *c, const backward_j
     swiglu_backward_tiles_kernel<dtype, v_dtype>
         <<<blocks, F8_TILE_THREADS, sizeof(backward_shared), f8_stream(c)>>>(job);
     return f8_launched(op);
+}
+
+/* Programmatic stream serialization: the blocks may start when all of the tile kernel's have said so or ended. */
+static fp8flow_status launch_parts(const fp8flow_context *c, const backward_job &job, float *dgate)
+{
+    cudaLaunchAttribute early = {};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(f8_grid(job.h.rows, PARTS_THREADS));
+    config.blockDim = dim3(PARTS_THREADS);
+    config.stream = f8_stream(c);
+    config.attrs = &early;
+    config.numAttrs = 1;
+    const float *parts = job.parts;
+    cudaError_t error =
+        cudaLaunchKernelEx(&config, swiglu_backward_parts_kernel, parts, job.groups, (int)job.num_blocks, dgate);
+    F8_REQUIRE(error == cudaSuccess, EBACKEND, "swiglu_backward: cuda: %s", cudaGetErrorString(error));
+    return f8_launched("swiglu_backward");
 }
 
 static fp8flow_status launch_tiles(const fp8flow_context *c, backward_job job, float *dgate)
@@ -344,9 +342,7 @@ static fp8flow_status launch_tiles(const fp8flow_context *c, backward_job job, f
     else if (v_wide) F8_TRY((launch_tiles_of<e4m3, e5m2>(c, job, blocks)));
     else F8_TRY((launch_tiles_of<e4m3, e4m3>(c, job, blocks)));
     if (!job.parts) return launch_gate(c, job, dgate);
-    swiglu_backward_parts_kernel<<<f8_grid(job.h.rows, PARTS_THREADS), PARTS_THREADS, 0, f8_stream(c)>>>(
-        job.parts, job.groups, job.num_blocks, dgate);
-    return f8_launched("swiglu_backward");
+    return launch_parts(c, job, dgate);
 }
 
 extern "C" fp8flow_status f8_cuda_swiglu_backward(fp8flow_context *c, const fp8flow_swiglu_backward_args *a)
