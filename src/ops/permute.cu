@@ -174,7 +174,8 @@ extern "C" fp8flow_status f8_cuda_permute(fp8flow_context *c, const fp8flow_perm
         if (a->plan->capacity < F8_BLOCK) return FP8FLOW_OK;
         bool is_e4m3 = a->x->dtype == FP8FLOW_E4M3;
         bool wide = is_wide(a->x) && is_wide(a->columns) && (!a->rows || is_wide(a->rows));
-        bool by_tiles_of_256 = wide && a->columns->scaling == FP8FLOW_TILE128;
+        bool by_tiles_of_256 = wide && a->columns->scaling == FP8FLOW_TILE128 &&
+                               f8_wide_pays(a->plan->capacity / F8_BLOCK, a->x->cols);
         if (by_tiles_of_256 && is_e4m3) launch_wide<FP8FLOW_E4M3>(c, a);
         else if (by_tiles_of_256) launch_wide<FP8FLOW_E5M2>(c, a);
         else if (is_e4m3 && wide) launch_tiles<FP8FLOW_E4M3, F8_WIDE_REUSED>(c, a);

@@ -150,7 +150,8 @@ extern "C" fp8flow_status f8_cuda_transpose(fp8flow_context *c, const fp8flow_tr
     if (y->rows == 0 || y->cols == 0) return FP8FLOW_OK;
     bool wide = is_wide(x, y, a->groups);
     bool is_shift_to_tiles = x->scaling == FP8FLOW_ROW128 && y->scaling == FP8FLOW_TILE128;
-    bool by_tiles_of_256 = wide && is_shift_to_tiles && y->group_rows == 0;
+    bool by_tiles_of_256 =
+        wide && is_shift_to_tiles && y->group_rows == 0 && f8_wide_pays(f8_capacity_blocks(y), y->cols);
     if (by_tiles_of_256 && x->dtype == FP8FLOW_E4M3) launch_wide<FP8FLOW_E4M3>(c, a);
     else if (by_tiles_of_256) launch_wide<FP8FLOW_E5M2>(c, a);
     else if (x->dtype == FP8FLOW_E4M3 && wide) launch<FP8FLOW_E4M3, F8_WIDE>(c, a);
