@@ -1,6 +1,6 @@
 /* swiglu.cu - versions of the fused kernels of swiglu and swiglu_backward, E4M3, with gate weights, no groups.
  *
- * Row kernel: threads of a block, 8 or 16 lanes for a block of activations, loads ahead in registers or in a ring.
+ * Row kernel: threads of a block, and blocks of activations that go round the grid or are a range of each thread block.
  * Tile kernel: one or two blocks on a multiprocessor. The backward kernel is timed with some of its outputs. Every
  * version is compared, byte for byte, with the kernel for any combination (swiglu_any.cuh), which is chosen by lines of
  * an odd length. The sigmoids are compared with f8_sigmoid: the table on all BF16 numbers, the quick one on all floats.
@@ -27,6 +27,27 @@ using namespace forward_way;
 
 /* ---- Other versions of the forward kernels ---- */
 
+/* A thread block has a contiguous range of the blocks. */
+template <int threads> __global__ static void __launch_bounds__(threads, 1) range_kernel(swiglu_job job)
+{
+    extern __shared__ float range_table[];
+    const int64_t units = job.h.rows * job.num_blocks;
+    int64_t first = units * blockIdx.x / gridDim.x + threadIdx.x / LANES, warp_unit = first - f8_lane() / LANES;
+    block_walk walk = walk_from(job, first, threads / LANES);
+    walk.units = units * (blockIdx.x + 1) / gridDim.x;
+    block_place at = take_block(job, &walk);
+    block_inputs in = load_block(job, at);
+    f8_sigmoid_fill(range_table);
+    __syncthreads();
+    for (; warp_unit < walk.units; warp_unit += walk.step) {
+        block_place next = take_block(job, &walk);
+        block_inputs after = load_block(job, next);
+        store_block<FP8FLOW_E4M3>(job, range_table, at, in);
+        at = next;
+        in = after;
+    }
+}
+
 /* No loads ahead. */
 template <int threads> __global__ static void __launch_bounds__(threads, 1) plain_kernel(swiglu_job job)
 {
@@ -42,102 +63,15 @@ template <int threads> __global__ static void __launch_bounds__(threads, 1) plai
     }
 }
 
-/* Sixteen lanes share a block, one piece each: a warp reads 512 bytes of each input and writes 256 bytes side by side.
- * Pieces come through a ring of each thread in shared memory, `depth` blocks deep, so that much is under way while the
- * table is filled. */
-enum { RING_LANES = 16 };
-
-__device__ static void commit_copies()
-{
-    asm volatile("cp.async.commit_group;" ::: "memory");
-}
-
-/* Until all but the last `pending` groups of copies have come. */
-template <int pending> __device__ static void wait_for_copies()
-{
-    asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
-}
-
-__device__ static int ring_column(const block_place &at)
-{
-    return at.block * F8_BLOCK + f8_lane() % RING_LANES * PIECE;
-}
-
-__device__ static void ring_request(const swiglu_job &job, const block_place &at, uint4 *slot, int threads)
-{
-    const uint16_t *line = (const uint16_t *)job.h.data + (int64_t)at.row * (int32_t)job.h.stride + ring_column(at);
-    int bytes = at.valid && ring_column(at) < job.cols ? 16 : 0;
-    f8_async_copy16(slot, line, bytes);
-    f8_async_copy16(slot + threads, line + job.cols, bytes);
-    commit_copies();
-}
-
-__device__ static float ring_gate(const swiglu_job &job, const block_place &at)
-{
-    return at.valid && job.gate && ring_column(at) < job.cols ? __ldg(job.gate + at.row) : 1.0f;
-}
-
-/* Called by whole warps. */
-__device__ static uint32_t ring_store(const swiglu_job &job, const float *table, const block_place &at, uint4 a,
-                                      uint4 b, float w)
-{
-    float v[PIECE];
-    uint32_t nonfinite = 0;
-    values_of(table, a, b, w, v);
-    uint32_t magnitude = f8_warp_max<RING_LANES>(f8_magnitude_of(v, &nonfinite));
-    uint32_t byte = f8_scale_byte_quick<FP8FLOW_E4M3>(magnitude);
-    if (!at.inside) return nonfinite;
-    if (f8_lane() % RING_LANES == 0)
-        ((uint8_t *)job.rows.scale)[(int64_t)at.row * job.num_blocks + at.block] = (uint8_t)byte;
-    if (ring_column(at) < job.cols)
-        store_piece<FP8FLOW_E4M3>(job.rows, at.row * job.rows.stride + ring_column(at), v, f8_inverse_low(byte));
-    return nonfinite;
-}
-
-template <int threads, int depth, int per_multiprocessor>
-__global__ static void __launch_bounds__(threads, per_multiprocessor)
-    ring_kernel(const __grid_constant__ swiglu_job job)
-{
-    extern __shared__ uint4 ring[];
-    float *table = (float *)(ring + depth * 2 * threads);
-    int64_t first = (int64_t)blockIdx.x * (threads / RING_LANES) + threadIdx.x / RING_LANES;
-    int64_t warp_unit = first - f8_lane() / RING_LANES;
-    block_walk asked = walk_from(job, first, (int64_t)gridDim.x * (threads / RING_LANES)), taken = asked;
-    for (int d = 0; d < depth; d++)
-        ring_request(job, take_block(job, &asked), ring + d * 2 * threads + threadIdx.x, threads);
-    block_place at = take_block(job, &taken);
-    float w = ring_gate(job, at);
-    f8_sigmoid_fill(table);
-    __syncthreads();
-    uint32_t nonfinite = 0;
-    for (int slot = 0; warp_unit < asked.units; warp_unit += asked.step) {
-        uint4 *pieces = ring + slot * 2 * threads + threadIdx.x;
-        wait_for_copies<depth - 1>();
-        uint4 a = pieces[0], b = pieces[threads];
-        ring_request(job, take_block(job, &asked), pieces, threads);
-        block_place next = take_block(job, &taken);
-        float next_w = ring_gate(job, next);
-        nonfinite += ring_store(job, table, at, a, b, w);
-        at = next;
-        w = next_w;
-        slot = slot + 1 < depth ? slot + 1 : 0;
-    }
-    f8_add_nonfinite(job.nonfinite, nonfinite);
-}
-
-template <int threads, int depth, int per_multiprocessor>
-static fp8flow_status rings(fp8flow_context *c, const fp8flow_swiglu_args *a)
-{
-    const int bytes = depth * 2 * threads * 16 + F8_SIGMOID_BYTES;
-    F8_TRY(f8_allow_shared("lab", ring_kernel<threads, depth, per_multiprocessor>, bytes));
-    ring_kernel<threads, depth, per_multiprocessor>
-        <<<132 * per_multiprocessor, threads, bytes, f8_stream(c)>>>(job_of(a));
-    return FP8FLOW_OK;
-}
-
 template <int threads> static fp8flow_status ahead(fp8flow_context *c, const fp8flow_swiglu_args *a)
 {
     swiglu_rows_kernel<FP8FLOW_E4M3, threads><<<132, threads, F8_SIGMOID_BYTES, f8_stream(c)>>>(job_of(a));
+    return FP8FLOW_OK;
+}
+
+template <int threads> static fp8flow_status ranges(fp8flow_context *c, const fp8flow_swiglu_args *a)
+{
+    range_kernel<threads><<<132, threads, F8_SIGMOID_BYTES, f8_stream(c)>>>(job_of(a));
     return FP8FLOW_OK;
 }
 
@@ -337,19 +271,13 @@ static void measure(int64_t rows, int64_t cols)
     forward("forward rows: 512 threads", p, false, ahead<512>);
     /* predict 90 %: what the loads ahead are worth */
     forward("forward rows: 1024 threads, not ahead", p, false, plain<1024>);
-    /* predict 92 %: 256 bytes written side by side, 128 KB under way while the table is filled */
-    forward("forward rows: ring of 4, 1024 threads", p, false, rings<1024, 4, 1>);
-    /* predict 91 %: what the depth is worth */
-    forward("forward rows: ring of 2, 1024 threads", p, false, rings<1024, 2, 1>);
-    /* predict 92 %: steps of half the size, so a shorter end; two tables are filled */
-    forward("forward rows: ring of 4, 2 blocks of 512 threads", p, false, rings<512, 4, 2>);
-    /* predict 93 %: most warps */
-    forward("forward rows: ring of 4, 2 blocks of 640 threads", p, false, rings<640, 4, 2>);
-    /* predict 91 %: a row is asked for as soon as one was read, 128 KB of rows, barriers of two blocks apart */
+    /* predict 88 %: what the order is worth */
+    forward("forward rows: 768 threads, ranges", p, false, ranges<768>);
+    /* predict 88 %: 23 instructions, 128 KB of strips, barriers of two blocks at different times */
     forward("forward rows and columns: library (2 blocks)", p, true, lab_swiglu);
     /* predict 82 % */
     forward("forward rows and columns: 1 block", p, true, tiles<1>);
-    /* predict 87 %: half a tile is under way while values are computed; the launch of the second kernel is hidden */
+    /* predict 87 %: 47 instructions instead of 74; the second kernel costs 3 us */
     backward("backward all: library", p, { true, true, true, true }, backward_way::lab_swiglu_backward);
     /* What the parts cost: without dgate 90 %, rows alone 90 %, columns alone 88 % */
     backward("backward without dgate", p, { true, true, true, false }, backward_way::lab_swiglu_backward);

@@ -80,19 +80,6 @@ __device__ static inline void f8_copy_bulk(void *to, const void *from, uint32_t 
                  : "memory");
 }
 
-/* A thread's 16 bytes to shared memory, or 16 zeros for bytes 0: then nothing is read. */
-__device__ static inline void f8_async_copy16(void *to, const void *from, int bytes)
-{
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(f8_smem(to)), "l"(from), "r"(bytes) : "memory");
-}
-
-/* Arrive at a barrier when this thread's copies before have come. A group of such copies would share its counter with
- * stores by the copy engine: a wait for one is a wait for both. */
-__device__ static inline void f8_async_arrive(uint64_t *barrier)
-{
-    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(f8_smem(barrier)) : "memory");
-}
-
 /* Box of shared memory to a 2-D tensor map at (x, y); rows and columns outside the tensor are not written. */
 __device__ static inline void f8_store_tile(const CUtensorMap *map, const void *from, int x, int y)
 {

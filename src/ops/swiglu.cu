@@ -17,7 +17,7 @@ enum {
 };
 
 struct swiglu_job {
-    CUtensorMap columns_map; /* of the tile kernel */
+    CUtensorMap a_map, b_map, columns_map; /* of the tile kernel */
     fp8flow_tensor h, rows, columns; /* data NULL: not wanted */
     const float *gate;
     f8_grouping groups;
@@ -186,13 +186,13 @@ __global__ static void __launch_bounds__(threads, 1) swiglu_rows_kernel(const __
 
 /* ---- Rows and columns ---- */
 
-typedef f8_tile_shared<2, 1, F8_PATCH_ROWS> swiglu_shared;
+typedef f8_tile_shared<2, 1, float> swiglu_shared;
 static_assert(TILE_BLOCKS * (sizeof(swiglu_shared) + 1024) <= 228 * 1024, "blocks of a multiprocessor");
 
-__device__ static f8_tile_inputs<2> inputs_of(const swiglu_job &job)
+__device__ static void request_strip(const swiglu_job &job, const f8_tile_place &tile, swiglu_shared *shared)
 {
-    const uint16_t *h = (const uint16_t *)job.h.data;
-    return { { h, h + job.cols }, { (uint32_t)job.h.stride, (uint32_t)job.h.stride }, (uint32_t)job.cols };
+    const CUtensorMap *const maps[2] = { &job.a_map, &job.b_map };
+    f8_strip_request(maps, tile, shared);
 }
 
 /* Row form of rows i and i + 1 of the patch. Lane 0 of these rows stores the first scale, lane 1 the second. */
@@ -211,12 +211,11 @@ __device__ static void store_row_pair(const swiglu_job &job, const f8_tile_place
         ((uint8_t *)job.rows.scale)[(row + lane) * job.num_blocks + tile.block] = (uint8_t)(bytes >> lane * 16);
 }
 
-/* Values of the patch of tile t and its row form. Returns the magnitude of the patch. */
+/* Values of the patch and its row form. Returns the magnitude of the patch. */
 template <fp8flow_dtype dtype>
-__device__ static uint32_t compute_patch(const swiglu_job &job, uint32_t t, float gates, swiglu_shared *shared,
-                                         f8_patch &v, uint32_t *nonfinite)
+__device__ static uint32_t compute_patch(const swiglu_job &job, const f8_tile_place &tile, float gates,
+                                         const swiglu_shared *shared, f8_patch &v, uint32_t *nonfinite)
 {
-    const f8_tile_place &tile = shared->place[t % F8_PLACES];
     bool inside = (int64_t)tile.block * F8_BLOCK + f8_patch_col() < job.cols;
     uint32_t magnitude = 0;
 #pragma unroll
@@ -224,12 +223,9 @@ __device__ static uint32_t compute_patch(const swiglu_job &job, uint32_t t, floa
         uint32_t of_row[2];
 #pragma unroll
         for (int k = 0; k < 2; k++) {
-            const f8_ring_place at = f8_ring_at<F8_PATCH_ROWS>(t, i + k);
             float w = f8_patch_gate(gates, i + k);
-            f8_row_wait(at, shared);
-            values_of(shared->table, shared->ring[at.slot][0][threadIdx.x], shared->ring[at.slot][1][threadIdx.x],
+            values_of(shared->table, f8_strip_piece(shared, 0, i + k), f8_strip_piece(shared, 1, i + k),
                       inside ? w : 0.0f, v[i + k]);
-            f8_row_replace(inputs_of(job), t, i + k, at.slot, shared);
             of_row[k] = f8_magnitude_of(v[i + k], nonfinite);
             magnitude = max(magnitude, of_row[k]);
         }
@@ -247,16 +243,17 @@ __global__ static void __launch_bounds__(F8_TILE_THREADS, per_multiprocessor)
     swiglu_shared *shared = (swiglu_shared *)memory;
     f8_tile_prepare(job.groups, job.num_blocks, shared);
     if (shared->place[0].block < 0) return;
-    f8_row_begin(inputs_of(job), shared);
+    request_strip(job, shared->place[0], shared);
     float gates = f8_strip_gates(job.gate, shared->place[0]);
     f8_sigmoid_fill(shared->table);
     __syncthreads();
     uint32_t nonfinite = 0;
-    uint32_t t = 0;
-    for (; shared->place[t % F8_PLACES].block >= 0; t++) {
+    for (uint32_t t = 0; shared->place[t % 4].block >= 0; t++) {
         f8_patch v;
-        uint32_t magnitude[1] = { compute_patch<dtype>(job, t, gates, shared, v, &nonfinite) };
-        gates = f8_strip_gates(job.gate, shared->place[(t + 1) % F8_PLACES]);
+        f8_strip_wait(shared->place[t % 4], t, shared);
+        uint32_t magnitude[1] = { compute_patch<dtype>(job, shared->place[t % 4], gates, shared, v, &nonfinite) };
+        request_strip(job, shared->place[(t + 1) % 4], shared);
+        gates = f8_strip_gates(job.gate, shared->place[(t + 1) % 4]);
         f8_tile_gather(magnitude, shared->largest[t % 2]);
         if (threadIdx.x == 0) f8_store_wait_read<0>();
         __syncthreads();
@@ -266,13 +263,12 @@ __global__ static void __launch_bounds__(F8_TILE_THREADS, per_multiprocessor)
         f8_async_fence();
         __syncthreads();
         f8_tile_advance(job.groups, t, shared);
-        const f8_tile_place &tile = shared->place[t % F8_PLACES];
+        const f8_tile_place &tile = shared->place[t % 4];
         if (threadIdx.x != 0 || tile.rows == 0) continue;
         f8_tile_store<dtype>(&job.columns_map, job.columns, tile, tile.block * F8_BLOCK, shared->largest[t % 2][0],
                              shared->stage[0]);
         f8_store_commit();
     }
-    f8_row_end(t, shared);
     if (threadIdx.x == 0) f8_store_wait_read<0>();
     f8_add_nonfinite(job.nonfinite, nonfinite);
 }
@@ -286,7 +282,7 @@ static bool is_wide(const fp8flow_swiglu_args *a)
     if (a->h->cols / 2 % PIECE || !f8_aligned16(a->h->data, a->h->stride * 2)) return false;
     if (rows && !f8_aligned16(rows->data, rows->stride * (int64_t)f8_dtype_bytes(rows->dtype))) return false;
     if (!columns) return true;
-    return columns->scaling == FP8FLOW_TILE128 && f8_is_near(a->h) && f8_aligned16(columns->data, columns->stride) &&
+    return columns->scaling == FP8FLOW_TILE128 && f8_aligned16(columns->data, columns->stride) &&
            (!rows || rows->dtype == columns->dtype);
 }
 
@@ -310,6 +306,8 @@ static fp8flow_status launch_rows(const fp8flow_context *c, const swiglu_job &jo
 template <fp8flow_dtype dtype, int per_multiprocessor>
 static fp8flow_status launch_tiles(const fp8flow_context *c, swiglu_job job, int multiprocessors)
 {
+    F8_TRY(f8_strip_map("swiglu", &job.a_map, &job.h, 0, job.cols));
+    F8_TRY(f8_strip_map("swiglu", &job.b_map, &job.h, job.cols, job.cols));
     F8_TRY(f8_tile_map("swiglu", &job.columns_map, &job.columns));
     F8_TRY(f8_allow_shared("swiglu", swiglu_tiles_kernel<dtype, per_multiprocessor>, (int)sizeof(swiglu_shared)));
     swiglu_tiles_kernel<dtype, per_multiprocessor>

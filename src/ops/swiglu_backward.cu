@@ -1,7 +1,7 @@
 /* swiglu_backward.cu - CUDA side of swiglu_backward. Contract: fp8flow_ops.h. CPU side: swiglu_backward.c.
  *
  * One pass: tiles of 128 rows x 128 activations (swiglu_tile.cuh) give the row form and the column form of da and db,
- * v in column form and the tile's part of dgate; h and dv are read once. 11.05 bytes per activation, about 57
+ * v in column form and the tile's part of dgate; h and dv are read once. 11.05 bytes per activation, about 47
  * instructions. 96 values per thread wait in registers for the scales of the three tiles. A second kernel adds the
  * parts of dgate, one per row and tile, in the order of the columns.
  * Everything else (swiglu_any.cuh): a pass for dh, one for v, one for dgate.
@@ -12,7 +12,7 @@
 enum { PARTS_THREADS = 128, GATE_THREADS = 256 };
 
 struct backward_job {
-    CUtensorMap columns_map, v_map;
+    CUtensorMap a_map, b_map, g_map, columns_map, v_map;
     fp8flow_tensor h, dv, rows, columns, v_columns; /* outputs: data NULL is not wanted */
     const float *gate;
     f8_grouping groups;
@@ -23,10 +23,12 @@ struct backward_job {
 
 /* ---- One pass ---- */
 
-enum { RING_ROWS = 6 }; /* half a tile more than a tile: loads are under way while values are computed */
+/* The look-ups of one number. */
+struct __align__(8) backward_entry {
+    float sigmoid, slope;
+};
 
-typedef f8_tile_shared<3, 3, RING_ROWS> backward_shared;
-static_assert(sizeof(backward_shared) <= 227 * 1024, "shared memory of a block");
+typedef f8_tile_shared<3, 3, backward_entry> backward_shared;
 
 struct backward_patch {
     f8_patch da, db, v;
@@ -37,37 +39,58 @@ struct backward_row {
     uint32_t a[4], b[4], g[4];
 };
 
-__device__ static f8_tile_inputs<3> inputs_of(const backward_job &job)
+__device__ static void fill_table(backward_entry *table)
 {
-    const uint16_t *h = (const uint16_t *)job.h.data;
-    return { { h, h + job.dv.cols, (const uint16_t *)job.dv.data },
-             { (uint32_t)job.h.stride, (uint32_t)job.h.stride, (uint32_t)job.dv.stride },
-             (uint32_t)job.dv.cols };
+    for (int i = (int)threadIdx.x; i < F8_SIGMOID_ENTRIES; i += F8_TILE_THREADS) {
+        float a = f8_sigmoid_argument(i), sigmoid = f8_sigmoid_quick(a);
+        table[i] = { sigmoid, f8_swiglu_slope(a, sigmoid) };
+    }
 }
 
-__device__ static backward_row read_row(const backward_shared *shared, int slot)
+__device__ static void request_strip(const backward_job &job, const f8_tile_place &tile, backward_shared *shared)
 {
-    const uint4(*pieces)[F8_TILE_THREADS] = shared->ring[slot];
-    uint4 a = pieces[0][threadIdx.x], b = pieces[1][threadIdx.x], g = pieces[2][threadIdx.x];
+    const CUtensorMap *const maps[3] = { &job.a_map, &job.b_map, &job.g_map };
+    f8_strip_request(maps, tile, shared);
+}
+
+__device__ static backward_row read_row(const backward_shared *shared, int i)
+{
+    uint4 a = f8_strip_piece(shared, 0, i), b = f8_strip_piece(shared, 1, i), g = f8_strip_piece(shared, 2, i);
     return { { a.x, a.y, a.z, a.w }, { b.x, b.y, b.z, b.w }, { g.x, g.y, g.z, g.w } };
 }
 
-__device__ static f8_swiglu_slopes slopes_from(float sigmoid, float a, float b, float w, float g)
+/* Whether an a of a row is 128 or more, or NaN: the slope depends on it there. */
+__device__ static bool is_outside_table(const uint32_t (&a)[4])
 {
-    return f8_swiglu_slopes_of(a, b, w, g, sigmoid, f8_swiglu_slope(a, sigmoid));
+    const uint32_t mask = 0x7FFF7FFFu;
+    uint32_t largest = __vmaxu2(__vmaxu2(a[0] & mask, a[1] & mask), __vmaxu2(a[2] & mask, a[3] & mask));
+    return ((largest + 0x3D003D00u) & 0x80008000u) != 0;
 }
 
+/* Slopes of numbers in the table, and of any number. */
+struct slope_in_table {
+    __device__ float operator()(float, backward_entry entry) const { return entry.slope; }
+};
+
+struct slope_anywhere {
+    __device__ float operator()(float a, backward_entry entry) const { return f8_swiglu_slope(a, entry.sigmoid); }
+};
+
 /* Row i of the patch. Returns the sum of dw. */
-__device__ static float compute_row(const backward_row &row, const float *table, float w, int i, backward_patch *x)
+template <class Slope>
+__device__ static float compute_row(const backward_row &row, const backward_entry *table, float w, int i,
+                                    backward_patch *x, Slope slope)
 {
     float sum = 0.0f;
 #pragma unroll
     for (int k = 0; k < 4; k++) {
-        float2 sigmoid = f8_sigmoid_pair(table, row.a[k]);
-        f8_swiglu_slopes low =
-            slopes_from(sigmoid.x, f8_bf16_low(row.a[k]), f8_bf16_low(row.b[k]), w, f8_bf16_low(row.g[k]));
-        f8_swiglu_slopes high =
-            slopes_from(sigmoid.y, f8_bf16_high(row.a[k]), f8_bf16_high(row.b[k]), w, f8_bf16_high(row.g[k]));
+        backward_entry at[2];
+        f8_sigmoid_look_up(table, row.a[k], at);
+        float a = f8_bf16_low(row.a[k]), next = f8_bf16_high(row.a[k]);
+        f8_swiglu_slopes low = f8_swiglu_slopes_of(a, f8_bf16_low(row.b[k]), w, f8_bf16_low(row.g[k]), at[0].sigmoid,
+                                                   slope(a, at[0]));
+        f8_swiglu_slopes high = f8_swiglu_slopes_of(next, f8_bf16_high(row.b[k]), w, f8_bf16_high(row.g[k]),
+                                                    at[1].sigmoid, slope(next, at[1]));
         x->da[i][2 * k] = low.da, x->da[i][2 * k + 1] = high.da;
         x->db[i][2 * k] = low.db, x->db[i][2 * k + 1] = high.db;
         x->v[i][2 * k] = low.v, x->v[i][2 * k + 1] = high.v;
@@ -77,20 +100,18 @@ __device__ static float compute_row(const backward_row &row, const float *table,
     return sum;
 }
 
-/* Where row i of the patch lies in the row form and in the parts of dgate. Lane 0 of a row stores the scale of da, 1 of
- * db. Found for every row anew: registers are full. */
+/* Where the patch lies in the row form and in the parts of dgate. Lane 0 of a row stores the scale of da, 1 of db. */
 struct backward_targets {
     uint8_t *codes;
     uint32_t scale, part; /* indices */
 };
 
-__device__ static backward_targets targets_of(const backward_job &job, const f8_tile_place &tile, int i)
+__device__ static backward_targets targets_of(const backward_job &job, const f8_tile_place &tile)
 {
-    const uint32_t block = (uint32_t)tile.block, row = (uint32_t)(tile.row0 + f8_patch_row() + i);
-    const uint32_t col = block * F8_BLOCK + (uint32_t)f8_patch_col();
-    return { (uint8_t *)job.rows.data + (uint64_t)row * (uint32_t)job.rows.stride + col,
-             (row * 2 + (uint32_t)f8_lane() % 2) * (uint32_t)job.num_blocks + block,
-             block * (uint32_t)job.h.rows + row };
+    int64_t row = tile.row0 + f8_patch_row(), col = (int64_t)tile.block * F8_BLOCK + f8_patch_col();
+    return { (uint8_t *)job.rows.data + row * job.rows.stride + col,
+             (uint32_t)(row * 2 + f8_lane() % 2) * (uint32_t)job.num_blocks + (uint32_t)tile.block,
+             (uint32_t)tile.block * (uint32_t)job.h.rows + (uint32_t)row };
 }
 
 /* Row form of row i of the patch, from the magnitudes of its da and db. */
@@ -100,25 +121,26 @@ __device__ static void store_row(const backward_job &job, const f8_tile_place &t
 {
     uint32_t bytes = f8_scale_byte_pair<dtype, F8_ROW_PIECES>(magnitude[0], magnitude[1]);
     if (f8_patch_row() + i >= tile.rows) return;
-    f8_store_codes<dtype>(to.codes, x.da[i], f8_inverse_low(bytes));
-    f8_store_codes<dtype>(to.codes + job.dv.cols, x.db[i], f8_inverse_high(bytes));
+    uint8_t *codes = to.codes + i * job.rows.stride;
+    f8_store_codes<dtype>(codes, x.da[i], f8_inverse_low(bytes));
+    f8_store_codes<dtype>(codes + job.dv.cols, x.db[i], f8_inverse_high(bytes));
     if (f8_lane() % F8_ROW_PIECES < 2)
-        ((uint8_t *)job.rows.scale)[to.scale] = (uint8_t)(bytes >> f8_lane() % 2 * 16);
+        ((uint8_t *)job.rows.scale)[to.scale + (uint32_t)(i * 2 * job.num_blocks)] =
+            (uint8_t)(bytes >> f8_lane() % 2 * 16);
 }
 
-/* Values of the patch of tile t and everything that concerns rows. Gathers the magnitudes of da, db, v. */
+/* Values of the patch and everything that concerns rows. Gathers the magnitudes of da, db, v. */
 template <fp8flow_dtype dtype>
-__device__ static void compute_patch(const backward_job &job, uint32_t t, float gates, backward_shared *shared,
-                                     backward_patch *x, uint32_t (&magnitude)[3])
+__device__ static void compute_patch(const backward_job &job, const f8_tile_place &tile, float gates,
+                                     backward_shared *shared, backward_patch *x, uint32_t (&magnitude)[3])
 {
-    const f8_tile_place &tile = shared->place[t % F8_PLACES];
+    backward_targets to = targets_of(job, tile);
 #pragma unroll
     for (int i = 0; i < F8_PATCH_ROWS; i++) {
-        const f8_ring_place at = f8_ring_at<RING_ROWS>(t, i);
-        f8_row_wait(at, shared);
-        float sum = compute_row(read_row(shared, at.slot), shared->table, f8_patch_gate(gates, i), i, x);
-        f8_row_replace(inputs_of(job), t, i, at.slot, shared);
-        backward_targets to = targets_of(job, tile, i);
+        backward_row row = read_row(shared, i);
+        float w = f8_patch_gate(gates, i), sum;
+        if (is_outside_table(row.a)) sum = compute_row(row, shared->table, w, i, x, slope_anywhere());
+        else sum = compute_row(row, shared->table, w, i, x, slope_in_table());
         uint32_t of_row[3] = { f8_largest_of(x->da[i]), f8_largest_of(x->db[i]), f8_largest_of(x->v[i]) };
         if (max(max(of_row[0], of_row[1]), of_row[2]) >= 0x7F800000u) {
             uint32_t nonfinite = 0, not_counted = 0;
@@ -132,7 +154,7 @@ __device__ static void compute_patch(const backward_job &job, uint32_t t, float 
         if (job.rows.data) store_row<dtype>(job, tile, i, *x, of_row, to);
         if (!job.parts) continue;
         sum = f8_warp_sum<F8_ROW_PIECES>(sum);
-        if (f8_lane() % F8_ROW_PIECES == 0 && f8_patch_row() + i < tile.rows) job.parts[to.part] = sum;
+        if (f8_lane() % F8_ROW_PIECES == 0 && f8_patch_row() + i < tile.rows) job.parts[to.part + i] = sum;
     }
 }
 
@@ -175,16 +197,17 @@ __global__ static void __launch_bounds__(F8_TILE_THREADS, 1)
     cudaTriggerProgrammaticLaunchCompletion();
     f8_tile_prepare(job.groups, job.num_blocks, shared);
     if (shared->place[0].block < 0) return;
-    f8_row_begin(inputs_of(job), shared);
+    request_strip(job, shared->place[0], shared);
     float gates = f8_strip_gates(job.gate, shared->place[0]);
-    f8_sigmoid_fill(shared->table);
+    fill_table(shared->table);
     __syncthreads();
-    uint32_t t = 0;
-    for (; shared->place[t % F8_PLACES].block >= 0; t++) {
+    for (uint32_t t = 0; shared->place[t % 4].block >= 0; t++) {
         backward_patch x;
         uint32_t magnitude[3] = { 0, 0, 0 };
-        compute_patch<dtype>(job, t, gates, shared, &x, magnitude);
-        gates = f8_strip_gates(job.gate, shared->place[(t + 1) % F8_PLACES]);
+        f8_strip_wait(shared->place[t % 4], t, shared);
+        compute_patch<dtype>(job, shared->place[t % 4], gates, shared, &x, magnitude);
+        request_strip(job, shared->place[(t + 1) % 4], shared);
+        gates = f8_strip_gates(job.gate, shared->place[(t + 1) % 4]);
         f8_tile_gather(magnitude, shared->largest[t % 2]);
         if (threadIdx.x == 0) f8_store_wait_read<0>();
         __syncthreads();
@@ -193,10 +216,8 @@ __global__ static void __launch_bounds__(F8_TILE_THREADS, 1)
         f8_async_fence();
         __syncthreads();
         f8_tile_advance(job.groups, t, shared);
-        if (threadIdx.x != 0) continue;
-        store_columns<dtype, v_dtype>(job, shared->place[t % F8_PLACES], shared->largest[t % 2], shared);
+        if (threadIdx.x == 0) store_columns<dtype, v_dtype>(job, shared->place[t % 4], shared->largest[t % 2], shared);
     }
-    f8_row_end(t, shared);
     if (threadIdx.x != 0) return;
     f8_store_wait_read<0>();
     f8_add_nonfinite(job.nonfinite, shared->nonfinite);
@@ -285,7 +306,6 @@ static bool is_wide(const fp8flow_swiglu_backward_args *a)
     const fp8flow_tensor *rows = a->rows, *columns = a->columns;
     if (a->dv->cols % F8_BLOCK || (a->groups && !columns && !a->v_columns)) return false;
     if (!f8_aligned16(a->h->data, a->h->stride * 2) || !f8_aligned16(a->dv->data, a->dv->stride * 2)) return false;
-    if (!f8_is_near(a->h) || !f8_is_near(a->dv) || (rows && !f8_is_near(rows))) return false;
     if (rows && (rows->scaling != FP8FLOW_ROW128 || !f8_aligned16(rows->data, rows->stride))) return false;
     if (rows && columns && rows->dtype != columns->dtype) return false;
     return is_wide_columns(columns) && is_wide_columns(a->v_columns);
@@ -294,6 +314,10 @@ static bool is_wide(const fp8flow_swiglu_backward_args *a)
 static fp8flow_status make_maps(backward_job *job)
 {
     const char *op = "swiglu_backward";
+    int64_t cols = job->dv.cols;
+    F8_TRY(f8_strip_map(op, &job->a_map, &job->h, 0, cols));
+    F8_TRY(f8_strip_map(op, &job->b_map, &job->h, cols, cols));
+    F8_TRY(f8_strip_map(op, &job->g_map, &job->dv, 0, cols));
     if (job->columns.data) F8_TRY(f8_tile_map(op, &job->columns_map, &job->columns));
     return job->v_columns.data ? f8_tile_map(op, &job->v_map, &job->v_columns) : FP8FLOW_OK;
 }

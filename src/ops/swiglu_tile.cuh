@@ -6,10 +6,9 @@
  * 8(l%16) + 0..7:
  *   - a row of the patch is 16 bytes of BF16 and 8 bytes of codes; 16 lanes share a row of 256 and 128 bytes;
  *   - four rows of a column are the four bytes of one word of the column form: no transpose of bytes is needed.
- * Each thread has a ring of rows of its patches, of this tile and the next ones: it copies its pieces there and reads
- * them itself, so that loads wait for no barrier and a row is asked for as soon as its slot has been read. Values stay
- * in registers in FP32 until the scale of the tile is known (barrier 1); column words go to shared memory (barrier 2),
- * and the copy engine takes whole tiles from there.
+ * A warp asks the copy engine for its strip of the next tile as soon as it has read this one's: no other warp is
+ * concerned. Values stay in registers in FP32 until the scale of the tile is known (barrier 1); column words go to
+ * shared memory (barrier 2), and the copy engine takes whole tiles from there.
  */
 #ifndef F8_OPS_SWIGLU_TILE_CUH
 #define F8_OPS_SWIGLU_TILE_CUH
@@ -25,8 +24,6 @@ enum {
     F8_ROW_PIECES = 16, /* of 16 bytes: a row of a strip in BF16; lanes that share a row */
     F8_PATCH_ROWS = 4,
     F8_PATCH_COLS = 8,
-    F8_PLACES = 8, /* of tiles, that are kept */
-    F8_PLACES_AHEAD = 4,
     F8_STAGE_BYTES = F8_BLOCK * F8_BLOCK
 };
 
@@ -44,19 +41,30 @@ struct f8_tile_walk {
 };
 
 /* Shared memory of a block. Stages come first: their swizzle goes by address bits 7 to 9. */
-template <int inputs, int outputs, int ring_rows> struct f8_tile_shared {
-    static_assert(ring_rows >= F8_PATCH_ROWS && ring_rows <= 2 * F8_PATCH_ROWS, "rows of two tiles ahead at most");
+template <int inputs, int outputs, class Entry> struct f8_tile_shared {
     uint8_t stage[outputs][F8_STAGE_BYTES];
-    uint4 ring[ring_rows][inputs][F8_TILE_THREADS]; /* row i of tile t is in slot (4t + i) % ring_rows */
-    float table[F8_SIGMOID_ENTRIES];
-    uint64_t arrived[ring_rows][F8_TILE_WARPS]; /* by all lanes of a warp */
+    uint4 strip[F8_TILE_WARPS][inputs][F8_STRIP_ROWS][F8_ROW_PIECES];
+    Entry table[F8_SIGMOID_ENTRIES];
+    uint64_t arrived[F8_TILE_WARPS];
     uint32_t largest[2][outputs]; /* of two tiles in turn: one is gathered while the other is cleared */
-    f8_tile_place place[F8_PLACES]; /* of tile t in place t % 8; written four tiles ahead */
+    f8_tile_place place[4];       /* of tile t in place t % 4; written three tiles ahead */
     f8_tile_walk walk;
     uint32_t nonfinite;
 };
 
-/* ---- Tensor map, on the host ---- */
+/* ---- Tensor maps, on the host ---- */
+
+/* Boxes of 8 rows of 128 BF16 numbers of a matrix; columns and rows outside are read as zeros. */
+static inline fp8flow_status f8_strip_map(const char *op, CUtensorMap *map, const fp8flow_tensor *t, int64_t first_col,
+                                          int64_t cols)
+{
+    f8_box_shape shape = { 2,
+                           { (cuuint64_t)cols * 2, (cuuint64_t)t->rows },
+                           { (cuuint64_t)t->stride * 2 },
+                           { F8_BLOCK * 2, F8_STRIP_ROWS },
+                           CU_TENSOR_MAP_SWIZZLE_NONE };
+    return f8_tensor_map(op, map, (uint16_t *)t->data + first_col, shape);
+}
 
 /* Tiles of a column form whose columns are a multiple of 8: rows, columns / 8, columns % 8. Lines of the stage are in
  * this order, which with the swizzle spreads the words of a warp over the banks. */
@@ -101,7 +109,7 @@ __device__ static inline f8_tile_place f8_tile_take(const f8_grouping &g, f8_til
     return tile;
 }
 
-/* ---- Rows ---- */
+/* ---- Strips ---- */
 
 __device__ static inline int f8_strip_row()
 {
@@ -119,78 +127,51 @@ __device__ static inline int f8_patch_col()
     return f8_lane() % F8_ROW_PIECES * F8_PATCH_COLS;
 }
 
-/* First elements of the inputs, their strides, and the columns of each. */
-template <int inputs> struct f8_tile_inputs {
-    const uint16_t *data[inputs];
-    uint32_t stride[inputs], cols;
-};
-
-/* Whether the kernels may find rows by products of 32-bit numbers. */
-static inline bool f8_is_near(const fp8flow_tensor *t)
+/* Called by whole warps that have read their last strip: ask for that of a tile. Where no row is in use nothing comes,
+ * but the phase of the barrier ends. */
+template <int inputs, int outputs, class Entry>
+__device__ static inline void f8_strip_request(const CUtensorMap *const (&maps)[inputs], const f8_tile_place &tile,
+                                               f8_tile_shared<inputs, outputs, Entry> *shared)
 {
-    return t->stride <= INT32_MAX;
-}
-
-/* A slot of a ring, and the phase of its barrier: whether the ring has been gone through an odd number of times. */
-struct f8_ring_place {
-    int32_t slot;
-    uint32_t phase;
-};
-
-/* That of row i of tile t. */
-template <int ring_rows> __device__ static inline f8_ring_place f8_ring_at(uint32_t t, int i)
-{
-    const uint32_t row = t * F8_PATCH_ROWS + (uint32_t)i;
-    return { (int32_t)(row % ring_rows), row / ring_rows % 2 };
-}
-
-/* Ask for row i of the patch in a tile. Nothing is read in padding and behind the last column: zeros come. The thread
- * must have read what the slot held. */
-template <int inputs, int outputs, int ring_rows>
-__device__ static inline void f8_row_request(const f8_tile_inputs<inputs> &from, const f8_tile_place &tile, int i,
-                                             int slot, f8_tile_shared<inputs, outputs, ring_rows> *shared)
-{
-    const int row = f8_patch_row() + i;
-    const uint32_t col = (uint32_t)(tile.block * F8_BLOCK + f8_patch_col());
-    int bytes = row < tile.valid && col < from.cols ? 16 : 0;
+    const int warp = (int)threadIdx.x / F8_WARP;
+    __syncwarp();
+    if (f8_lane() != 0) return;
+    if (f8_strip_row() >= tile.valid) {
+        f8_barrier_arrive(&shared->arrived[warp]);
+        return;
+    }
+    f8_barrier_expect(&shared->arrived[warp], (uint32_t)sizeof shared->strip[0]);
 #pragma unroll
-    for (int k = 0; k < inputs; k++)
-        f8_async_copy16(&shared->ring[slot][k][threadIdx.x],
-                        from.data[k] + (uint64_t)(uint32_t)(tile.row0 + row) * from.stride[k] + col, bytes);
-    f8_async_arrive(&shared->arrived[slot][threadIdx.x / F8_WARP]);
+    for (int i = 0; i < inputs; i++)
+        f8_copy_tile(shared->strip[warp][i], maps[i], &shared->arrived[warp], tile.block * F8_BLOCK * 2,
+                     tile.row0 + f8_strip_row());
 }
 
-/* Row i of tile t has been read from `slot`: ask for the row that comes there next. */
-template <int inputs, int outputs, int ring_rows>
-__device__ static inline void f8_row_replace(const f8_tile_inputs<inputs> &from, uint32_t t, int i, int slot,
-                                             f8_tile_shared<inputs, outputs, ring_rows> *shared)
+/* Called by whole warps: wait for the strip of tile t; padding is zeros. The copy engine writes next where threads have
+ * written zeros: hence the fence. */
+template <int inputs, int outputs, class Entry>
+__device__ static inline void f8_strip_wait(const f8_tile_place &tile, uint32_t t,
+                                            f8_tile_shared<inputs, outputs, Entry> *shared)
 {
-    const int next = i + ring_rows;
-    f8_row_request(from, shared->place[(t + next / F8_PATCH_ROWS) % F8_PLACES], next % F8_PATCH_ROWS, slot, shared);
+    const int warp = (int)threadIdx.x / F8_WARP;
+    f8_barrier_wait(&shared->arrived[warp], t % 2);
+    if (f8_strip_row() + F8_STRIP_ROWS <= tile.valid) return;
+    int first = max(tile.valid - f8_strip_row(), 0) * F8_ROW_PIECES;
+#pragma unroll 1
+    for (int i = 0; i < inputs; i++)
+#pragma unroll 1
+        for (int at = first + f8_lane(); at < F8_STRIP_ROWS * F8_ROW_PIECES; at += F8_WARP)
+            (&shared->strip[warp][i][0][0])[at] = make_uint4(0, 0, 0, 0);
+    __syncwarp();
+    f8_async_fence();
 }
 
-/* Rows of the first tiles, as many as the ring has. */
-template <int inputs, int outputs, int ring_rows>
-__device__ static inline void f8_row_begin(const f8_tile_inputs<inputs> &from,
-                                           f8_tile_shared<inputs, outputs, ring_rows> *shared)
+/* Piece of input `input` in row i of the patch. */
+template <int inputs, int outputs, class Entry>
+__device__ static inline uint4 f8_strip_piece(const f8_tile_shared<inputs, outputs, Entry> *shared, int input, int i)
 {
-#pragma unroll
-    for (int i = 0; i < ring_rows; i++)
-        f8_row_request(from, shared->place[i / F8_PATCH_ROWS], i % F8_PATCH_ROWS, i, shared);
-}
-
-/* Wait for the row of a slot; then the thread may read its pieces. */
-template <int inputs, int outputs, int ring_rows>
-__device__ static inline void f8_row_wait(const f8_ring_place &at, f8_tile_shared<inputs, outputs, ring_rows> *shared)
-{
-    f8_barrier_wait(&shared->arrived[at.slot][threadIdx.x / F8_WARP], at.phase);
-}
-
-/* After the last tile, t - 1: until nothing is under way to the ring. */
-template <int inputs, int outputs, int ring_rows>
-__device__ static inline void f8_row_end(uint32_t t, f8_tile_shared<inputs, outputs, ring_rows> *shared)
-{
-    for (int i = 0; i < ring_rows; i++) f8_row_wait(f8_ring_at<ring_rows>(t, i), shared);
+    const int half = f8_lane() / F8_ROW_PIECES, piece = f8_lane() % F8_ROW_PIECES;
+    return shared->strip[threadIdx.x / F8_WARP][input][half * F8_PATCH_ROWS + i][piece];
 }
 
 /* The gate weight of row lane % 8 of the strip, 0 in padding, 1 without gate. */
@@ -250,35 +231,35 @@ __device__ static inline void f8_tile_store(const CUtensorMap *map, const fp8flo
     f8_store_box(map, stage, tile.row0, col / F8_PATCH_COLS, 0);
 }
 
-/* Barriers, maxima, the first tiles. Called by all threads, which then are synchronised. */
-template <int inputs, int outputs, int ring_rows>
+/* Barriers, maxima, the first three tiles. Called by all threads, which then are synchronised. */
+template <int inputs, int outputs, class Entry>
 __device__ static inline void f8_tile_prepare(const f8_grouping &groups, int num_blocks,
-                                              f8_tile_shared<inputs, outputs, ring_rows> *shared)
+                                              f8_tile_shared<inputs, outputs, Entry> *shared)
 {
-    if (threadIdx.x < ring_rows * F8_TILE_WARPS) f8_barrier_init(&shared->arrived[0][0] + threadIdx.x, F8_WARP);
+    if (threadIdx.x < F8_TILE_WARPS) f8_barrier_init(&shared->arrived[threadIdx.x], 1);
     if (threadIdx.x < 2 * outputs) (&shared->largest[0][0])[threadIdx.x] = 0;
+    f8_barrier_fence();
     f8_tile_walk walk = f8_tile_walk_of(groups, num_blocks);
     if (threadIdx.x == 0) {
-        for (int i = 0; i < F8_PLACES_AHEAD; i++) shared->place[i] = f8_tile_take(groups, &walk);
+        for (int i = 0; i < 3; i++) shared->place[i] = f8_tile_take(groups, &walk);
         shared->walk = walk;
         shared->nonfinite = 0;
     }
     __syncthreads();
 }
 
-/* After the second barrier of tile t: the place of tile t + 4, which others read after the first barrier of tile t + 1.
+/* After the second barrier of tile t: the place of tile t + 3, which others read after the first barrier of tile t + 1.
  * One lane of warp 1, since warp 0 has the outputs to see to. */
-template <int inputs, int outputs, int ring_rows>
+template <int inputs, int outputs, class Entry>
 __device__ static inline void f8_tile_advance(const f8_grouping &groups, uint32_t t,
-                                              f8_tile_shared<inputs, outputs, ring_rows> *shared)
+                                              f8_tile_shared<inputs, outputs, Entry> *shared)
 {
-    if (threadIdx.x == F8_WARP)
-        shared->place[(t + F8_PLACES_AHEAD) % F8_PLACES] = f8_tile_take(groups, &shared->walk);
+    if (threadIdx.x == F8_WARP) shared->place[(t + 3) % 4] = f8_tile_take(groups, &shared->walk);
 }
 
 /* Between the two barriers of tile t: the maxima of tile t + 1 are to be gathered. */
-template <int inputs, int outputs, int ring_rows>
-__device__ static inline void f8_tile_clear(uint32_t t, f8_tile_shared<inputs, outputs, ring_rows> *shared)
+template <int inputs, int outputs, class Entry>
+__device__ static inline void f8_tile_clear(uint32_t t, f8_tile_shared<inputs, outputs, Entry> *shared)
 {
     if (threadIdx.x < outputs) shared->largest[(t + 1) % 2][threadIdx.x] = 0;
 }
