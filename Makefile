@@ -15,6 +15,7 @@ MANDIR    ?= $(PREFIX)/share/man/man1
 DESTDIR   ?=
 PKG_CONFIG ?= pkg-config
 FUZZ_SECONDS ?= 60
+SANITIZE_TOOLS ?= memcheck racecheck initcheck synccheck
 DEMO_ARGS ?= --recipes bf16,blockwise,flow --data /usr/include --steps 200 --out demo
 
 MAKEFLAGS += --no-builtin-rules --no-print-directory
@@ -34,6 +35,7 @@ is_clang     := $(findstring clang,$(notdir $(CC)))
 # CUDA is built where there is a compiler for it and a GPU to run it on; CUDA=1 builds it without a GPU (in a folder of
 # its own), CUDA=0 leaves it out.
 NVCC     ?= $(or $(shell command -v nvcc 2>/dev/null),$(wildcard /usr/local/cuda/bin/nvcc))
+SANITIZER ?= $(or $(shell command -v compute-sanitizer 2>/dev/null),$(wildcard /usr/local/cuda/bin/compute-sanitizer))
 has_gpu  := $(wildcard /dev/nvidiactl)
 CUDA_DIR ?= $(if $(NVCC),$(patsubst %/bin/,%,$(dir $(realpath $(NVCC)))))
 ifeq ($(origin CUDA),undefined)
@@ -91,6 +93,13 @@ cli_obj  := $(cli_src:%.c=$(B)/%.o)
 labs       := $(if $(with_cuda),$(patsubst %.cu,$(B)/%,$(wildcard lab/*.cu)))
 examples   := $(patsubst %.c,$(B)/%,$(wildcard examples/*.c))
 tests      := $(patsubst %.c,$(B)/%,$(wildcard tests/test_*.c))
+# Tests of operators, layers and training, which the mirror (tests/mirror.h) can run on another device; programs that
+# need a GPU; the tests of single operators, for compute-sanitizer.
+device_tests := $(patsubst %.c,$(B)/%,$(shell grep -lE 'make_context|moe_fixture|training\.h' \
+                  $(wildcard tests/test_*.c) /dev/null))
+cuda_tests   := $(patsubst %.c,$(B)/%,$(wildcard tests/cuda_*.c))
+kernel_tests := $(patsubst %,$(B)/tests/test_%,quantize transpose permute swiglu router router_backward decoder_ops \
+                  vocab optimizer)
 long_tests := $(patsubst %.c,$(B)/%,$(wildcard tests/long_*.c))
 # TSan looks at threads of our own only: the programs that use the thread transport.
 tsan_tests := $(patsubst %.c,$(B)/%,$(shell grep -ls 'comm/\|pthread.h' $(wildcard tests/test_*.c) /dev/null))
@@ -127,7 +136,7 @@ $(B)/fp8flow: $(cli_obj) $(B)/libfp8flow.a
 $(B)/cli.a: $(cli_obj)
 	$(Q)rm -f $@ && $(AR) rcs $@ $^
 
-$(B)/tests/%: $(B)/tests/%.o $(B)/cli.a $(B)/libfp8flow.a
+$(B)/tests/%: $(B)/tests/%.o $(B)/tests/mirror.o $(B)/tests/mirror_ops.o $(B)/cli.a $(B)/libfp8flow.a
 	$(Q)$(CC) -o $@ $^ $(ldflags) -lcmocka
 $(B)/tests/%.o: cflags += -Itests $(if $(cuda_dir),-isystem $(cuda_dir))
 # This program stands between the library and the allocator.
@@ -160,8 +169,9 @@ $(B)/tidy/%.ok: %.c .clang-tidy $(all_headers)
 -include $(patsubst %.c,$(B)/%.d,$(c_files)) $(cu_src:%.cu=$(B)/%.cu.d)
 
 # ---- Targets ----
-.PHONY: help require-deps deps deps-test lib cli lab check check-long check-all-floats check-cli check-cuda check- \
-        tools check-install check-tsan test asan ubsan tsan lint format matrix fuzz fuzz-regress run-fuzz bench demo \
+.PHONY: help require-deps deps deps-test lib cli lab check check-long check-all-floats check-cli check-cuda \
+        check-tools check-install check-tsan check-mirror gpu-check run-gpu-check sanitize-gpu run-sanitize-gpu \
+        test asan ubsan tsan lint format matrix fuzz fuzz-regress run-fuzz bench demo \
         docs install uninstall dist clean
 help: ## this list
 	@echo "fp8flow $(VERSION): make TARGET [DEBUG=1 ASAN=1 UBSAN=1 TSAN=1 WERROR=1 V=1 CC=... PREFIX=... DESTDIR=...]"
@@ -205,6 +215,19 @@ check-tools: ## the checks of lint find what they are for
 
 check-install: lib cli ## install, build and run a program against it, uninstall
 	@$(run_tests) tools/test_install.sh
+
+check-mirror: $(device_tests) $(cuda_tests) ## what gpu-check runs, with the CPU in the GPU's place
+	@FP8FLOW_TEST_DEVICE=mirror $(run_tests) $^
+
+gpu-check: ## unit tests and tests/cuda_*.c on the GPU (an H100 or H200)
+	@$(MAKE) CUDA=1 run-gpu-check
+run-gpu-check: $(device_tests) $(cuda_tests)
+	@FP8FLOW_TEST_DEVICE=cuda JOBS=$${JOBS:-4} $(run_tests) $^
+
+sanitize-gpu: ## the tests of the operators under compute-sanitizer, SANITIZE_TOOLS="memcheck racecheck ..."
+	@$(MAKE) CUDA=1 run-sanitize-gpu
+run-sanitize-gpu: $(kernel_tests)
+	@SANITIZER='$(SANITIZER)' TOOLS='$(SANITIZE_TOOLS)' tools/run_sanitizer.sh $^
 
 test: ## everything that CI runs: unit, long, command line, sanitizers, install, lint, matrix
 	@$(MAKE) deps-test

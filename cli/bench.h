@@ -144,6 +144,9 @@ int bench_run_decoder_operators(bench *b, const bench_shape *shape);
 int bench_run_products(bench *b, const bench_shape *shape);
 int bench_run_layers(bench *b, const bench_shape *shape);
 
+/* All cases of a GPU (bench_cuda.c), beside a copy on that GPU. Exit code. */
+int bench_run_cuda(bench *b);
+
 /* "fp8flow bench: NAME at SHAPE: last error". Returns -1. */
 int bench_fail(const char *name, const char *shape, fp8flow_status status);
 

@@ -1,4 +1,5 @@
-/* cmd_bench.c - `fp8flow bench`: every operator and the layer at named shapes, beside memcpy and sgemm. */
+/* cmd_bench.c - `fp8flow bench`: every operator and the layer at named shapes, beside memcpy and sgemm; or those of a
+ * GPU (bench_cuda.c). */
 #include "bench.h"
 
 #include <stdio.h>
@@ -117,17 +118,20 @@ fp8flow_status bench_copy(void *state)
 
 /* ---- Command -------------------------------------------------------------------------------- */
 
+enum { DEVICE_CPU, DEVICE_CUDA };
+
 typedef struct {
     const char *filter;
     int64_t repeats, num_threads;
-    int32_t backend, is_json;
+    int32_t device, backend, is_json;
 } settings;
 
 static const cli_option options[] = {
     CLI_OPTION_OPERAND(settings, filter, "FILTER", "run what has this text in its name or shape"),
     CLI_OPTION_INTEGER(settings, repeats, "repeat", "N", 1, TIMING_MAX_REPEATS, "measurements of each operator"),
+    CLI_OPTION_CHOICE(settings, device, "device", "cpu|cuda", "what to measure: the processor or a GPU"),
     CLI_OPTION_INTEGER(settings, num_threads, "threads", "N", 0, 1024, "threads; 0: all processors of this process"),
-    CLI_OPTION_CHOICE(settings, backend, "backend", "cpu|reference", "implementation"),
+    CLI_OPTION_CHOICE(settings, backend, "backend", "cpu|reference", "implementation on the CPU"),
     CLI_OPTION_FLAG(settings, is_json, "json", "print a JSON list of records instead of the table"),
 };
 
@@ -139,24 +143,30 @@ static int run_all(bench *b)
     for (size_t part = 0; part < sizeof parts / sizeof *parts; part++)
         for (int shape = 0; shape < NUM_SHAPES; shape++)
             if (parts[part](b, &shapes[shape]) != 0) return CLI_FAILED;
-    if (bench_run_layers(b, &shapes[0]) != 0) return CLI_FAILED;
-    char quoted[CLI_QUOTE_BYTES];
-    if (b->num_records > 0 || cli_output_gone()) return CLI_DONE;
-    return cli_fail_usage(&cli_bench, "FILTER: nothing has %s in its name or shape", cli_quote(quoted, b->filter));
+    return bench_run_layers(b, &shapes[0]) == 0 ? CLI_DONE : CLI_FAILED;
 }
 
-static int run_bench(bench *b)
+static int run_cpu(bench *b)
 {
     fp8flow_context_options context = { .backend = b->backend, .num_threads = b->num_threads };
     fp8flow_status status = fp8flow_context_create(&context, &b->context);
     if (status != FP8FLOW_OK) return cli_fail_status(&cli_bench, status);
     if (create_copy_buffers(b) != 0) return cli_fail(&cli_bench, "out of memory");
-    int code = run_all(b);
-    if (code == CLI_DONE && b->records) {
+    return run_all(b);
+}
+
+static int run_bench(bench *b, int32_t device)
+{
+    char quoted[CLI_QUOTE_BYTES];
+    int code = device == DEVICE_CUDA ? bench_run_cuda(b) : run_cpu(b);
+    if (code != CLI_DONE) return code;
+    if (b->num_records == 0 && !cli_output_gone())
+        return cli_fail_usage(&cli_bench, "FILTER: nothing has %s in its name or shape", cli_quote(quoted, b->filter));
+    if (b->records) {
         json_dumpf(b->records, stdout, JSON_INDENT(1) | JSON_REAL_PRECISION(6));
         putchar('\n');
     }
-    return code;
+    return CLI_DONE;
 }
 
 static int run(int argc, char **argv)
@@ -164,10 +174,12 @@ static int run(int argc, char **argv)
     settings s = { .filter = "", .repeats = 7 };
     int code = cli_parse(&cli_bench, argc, argv, &s);
     if (code != CLI_GO_ON) return code;
+    if (s.device == DEVICE_CUDA && s.backend != FP8FLOW_CPU)
+        return cli_fail_usage(&cli_bench, "--backend reference is of the CPU, --device cuda has one backend");
     bench b = { .backend = (fp8flow_backend)s.backend, .filter = s.filter, .repeats = s.repeats };
     b.num_threads = s.num_threads > 0 ? (int32_t)s.num_threads : cli_num_processors();
     if (s.is_json) b.records = json_array();
-    code = run_bench(&b);
+    code = run_bench(&b, s.device);
     fp8flow_context_destroy(b.context);
     json_decref(b.records);
     free(b.copy_from);
@@ -177,7 +189,7 @@ static int run(int argc, char **argv)
 
 const cli_command cli_bench = {
     .name = "bench",
-    .summary = "Measure every operator and the layer beside memcpy and sgemm",
+    .summary = "Measure every operator and the layer beside memcpy and sgemm, or a GPU's operators",
     .options = options,
     .num_options = sizeof options / sizeof *options,
     .example = "fp8flow bench quantize --repeat 20",

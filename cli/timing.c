@@ -11,7 +11,7 @@ static int ascending(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-static timing summarize(double *samples, int64_t count)
+timing timing_summarize(double *samples, int64_t count)
 {
     qsort(samples, (size_t)count, sizeof *samples, ascending);
     double middle = count % 2 ? samples[count / 2] : (samples[count / 2 - 1] + samples[count / 2]) / 2;
@@ -28,7 +28,8 @@ fp8flow_status timing_measure(const timing_subject *subjects, int64_t count, int
             status = subjects[i].run(subjects[i].state);
             if (round >= 0) samples[i * repeats + round] = 1e3 * (cli_seconds() - start);
         }
-    for (int64_t i = 0; status == FP8FLOW_OK && i < count; i++) results[i] = summarize(samples + i * repeats, repeats);
+    for (int64_t i = 0; status == FP8FLOW_OK && i < count; i++)
+        results[i] = timing_summarize(samples + i * repeats, repeats);
     free(samples);
     return status;
 }

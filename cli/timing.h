@@ -24,4 +24,7 @@ enum { TIMING_MAX_SUBJECTS = 32, TIMING_MAX_REPEATS = 1000 };
 /* Time each subject `repeats` times into results[count]. Stops at the first failure. */
 fp8flow_status timing_measure(const timing_subject *subjects, int64_t count, int64_t repeats, timing *results);
 
+/* Median and range of count > 0 samples, which are sorted. */
+timing timing_summarize(double *samples, int64_t count);
+
 #endif

@@ -610,7 +610,7 @@ FP8FLOW_API fp8flow_status fp8flow_cross_entropy(fp8flow_context *c, const fp8fl
 
 /* ---- Optimiser ------------------------------------------------------------------------------ */
 
-/* square_sum: sum of squares of n FP32 values, in FP64, fixed blocks of 4096 added in ascending order.
+/* square_sum: sum of squares of n FP32 values, in FP64, blocks of 4096 added in a fixed order.
  * Exactness R: (4096 + n / 4096) * 2^-53 relative.  Errors EINVAL.  Source none needed. */
 typedef struct {
     int64_t count;

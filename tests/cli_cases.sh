@@ -151,12 +151,20 @@ refuse "bench repeats of zero" 2 '--repeat: "0" is not in' bench --repeat 0
 # ---- Names ----
 refuse "unknown checkpointing" 2 'is not one of none|moe_expert|full' train --data text.txt --checkpointing some
 refuse "unknown backend" 2 'is not one of cpu|reference' train --data text.txt --backend cuda
+refuse "unknown device to measure" 2 'is not one of cpu|cuda' bench --device gpu
+refuse "reference on a GPU" 2 '--backend reference' bench --device cuda --backend reference
 refuse "unknown recipe" 2 'flow' train --data text.txt --recipe fp4
 refuse "unknown variant of a recipe" 2 'fp8flow train:' train --data text.txt --recipe flow+nonsense
 refuse "recipe in a comparison" 2 'fp8flow compare:' compare --data text.txt --recipes flow,fp4
 refuse "empty name in a list" 2 'empty' compare --data text.txt --recipes flow,,bf16
 refuse "recipe to inspect" 2 'fp8flow inspect:' inspect --recipe fp4
 refuse "unknown model" '1|2' 'fp8flow train:' train --data text.txt --model no-such-model
+
+# ---- A GPU that is not there: not in this build, not in this machine, or hidden ----
+export CUDA_VISIBLE_DEVICES=
+refuse "bench without a GPU" 1 'cuda: ' bench --device cuda
+refuse "bench without a GPU, JSON" 1 'cuda: ' bench --device cuda --json --repeat 1 add
+unset CUDA_VISIBLE_DEVICES
 
 # ---- Long and odd arguments (one argument may have 128 KiB on Linux; a megabyte comes in pieces) ----
 long=$(awk 'BEGIN { for (i = 0; i < 120000; i++) printf "x" }')

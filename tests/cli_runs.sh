@@ -171,6 +171,15 @@ run bench --repeat 1 add
 check "bench prints a table" grep -q '^add ' "$logs/out"
 run bench no-such-operator
 check "bench of nothing is refused" [ $code -ne 0 ]
+if "$program" doctor | grep -q '^CUDA *yes'; then
+    run bench --device cuda --json --repeat 1 'add 16384x2048'
+    check "bench of a GPU --json is a list" is_list "$logs/out"
+    check "bench of a GPU --json has every key in every record" every_record_has "$logs/out" shape data bytes us_median \
+        us_min us_max tb_per_s percent_of_copy goal met
+    check "bench of a GPU --json describes the run" grep -q '^  "copy_tb_per_s": ' "$logs/out"
+    run bench --device cuda --repeat 1 unpermute
+    check "bench of a GPU counts the goals" grep -qE '^[0-9]+ of [0-9]+ goals are met' "$logs/out"
+fi
 run doctor --json
 check "doctor --json is JSON" is_json "$logs/out"
 run doctor

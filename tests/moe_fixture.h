@@ -210,8 +210,8 @@ static inline fp8flow_status moe_body(fp8flow_comm *comm, void *user)
     fp8flow_moe_config config = moe_config_of(c, most);
     fp8flow_context *context = NULL;
     fp8flow_moe *moe = NULL;
-    F8_TRY(fp8flow_context_create(&(fp8flow_context_options){ .backend = c->backend, .num_threads = c->num_threads },
-                                  &context));
+    F8_TRY(test_context_create(&(fp8flow_context_options){ .backend = c->backend, .num_threads = c->num_threads },
+                               &context));
     fp8flow_status status = fp8flow_moe_create(context, comm, &config, &moe);
     if (status == FP8FLOW_OK) status = moe_run_layer(moe, job, first, moe_tokens_of(c, comm->rank));
     job->result->rank[comm->rank].status = status;

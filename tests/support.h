@@ -17,6 +17,7 @@
 #include "base/status.h"
 #include "base/tensor.h"
 #include "fp8flow_ops.h"
+#include "mirror.h"
 
 /* The call must succeed; prints the library's message otherwise. */
 #define assert_ok(call)                                                             \
@@ -38,8 +39,21 @@ static inline fp8flow_context *make_context(fp8flow_backend backend, int32_t num
 {
     fp8flow_context *context = NULL;
     fp8flow_context_options options = { .backend = backend, .num_threads = num_threads };
-    assert_ok(fp8flow_context_create(&options, &context));
+    assert_ok(test_context_create(&options, &context));
     return context;
+}
+
+/* Leave the test where the device behind FP8FLOW_CPU cannot do what it is about. */
+static inline void skip_where(int cannot, const char *why)
+{
+    if (!cannot) return;
+    print_message("skipped: %s\n", why);
+    skip();
+}
+
+static inline void skip_on_cuda(const char *why)
+{
+    skip_where(tested_device() == TEST_ON_CUDA, why);
 }
 
 /* Exactly `bytes` bytes from malloc, so that ASan sees an overrun, filled with 0xFF (NaN in every format). */

@@ -399,7 +399,7 @@ static fp8flow_status create_on_rank(fp8flow_comm *comm, void *user)
     creation *c = user;
     f8_model *model = NULL;
     fp8flow_context *context = NULL;
-    F8_TRY(fp8flow_context_create(&(fp8flow_context_options){ .backend = FP8FLOW_CPU, .num_threads = 1 }, &context));
+    F8_TRY(test_context_create(&(fp8flow_context_options){ .backend = FP8FLOW_CPU, .num_threads = 1 }, &context));
     fp8flow_status status = f8_model_create(context, comm, &c->config, &c->options, &model);
     f8_model_destroy(model);
     fp8flow_context_destroy(context);

@@ -114,7 +114,7 @@ static fp8flow_status replay_on_rank(fp8flow_comm *comm, void *user)
     fp8flow_context *context = NULL;
     f8_model_config *config = calloc(1, sizeof *config);
     F8_REQUIRE(config, ENOMEM, "test");
-    F8_TRY(fp8flow_context_create(&(fp8flow_context_options){ .backend = FP8FLOW_CPU, .num_threads = 1 }, &context));
+    F8_TRY(test_context_create(&(fp8flow_context_options){ .backend = FP8FLOW_CPU, .num_threads = 1 }, &context));
     fp8flow_status status = replay_model(comm, user, context, config);
     fp8flow_context_destroy(context);
     free(config);

@@ -206,6 +206,14 @@ static void test_adamw_is_the_same_for_any_threads_and_any_cut(void **state)
     }
 }
 
+/* One parameter without a BF16 copy, first step; rates are 0 until the test sets them. */
+static fp8flow_adamw_args scalar_args(float *master, float *m, float *v, float *grad)
+{
+    return (fp8flow_adamw_args){
+        .count = 1, .master = master, .m = m, .v = v, .grad = grad, .grad_scale = 1.0f, .step = 1
+    };
+}
+
 /* Decoupled: the decay must not pass through the moments, and acts without a gradient. */
 static void test_adamw_weight_decay_is_decoupled(void **state)
 {
@@ -213,7 +221,12 @@ static void test_adamw_weight_decay_is_decoupled(void **state)
     for (int i = 0; i < 2; i++) {
         fp8flow_context *c = make_numbered_context(i);
         float master = 2.0f, m = 0.0f, v = 0.0f, grad = 0.0f;
-        fp8flow_adamw_args args = { 1, &master, &m, &v, &grad, NULL, 0.5f, 0.9f, 0.99f, 1e-8f, 0.25f, 1.0f, 1 };
+        fp8flow_adamw_args args = scalar_args(&master, &m, &v, &grad);
+        args.lr = 0.5f;
+        args.beta1 = 0.9f;
+        args.beta2 = 0.99f;
+        args.eps = 1e-8f;
+        args.weight_decay = 0.25f;
         assert_ok(fp8flow_adamw(c, &args));
         assert_true(master == 2.0f - 0.5f * 0.25f * 2.0f && m == 0.0f && v == 0.0f);
         /* The first step moves by lr, whatever the size of the gradient. */
@@ -234,15 +247,143 @@ static void test_adamw_bias_corrections_keep_their_bits(void **state)
         for (int64_t step = 2; step < 40; step++) {
             fp8flow_context *c = make_numbered_context(i);
             float master = 0.0f, m = 1.0f, v = 1.0f, grad = 0.0f;
-            fp8flow_adamw_args args = {
-                1, &master, &m, &v, &grad, NULL, 1.0f, 0.999f, 0.9995f, 0.0f, 0.0f, 1.0f, step
-            };
+            fp8flow_adamw_args args = scalar_args(&master, &m, &v, &grad);
+            args.lr = 1.0f;
+            args.beta1 = 0.999f;
+            args.beta2 = 0.9995f;
+            args.step = step;
             assert_ok(fp8flow_adamw(c, &args));
             double beta1 = (double)args.beta1, beta2 = (double)args.beta2;
             double first = beta1 / (1.0 - pow(beta1, (double)step)), second = beta2 / (1.0 - pow(beta2, (double)step));
             assert_within((double)master, -first / sqrt(second), first / sqrt(second));
             fp8flow_context_destroy(c);
         }
+}
+
+/* ---- The quantised forms ---- */
+
+typedef struct {
+    int64_t rows, cols, group_rows;
+    int64_t spare; /* elements between the lines of the column form */
+    fp8flow_dtype dtype;
+} form_case;
+
+enum { SHARED_SCALES = 1, ROWS_ONLY = 2, COLUMNS_ONLY = 4 };
+
+static fp8flow_tensor make_form(const form_case *f, fp8flow_layout layout)
+{
+    fp8flow_tensor t =
+        f8_tensor_make((f8_tensor_format){ f->dtype, FP8FLOW_TILE128, layout }, f->rows, f->cols, f->group_rows);
+    if (layout == FP8FLOW_COLUMNS) t.stride += f->spare;
+    t.data = poisoned(fp8flow_tensor_data_bytes(&t));
+    t.scale = poisoned(fp8flow_tensor_scale_bytes(&t, 0));
+    return t;
+}
+
+/* One step with forms on one context equals a step without, followed by quantize on another. */
+static void check_forms(const form_case *f, int context, int variant)
+{
+    fp8flow_context *c = make_numbered_context(context), *plain = make_numbered_context(context);
+    state_arrays fused = make_arrays(f->rows * f->cols), separate = make_arrays(f->rows * f->cols);
+    fill_gradient(&fused, 5);
+    fill_gradient(&separate, 5);
+    if (f->rows * f->cols > 40) fused.grad[40] = separate.grad[40] = INFINITY; /* makes its weight NaN */
+    fp8flow_tensor rows = make_form(f, FP8FLOW_ROWS), columns = make_form(f, FP8FLOW_COLUMNS);
+    fp8flow_tensor rows2 = make_form(f, FP8FLOW_ROWS), columns2 = make_form(f, FP8FLOW_COLUMNS);
+    fp8flow_tensor given_columns = columns;
+    if (variant & SHARED_SCALES) given_columns.scale = rows.scale;
+
+    fp8flow_adamw_args a = adamw_args(&fused, 1), b = adamw_args(&separate, 1);
+    a.rows = variant & COLUMNS_ONLY ? NULL : &rows;
+    a.columns = variant & ROWS_ONLY ? NULL : &given_columns;
+    assert_ok(fp8flow_adamw(c, &a));
+    assert_ok(fp8flow_adamw(plain, &b));
+    assert_int_equal(fp8flow_context_calls(c, "quantize"), 0);
+    fp8flow_tensor weight = f8_bf16(separate.weight, f->rows, f->cols);
+    fp8flow_quantize_args quantize = { .x = &weight, .rows = &rows2, .columns = &columns2 };
+    assert_ok(fp8flow_quantize(plain, &quantize));
+
+    assert_same_arrays(&fused, &separate);
+    if (a.rows) assert_same_tensor(&rows, &rows2, 0);
+    if (variant & SHARED_SCALES) memcpy(columns.scale, rows.scale, (size_t)fp8flow_tensor_scale_bytes(&rows, 0));
+    if (a.columns) assert_same_tensor(&columns, &columns2, 0);
+    free_tensor(&rows);
+    free_tensor(&columns);
+    free_tensor(&rows2);
+    free_tensor(&columns2);
+    free_arrays(&fused);
+    free_arrays(&separate);
+    fp8flow_context_destroy(c);
+    fp8flow_context_destroy(plain);
+}
+
+static void test_adamw_forms_equal_quantize(void **state)
+{
+    (void)state;
+    static const form_case cases[] = {
+        { 128, 128, 0, 0, FP8FLOW_E4M3 },   { 256, 384, 128, 0, FP8FLOW_E4M3 }, { 300, 200, 0, 0, FP8FLOW_E4M3 },
+        { 300, 200, 100, 0, FP8FLOW_E4M3 }, { 420, 132, 210, 6, FP8FLOW_E4M3 }, { 288, 144, 144, 16, FP8FLOW_E5M2 },
+        { 1, 1, 0, 0, FP8FLOW_E4M3 },       { 129, 257, 129, 1, FP8FLOW_E5M2 }, { 0, 64, 32, 0, FP8FLOW_E4M3 },
+        { 64, 0, 32, 0, FP8FLOW_E4M3 },
+    };
+    static const int variants[] = { 0, SHARED_SCALES, ROWS_ONLY, COLUMNS_ONLY };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
+        for (int context = 0; context < NUM_CONTEXTS; context++)
+            for (size_t v = 0; v < sizeof variants / sizeof variants[0]; v++)
+                check_forms(&cases[i], context, variants[v]);
+}
+
+static void test_adamw_bad_forms_are_named(void **state)
+{
+    (void)state;
+    static const form_case shape = { 6, 4, 3, 0, FP8FLOW_E4M3 };
+    fp8flow_context *c = make_context(FP8FLOW_CPU, 1);
+    state_arrays arrays = make_arrays(24);
+    fill_gradient(&arrays, 1);
+    const fp8flow_tensor good_rows = make_form(&shape, FP8FLOW_ROWS), good_columns = make_form(&shape, FP8FLOW_COLUMNS);
+    fp8flow_tensor rows = good_rows, columns = good_columns;
+    fp8flow_adamw_args args = adamw_args(&arrays, 1);
+    args.rows = &rows;
+    args.columns = &columns;
+
+    args.weight = NULL;
+    assert_fails(fp8flow_adamw(c, &args), FP8FLOW_EINVAL, "rows is given, weight is NULL");
+    args.weight = arrays.weight;
+    rows.scaling = FP8FLOW_ROW128;
+    assert_fails(fp8flow_adamw(c, &args), FP8FLOW_EINVAL,
+                 "rows is (e4m3, row128, rows), expected (FP8, tile128, rows)");
+    rows = good_rows;
+    rows.stride = 5;
+    assert_fails(fp8flow_adamw(c, &args), FP8FLOW_ESHAPE, "rows has stride 5, expected 4");
+    rows = good_rows;
+    rows.rows = 9;
+    assert_fails(fp8flow_adamw(c, &args), FP8FLOW_ESHAPE, "rows is [9, 4], count is 24");
+    rows = good_rows;
+    rows.data = NULL;
+    assert_fails(fp8flow_adamw(c, &args), FP8FLOW_EINVAL, "rows has no data");
+    rows = good_rows;
+    columns.layout = FP8FLOW_ROWS;
+    columns.stride = 4;
+    assert_fails(fp8flow_adamw(c, &args), FP8FLOW_EINVAL, "columns is (e4m3, tile128, rows), expected");
+    columns = good_columns;
+    columns.group_rows = 0;
+    columns.stride = 6;
+    assert_fails(fp8flow_adamw(c, &args), FP8FLOW_ESHAPE, "rows has 3 rows per expert, columns has 0");
+    columns = good_columns;
+    columns.rows = 12;
+    columns.cols = 2;
+    assert_fails(fp8flow_adamw(c, &args), FP8FLOW_ESHAPE, "columns is [12, 2], expected [6, 4]");
+    columns = good_columns;
+    columns.dtype = FP8FLOW_E5M2;
+    assert_fails(fp8flow_adamw(c, &args), FP8FLOW_EINVAL, "rows is e4m3, columns is e5m2");
+    assert_true(arrays.m[0] == 0.0f); /* nothing was written */
+
+    rows = good_rows;
+    columns = good_columns;
+    free_tensor(&rows);
+    free_tensor(&columns);
+    free_arrays(&arrays);
+    fp8flow_context_destroy(c);
 }
 
 static void test_optimizer_bad_arguments_are_named(void **state)
@@ -285,6 +426,8 @@ int main(void)
         cmocka_unit_test(test_adamw_is_the_same_for_any_threads_and_any_cut),
         cmocka_unit_test(test_adamw_weight_decay_is_decoupled),
         cmocka_unit_test(test_adamw_bias_corrections_keep_their_bits),
+        cmocka_unit_test(test_adamw_forms_equal_quantize),
+        cmocka_unit_test(test_adamw_bad_forms_are_named),
         cmocka_unit_test(test_optimizer_bad_arguments_are_named),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -103,7 +103,7 @@ static inline fp8flow_status run_on_rank(fp8flow_comm *comm, void *user)
     fp8flow_trainer *trainer = NULL;
     fp8flow_context_options options = { .backend = FP8FLOW_CPU, .num_threads = r->threads };
     double loss = 0.0;
-    F8_TRY(fp8flow_context_create(&options, &context));
+    F8_TRY(test_context_create(&options, &context));
     fp8flow_status status = fp8flow_trainer_create(context, comm, &r->options, &trainer);
     if (status == FP8FLOW_OK) status = make_steps(trainer, r, first_rank);
     if (status == FP8FLOW_OK) status = fp8flow_trainer_validate(trainer, &loss);

@@ -22,6 +22,7 @@ stage() # name, make arguments...
 }
 
 stage unit WERROR=1 check
+stage mirror check-mirror
 stage long check-long
 stage command-line check-cli
 stage asan-ubsan ASAN=1 UBSAN=1 check

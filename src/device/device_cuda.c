@@ -8,11 +8,15 @@
 #include <cuda_runtime_api.h>
 #include <stdio.h>
 
-#define CUDA_TRY(what, call)                                                                                     \
-    do {                                                                                                         \
-        cudaError_t cuda_error = (call);                                                                         \
-        F8_REQUIRE(cuda_error == cudaSuccess, EBACKEND, "cuda: %s: %s", (what), cudaGetErrorString(cuda_error)); \
-    } while (0)
+/* A reported error is taken back from the runtime, which would show it again at the next launch. */
+static fp8flow_status check(const char *what, cudaError_t error)
+{
+    if (error == cudaSuccess) return FP8FLOW_OK;
+    (void)cudaGetLastError();
+    return F8_FAIL(EBACKEND, "cuda: %s: %s", what, cudaGetErrorString(error));
+}
+
+#define CUDA_TRY(what, call) F8_TRY(check(what, call))
 
 static fp8flow_status cuda_alloc(size_t bytes, void **memory)
 {
@@ -148,7 +152,7 @@ static fp8flow_status cuda_describe(fp8flow_device_info *info)
                                    .cache_bytes = properties.l2CacheSize,
                                    .num_multiprocessors = properties.multiProcessorCount,
                                    .cuda_version = driver };
-    (void)snprintf(info->name, sizeof info->name, "%s", properties.name);
+    (void)snprintf(info->name, sizeof info->name, "%.100s", properties.name);
     return FP8FLOW_OK;
 }
 
@@ -200,7 +204,7 @@ const char *f8_device_cuda_summary(int *usable)
     struct cudaDeviceProp properties;
     *usable = find_device(0) == FP8FLOW_OK && cudaGetDeviceProperties(&properties, 0) == cudaSuccess;
     if (*usable)
-        (void)snprintf(text, sizeof text, "%s, %.0f GB, %d multiprocessors", properties.name,
+        (void)snprintf(text, sizeof text, "%.100s, %.0f GB, %d multiprocessors", properties.name,
                        (double)properties.totalGlobalMem * 1e-9, properties.multiProcessorCount);
     else (void)snprintf(text, sizeof text, "%s", fp8flow_last_error());
     return text;

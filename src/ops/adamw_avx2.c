@@ -1,7 +1,7 @@
 /* adamw_avx2.c - adamw and square_sum. The rest of an array that is no multiple of eight goes through the same
  * eight-lane step in a copy, so that an element's bits do not depend on where the array ends. */
+#include "ops/adamw.h"
 #include "ops/avx2.h"
-#include "ops/ops.h"
 
 enum { BLOCK = 4096 }; /* fixed by the contract of square_sum */
 
@@ -112,5 +112,5 @@ fp8flow_status f8_avx2_adamw(fp8flow_context *c, const fp8flow_adamw_args *a)
 #pragma omp parallel for schedule(static) num_threads(f8_threads_for(c, work))
     for (int64_t i = 0; i < whole; i += 8) step8(&f, p, i);
     if (whole < a->count) step_rest(&f, p, whole, a->count - whole);
-    return FP8FLOW_OK;
+    return f8_adamw_quantize(c, a);
 }

@@ -28,6 +28,16 @@ static inline unsigned f8_grid(int64_t count, int64_t per_block)
     return (unsigned)f8_ceil_div(count, per_block);
 }
 
+/* Dynamic shared memory that every kernel may have. */
+enum { F8_PLAIN_SHARED_BYTES = 48 << 10 };
+
+/* To be called before a launch with `bytes` of dynamic shared memory; what fails here shows at f8_launched. */
+template <class Kernel> static inline void f8_allow_shared(Kernel *kernel, int bytes)
+{
+    if (bytes > F8_PLAIN_SHARED_BYTES)
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+}
+
 /* What the launches before said; a failure of the kernels themselves shows at fp8flow_synchronize. */
 static inline fp8flow_status f8_launched(const char *op)
 {

@@ -136,7 +136,9 @@ F8_INLINE void f8_router_gates(const fp8flow_router_config *config, const float 
         gate[slot] = f8_canonical(value[slot] / divisor * config->gate_scale);
 }
 
-/* ---- The operator ---- */
+/* ---- The operator on the CPU ---- */
+
+#if !defined(__CUDACC__)
 
 static inline void f8_route_token(const fp8flow_router_args *a, int64_t token)
 {
@@ -181,5 +183,7 @@ static inline fp8flow_status f8_route(fp8flow_context *c, const fp8flow_router_a
     for (int64_t sequence = 0; sequence < num_sequences; sequence++) f8_route_statistics(a, sequence);
     return FP8FLOW_OK;
 }
+
+#endif
 
 #endif

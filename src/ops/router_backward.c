@@ -178,7 +178,7 @@ static void add_softmax(const fp8flow_router_config *config, double factor, toke
     float e[F8_ROUTER_MAX_EXPERTS], largest = t->logits[0];
     double sum = 0.0;
     for (int64_t i = 1; i < num_experts; i++) largest = t->logits[i] > largest ? t->logits[i] : largest;
-    for (int64_t i = 0; i < num_experts; i++) sum += (double)(e[i] = expf(t->logits[i] - largest));
+    for (int64_t i = 0; i < num_experts; i++) sum += (double)(e[i] = f8_expf(t->logits[i] - largest));
     for (int64_t i = 0; i < num_experts; i++) t->dlogit[i] += factor * (double)e[i] / sum;
 }
 

@@ -2,6 +2,7 @@
  *
  * Ids and targets in host memory are checked at entry, so that an implementation for the CPU never reads or writes
  * outside a table. */
+#include "ops/nan.h"
 #include "ops/plain.h"
 
 #include <math.h>
@@ -62,7 +63,7 @@ fp8flow_status f8_ref_embed_backward(fp8flow_context *c, const fp8flow_embed_bac
     for (int64_t t = 0; t < a->dy->rows; t++) {
         const uint16_t *dy = f8_bf16_row(a->dy, t);
         float *row = f8_f32_row(a->dtable, a->ids[t]);
-        for (int64_t col = 0; col < a->dy->cols; col++) row[col] += f8_bf16_decode(dy[col]);
+        for (int64_t col = 0; col < a->dy->cols; col++) row[col] = f8_canonical(row[col] + f8_bf16_decode(dy[col]));
     }
     return FP8FLOW_OK;
 }

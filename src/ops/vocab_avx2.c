@@ -2,6 +2,7 @@
  * FP64 lanes; embed_backward: each thread owns columns and sees the tokens in ascending order, so repeated ids need
  * neither atomics nor sorting and the sums have the reference's order. */
 #include "ops/avx2.h"
+#include "ops/nan.h"
 #include "ops/plain.h"
 
 /* One token's logits. */
@@ -113,8 +114,9 @@ fp8flow_status f8_avx2_embed_backward(fp8flow_context *c, const fp8flow_embed_ba
             float *row = f8_f32_row(a->dtable, a->ids[t]);
             int64_t col = first;
             for (; col + 8 <= last; col += 8)
-                _mm256_storeu_ps(row + col, _mm256_add_ps(_mm256_loadu_ps(row + col), f8v_bf16_load(dy + col)));
-            for (; col < last; col++) row[col] += f8_bf16_decode(dy[col]);
+                _mm256_storeu_ps(row + col,
+                                 f8v_canonical(_mm256_add_ps(_mm256_loadu_ps(row + col), f8v_bf16_load(dy + col))));
+            for (; col < last; col++) row[col] = f8_canonical(row[col] + f8_bf16_decode(dy[col]));
         }
     }
     return FP8FLOW_OK;

@@ -40,6 +40,14 @@ template <int width = F8_WARP> __device__ static inline uint32_t f8_warp_max(uin
     return x;
 }
 
+/* NaN does not count; all NaN gives NaN. */
+template <int width = F8_WARP> __device__ static inline float f8_warp_max(float x)
+{
+#pragma unroll
+    for (int offset = width / 2; offset > 0; offset /= 2) x = fmaxf(x, __shfl_xor_sync(F8_ALL_LANES, x, offset));
+    return x;
+}
+
 template <int width = F8_WARP> __device__ static inline float f8_warp_sum(float x)
 {
 #pragma unroll
@@ -80,6 +88,24 @@ __device__ static inline uint32_t f8_bf16_pair(float low, float high)
     if (low != low) pair = (pair & 0xFFFF0000u) | 0x7FC0u;
     if (high != high) pair = (pair & 0xFFFFu) | 0x7FC00000u;
     return pair;
+}
+
+/* Eight BF16 numbers of a 16-byte piece. */
+struct f8_octet {
+    float at[8];
+};
+
+__device__ static inline f8_octet f8_unpack8(uint4 piece)
+{
+    return { { f8_bf16_low(piece.x), f8_bf16_high(piece.x), f8_bf16_low(piece.y), f8_bf16_high(piece.y),
+               f8_bf16_low(piece.z), f8_bf16_high(piece.z), f8_bf16_low(piece.w), f8_bf16_high(piece.w) } };
+}
+
+/* NaN as f8_bf16_pair_fast gives it. */
+__device__ static inline uint4 f8_pack8_fast(const f8_octet &x)
+{
+    return make_uint4(f8_bf16_pair_fast(x.at[0], x.at[1]), f8_bf16_pair_fast(x.at[2], x.at[3]),
+                      f8_bf16_pair_fast(x.at[4], x.at[5]), f8_bf16_pair_fast(x.at[6], x.at[7]));
 }
 
 #endif
