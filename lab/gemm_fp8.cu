@@ -1,199 +1,387 @@
 /* gemm_fp8.cu - versions of the grouped FP8 product c[P, N] = a[P, K] * b_g[N, K]^T: E4M3, ROW128 x TILE128, BF16 out.
  *
- * One producer thread fills a ring of shared-memory stages through the copy engine; two warpgroups multiply. Every 128
- * of K a warpgroup leaves the tensor core with fresh accumulators and adds them, times the two scales, to its FP32
- * sums. A block walks output tiles with a static stride; tiles of an expert lie in bands of 8 row tiles so that both
- * operands stay in L2.
- *
- * v1 WAVES 1: tile 128 x 128, 6 stages.  predict: like DeepGEMM's 128 x 128, 1150 TFLOP/s at K 7168.
- * v2 WAVES 2: tile 256 x 128, 4 stages.  predict: +5 %, a third less shared-memory and L2 traffic per product.
- * Scales: each thread reads the bytes of its rows itself, four k-blocks at a time, one group ahead.
+ * Tiles of 128 rows x 128 or 256 columns; experts begin at multiples of 128 rows, so no row tile is shared or wasted.
+ * Three roles in a block of 384 threads:
+ *   warpgroups 0, 1  64 rows each: wait for a stage, 4 products of K 32 into fresh accumulators, add them times the
+ *                    scales to FP32 sums (one FFMA per sum and 128 of K);
+ *   one thread       fills the ring of stages through the copy engine;
+ *   one warp         brings the tile's coordinates and its scale bytes into one of two slots, a tile ahead, so that the
+ *                    warpgroups never wait for global memory and never divide.
+ * Options:
+ *   ORDERED   the warpgroups take turns at the tensor cores through two named barriers.
+ *   PAIRED    clusters of 2 blocks: two row tiles share their columns of b (each block loads one half for both), the
+ *             odd last row tile of an expert is shared by two column tiles. 48 -> 32 KB from L2 per 128 x 256 x 128.
+ *   PERMUTED  b's lines come in another order (a 5-D view of the matrix, no extra work): a thread's accumulators are
+ *             then 8 neighbours in c, stored as 16 bytes, a quad filling 64. Otherwise 4-byte stores.
+ *   IN_REGISTERS  a comes to registers by ldmatrix once per 128 of K, not once per product: shared memory serves 80
+ *             instead of 96 KB (+ 48 written) per 128 x 256 x 128, 1024 clocks of the tensor cores at 128 B per clock.
+ *   NO_PROMOTION  wrong scales, the tensor cores' own sums: what the rest of the kernel would allow.
+ * Columns of the table: TFLOP/s, per cent of the tensor cores' 4096 products per clock and SM, SM clock (both flushed
+ * and sustained); the last says how far the worst of 4096 samples is from FP64, in bounds.
  */
 #include <cmath>
+#include <csignal>
 
 #include <cudaTypedefs.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "lab.cuh"
 #include "ops/hopper.cuh"
 #include "ops/warp.cuh"
 
-enum { TILE_N = 128, TILE_K = 128, CONSUMERS = 2, THREADS = 128 * (CONSUMERS + 1), MAX_EXPERTS = 256, BAND = 8 };
+enum { TILE_M = 128, TILE_K = 128, CONSUMERS = 2, THREADS = 128 * (CONSUMERS + 1), MAX_EXPERTS = 256, SLOTS = 2 };
+enum { ORDERED = 1, PAIRED = 2, PERMUTED = 4, IN_REGISTERS = 8, NO_PROMOTION = 16 };
+enum { SHARE_NOTHING, SHARE_A, SHARE_B };
 
 struct problem {
-    const uint8_t *a_scale, *b_scale; /* [P, K/128], [E * N/128, K/128] */
+    const uint8_t *a_scale, *b_scale; /* [P, K/128], [E, N/128, K/128] */
     uint16_t *c;
     const int32_t *offset, *rows;
-    int32_t experts, n, k;
+    int32_t experts, n, k, band;
+    int64_t b_scale_expert, b_scale_column, b_scale_step; /* bytes between experts, column blocks, k-blocks */
+    uint64_t *clocks;                                     /* of block 0: SM clocks, nanoseconds */
 };
 
-template <int waves, int stages> struct ring {
-    static const int tile_m = 64 * waves * CONSUMERS;
-    static const int a_bytes = tile_m * TILE_K, b_bytes = TILE_N * TILE_K, stage_bytes = a_bytes + b_bytes;
-    static const int bytes = stages * stage_bytes + 1024;
+template <int halves_, int stages_, int options_> struct version {
+    static const int halves = halves_, stages = stages_, options = options_;
+    static const bool paired = options & PAIRED;
+    static const int tile_n = 128 * halves;
+    static const int a_box = paired ? 64 : 128, b_box = paired ? 64 * halves : 128; /* lines of one copy */
+    static const int a_bytes = TILE_M * TILE_K, b_bytes = tile_n * TILE_K, stage_bytes = a_bytes + b_bytes;
 };
 
 struct tile {
-    int expert, row, end, valid, n; /* rows row .. end-1 are the expert's, the first `valid` in use */
+    int expert, row, valid, n; /* rows row .. row + 127; those below `valid` are in use */
+    int shared;
 };
 
-/* Tile `index` of all; expert and first move forward only. */
-template <int tile_m> struct walker {
+/* What the warpgroups need of a tile; scale bytes follow: b [halves][k_blocks] (in 128 bytes a half), a [128][k_blocks]. */
+struct slot {
+    int row, valid, n, last;
+};
+
+__device__ static int slot_bytes(int k_blocks)
+{
+    return (int)sizeof(slot) + 2 * 128 + TILE_M * k_blocks;
+}
+
+/* Unit `index` of all as seen by block `rank` of a pair; the expert moves forward only. */
+template <class V> struct walker {
     const problem &p;
     const int32_t *cumulative;
-    int expert;
+    int rank, expert;
 
-    __device__ walker(const problem &p, const int32_t *cumulative) : p(p), cumulative(cumulative), expert(0) {}
+    __device__ walker(const problem &p, const int32_t *cumulative, int rank)
+        : p(p), cumulative(cumulative), rank(rank), expert(0)
+    {
+    }
+
+    __device__ static int units(const problem &p, int row_tiles)
+    {
+        int n_tiles = (p.n + V::tile_n - 1) / V::tile_n;
+        return V::paired ? row_tiles / 2 * n_tiles + row_tiles % 2 * ((n_tiles + 1) / 2) : row_tiles * n_tiles;
+    }
 
     __device__ bool at(int index, tile *t)
     {
         if (index >= cumulative[p.experts]) return false;
         while (index >= cumulative[expert + 1]) expert++;
-        int n_tiles = p.n / TILE_N, local = index - cumulative[expert];
-        int begin = p.offset[expert], end = p.offset[expert + 1], m_tiles = (end - begin + tile_m - 1) / tile_m;
-        int band = local / (BAND * n_tiles), in_band = local - band * BAND * n_tiles;
-        int height = min(BAND, m_tiles - band * BAND);
-        int m = band * BAND + in_band % height;
+        int begin = p.offset[expert], row_tiles = (p.offset[expert + 1] - begin) / TILE_M;
+        int n_tiles = (p.n + V::tile_n - 1) / V::tile_n, local = index - cumulative[expert];
+        int lines = V::paired ? row_tiles / 2 : row_tiles, m, n;
+        t->shared = SHARE_NOTHING;
+        if (local < lines * n_tiles) {
+            int band = local / (p.band * n_tiles), inside = local - band * p.band * n_tiles;
+            int height = min(p.band, lines - band * p.band);
+            m = band * p.band + inside % height;
+            n = inside / height;
+            if (V::paired) m = 2 * m + rank, t->shared = SHARE_B;
+        } else {
+            m = row_tiles - 1;
+            n = 2 * (local - lines * n_tiles) + rank;
+            t->shared = SHARE_A;
+        }
         t->expert = expert;
-        t->row = begin + m * tile_m;
-        t->end = end;
+        t->row = begin + m * TILE_M;
         t->valid = begin + p.rows[expert];
-        t->n = in_band / height * TILE_N;
+        t->n = n * V::tile_n;
         return true;
     }
 };
 
-__device__ static float scale_of(uint32_t bytes, int j)
+template <class V> struct shared_memory {
+    uint64_t full[V::stages], empty[V::stages], ready[SLOTS], taken[SLOTS];
+    int32_t cumulative[MAX_EXPERTS + 1];
+};
+
+/* One warp: cumulative[e] = units of the experts before e. */
+template <class V> __device__ static void count_units(const problem &p, int32_t *cumulative)
 {
-    return __uint_as_float((bytes >> (8 * j) & 0xFFu) << 23);
+    int lane = threadIdx.x % 32, total = 0;
+    for (int base = 0; base < p.experts; base += 32) {
+        int e = base + lane, units = 0;
+        if (e < p.experts) units = walker<V>::units(p, (p.offset[e + 1] - p.offset[e]) / TILE_M);
+        int sum = units;
+#pragma unroll
+        for (int step = 1; step < 32; step *= 2) {
+            int other = __shfl_up_sync(~0u, sum, step);
+            if (lane >= step) sum += other;
+        }
+        if (e < p.experts) cumulative[e] = total + sum - units;
+        total += __shfl_sync(~0u, sum, 31);
+    }
+    if (lane == 0) cumulative[p.experts] = total;
 }
 
-/* Scale bytes of k-blocks 4*group .. 4*group+3 of a line of k_blocks bytes (a multiple of 4). */
-__device__ static uint32_t scale_group(const uint8_t *line, int group, int k_blocks)
+/* ---- The thread that copies ---- */
+
+template <class V> __device__ static void copy_b(uint8_t *to, const CUtensorMap *map, uint64_t *full, int k, int line)
 {
-    return 4 * group < k_blocks ? __ldg((const uint32_t *)line + group) : 0;
+    if (V::options & PERMUTED)
+        f8_copy_tile_5d(to, map, full, k, line / 32);
+    else
+        f8_copy_tile(to, map, full, k, line);
 }
 
-template <int waves, int stages>
+template <class V> __device__ static void share_b(uint8_t *to, const CUtensorMap *map, uint64_t *full, int k, int line)
+{
+    if (V::options & PERMUTED)
+        f8_share_tile_5d(to, map, full, k, line / 32, 3);
+    else
+        f8_share_tile(to, map, full, k, line, 3);
+}
+
+template <class V>
+__device__ static void produce(const problem &p, const CUtensorMap *a_map, const CUtensorMap *b_map,
+                               shared_memory<V> &shared, uint8_t *ring, walker<V> walk)
+{
+    int stage = 0, units = gridDim.x / (V::paired ? 2 : 1);
+    uint32_t phase = 1;
+    tile t;
+    f8_prefetch_map(a_map);
+    f8_prefetch_map(b_map);
+    for (int index = blockIdx.x / (V::paired ? 2 : 1); walk.at(index, &t); index += units) {
+        int b_line = t.expert * p.n + t.n;
+        for (int k = 0; k < p.k; k += TILE_K) {
+            uint64_t *full = &shared.full[stage];
+            uint8_t *a = ring + stage * V::stage_bytes, *b = a + V::a_bytes;
+            f8_barrier_wait(&shared.empty[stage], phase);
+            f8_barrier_expect(full, V::stage_bytes);
+            if (V::paired && t.shared == SHARE_A) {
+                int first = walk.rank * V::a_box;
+                f8_share_tile(a + first * TILE_K, a_map, full, k, t.row + first, 3);
+            } else {
+#pragma unroll
+                for (int i = 0; i < TILE_M; i += V::a_box) f8_copy_tile(a + i * TILE_K, a_map, full, k, t.row + i);
+            }
+            if (V::paired && t.shared == SHARE_B) {
+                int first = walk.rank * V::b_box;
+                share_b<V>(b + first * TILE_K, b_map, full, k, b_line + first);
+            } else {
+#pragma unroll
+                for (int i = 0; i < V::tile_n; i += V::b_box) copy_b<V>(b + i * TILE_K, b_map, full, k, b_line + i);
+            }
+            if (++stage == V::stages) stage = 0, phase ^= 1;
+        }
+    }
+}
+
+/* ---- The warp that brings coordinates and scales ---- */
+
+template <class V>
+__device__ static void bring_scales(const problem &p, shared_memory<V> &shared, uint8_t *slots, walker<V> walk)
+{
+    int lane = threadIdx.x % 32, k_blocks = p.k / TILE_K, s = 0, units = gridDim.x / (V::paired ? 2 : 1);
+    uint32_t phase = 1;
+    tile t;
+    for (int index = blockIdx.x / (V::paired ? 2 : 1);; index += units) {
+        bool more = walk.at(index, &t);
+        slot *head = (slot *)(slots + s * slot_bytes(k_blocks));
+        f8_barrier_wait(&shared.taken[s], phase);
+        if (lane == 0) {
+            head->last = !more;
+            if (more) head->row = t.row, head->valid = t.valid, head->n = t.n;
+        }
+        if (more) {
+            uint8_t *b = (uint8_t *)(head + 1);
+            uint4 *a = (uint4 *)(b + 2 * 128);
+            const uint4 *from = (const uint4 *)(p.a_scale + (int64_t)t.row * k_blocks);
+#pragma unroll 4
+            for (int i = lane; i < TILE_M / 16 * k_blocks; i += 32) a[i] = __ldg(from + i);
+#pragma unroll
+            for (int h = 0; h < V::halves; h++) {
+                const uint8_t *line = p.b_scale + t.expert * p.b_scale_expert + (t.n / 128 + h) * p.b_scale_column;
+                if (t.n + 128 * h >= p.n) continue;
+                for (int k = lane; k < k_blocks; k += 32) b[128 * h + k] = __ldg(line + k * p.b_scale_step);
+            }
+        }
+        f8_barrier_arrive(&shared.ready[s]);
+        if (!more) break;
+        if (++s == SLOTS) s = 0, phase ^= 1;
+    }
+}
+
+/* ---- The warpgroups that multiply ---- */
+
+__device__ static float scale_of(uint8_t byte)
+{
+    return __uint_as_float((uint32_t)byte << 23);
+}
+
+/* part = this warpgroup's 64 rows x 128 columns of one stage. */
+template <int options>
+__device__ static void products(float (&part)[64], const uint8_t *a, const uint32_t (&registers)[4][4],
+                                const uint8_t *b, int fresh)
+{
+    uint64_t da = f8_operand(a), db = f8_operand(b);
+#pragma unroll
+    for (int i = 0; i < 64; i++) f8_pin(part[i]);
+    f8_products_begin();
+#pragma unroll
+    for (int step = 0; step < 4; step++) {
+        if (options & IN_REGISTERS)
+            f8_product_e4m3(part, registers[step], db + 2 * step, step || !fresh);
+        else
+            f8_product_e4m3(part, da + 2 * step, db + 2 * step, step || !fresh);
+    }
+    f8_products_commit();
+}
+
+template <class V>
+__device__ static void write(const problem &p, const slot &t, int row, int h, const float (&sum)[64])
+{
+    int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int low = 0; low < 2; low++) {
+        int r = row + 8 * low;
+        bool zero = r >= t.valid;
+        uint16_t *line = p.c + (int64_t)r * p.n + t.n + 128 * h;
+        uint32_t pair[16];
+#pragma unroll
+        for (int i = 0; i < 16; i++) {
+            pair[i] = f8_bf16_pair_fast(sum[4 * i + 2 * low], sum[4 * i + 2 * low + 1]);
+            pair[i] = zero ? 0 : pair[i];
+        }
+#pragma unroll
+        for (int i = 0; i < 16; i++) {
+            if (V::options & PERMUTED) {
+                uint4 eight = make_uint4(pair[i], pair[(i + 1) % 16], pair[(i + 2) % 16], pair[(i + 3) % 16]);
+                if (i % 4 == 0) __stcs((uint4 *)(line + 8 * i + 8 * (lane % 4)), eight);
+            } else {
+                ((uint32_t *)line)[4 * i + lane % 4] = pair[i];
+            }
+        }
+    }
+}
+
+template <class V>
+__device__ static void multiply(const problem &p, shared_memory<V> &shared, const uint8_t *ring, const uint8_t *slots)
+{
+    const int options = V::options;
+    int group = threadIdx.x / 128, warp = threadIdx.x % 128 / 32, lane = threadIdx.x % 32, k_blocks = p.k / TILE_K;
+    int stage = 0, s = 0, local = group * 64 + warp * 16 + lane / 4;
+    /* ldmatrix: this lane's line of the warp's 16, chunk lane / 16 (+ 2 per step), swizzled by the line. */
+    uint32_t matrix = (group * 64 + warp * 16 + lane % 16) * TILE_K, swizzle = lane % 8;
+    uint32_t phase = 0, slot_phase = 0;
+    if ((options & ORDERED) && group == 1) f8_named_arrive(1, 256);
+    for (;;) {
+        const slot *head = (const slot *)(slots + s * slot_bytes(k_blocks));
+        f8_barrier_wait(&shared.ready[s], slot_phase);
+        slot t = *head;
+        if (t.last) break;
+        const uint8_t *b_scale = (const uint8_t *)(head + 1), *a_scale = b_scale + 2 * 128 + local * k_blocks;
+        float sum[V::halves][64], part[64];
+        int live = t.row + group * 64 < t.valid ? min(V::halves, (p.n - t.n) / 128) : 0;
+#pragma unroll
+        for (int h = 0; h < V::halves; h++)
+#pragma unroll
+            for (int i = 0; i < 64; i++) sum[h][i] = 0.0f;
+        for (int k = 0; k < k_blocks; k++) {
+            float low = scale_of(a_scale[k]), high = scale_of(a_scale[k + 8 * k_blocks]), scale_b[V::halves];
+#pragma unroll
+            for (int h = 0; h < V::halves; h++) scale_b[h] = scale_of(b_scale[128 * h + k]);
+            const uint8_t *a = ring + stage * V::stage_bytes, *b = a + V::a_bytes;
+            f8_barrier_wait(&shared.full[stage], phase);
+            uint32_t registers[4][4];
+            if (options & IN_REGISTERS) {
+#pragma unroll
+                for (int step = 0; step < 4; step++)
+                    f8_load_matrices(registers[step], f8_smem(a) + matrix + ((2 * step + lane / 16) ^ swizzle) * 16);
+            }
+#pragma unroll
+            for (int h = 0; h < V::halves; h++) {
+                if (options & ORDERED) f8_named_barrier(1 + group, 256);
+                float(&target)[64] = options & NO_PROMOTION ? sum[h] : part;
+                if (h < live)
+                    products<options>(target, a + group * 64 * TILE_K, registers, b + h * 128 * TILE_K,
+                                      options & NO_PROMOTION ? k == 0 : 1);
+                if (options & ORDERED) f8_named_arrive(2 - group, 256);
+                if (!(options & NO_PROMOTION) || h == V::halves - 1) f8_products_wait<0>();
+                if (h == V::halves - 1) {
+                    if (!V::paired && lane == 0) f8_barrier_arrive(&shared.empty[stage]);
+                    if (V::paired && lane < 2) f8_barrier_arrive_at(&shared.empty[stage], lane);
+                }
+                if (!(options & NO_PROMOTION) && h < live) {
+                    float factor[2] = { low * scale_b[h], high * scale_b[h] };
+#pragma unroll
+                    for (int i = 0; i < 64; i++) f8_pin(part[i]);
+#pragma unroll
+                    for (int i = 0; i < 64; i++) sum[h][i] = fmaf(part[i], factor[i / 2 % 2], sum[h][i]);
+                }
+            }
+            if (++stage == V::stages) stage = 0, phase ^= 1;
+        }
+        __syncwarp();
+        if (lane == 0) f8_barrier_arrive(&shared.taken[s]);
+        if (++s == SLOTS) s = 0, slot_phase ^= 1;
+#pragma unroll
+        for (int h = 0; h < V::halves; h++)
+            if (t.n + 128 * h < p.n) write<V>(p, t, t.row + local, h, sum[h]);
+    }
+    if ((options & ORDERED) && group == 0) f8_named_barrier(1, 256);
+}
+
+template <class V>
 __global__ __launch_bounds__(THREADS, 1) static void gemm_kernel(const __grid_constant__ CUtensorMap a_map,
                                                                  const __grid_constant__ CUtensorMap b_map, problem p)
 {
-    typedef ring<waves, stages> R;
     extern __shared__ uint8_t dynamic[];
-    __shared__ uint64_t full[stages], empty[stages];
-    __shared__ int32_t cumulative[MAX_EXPERTS + 1];
-    uint8_t *ring_memory = dynamic + (1024 - f8_smem(dynamic) % 1024) % 1024;
+    __shared__ shared_memory<V> shared;
+    uint8_t *ring = dynamic + (1024 - f8_smem(dynamic) % 1024) % 1024, *slots = ring + V::stages * V::stage_bytes;
+    int rank = V::paired ? (int)f8_cluster_rank() : 0;
+    uint64_t clocks = clock64(), time;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(time));
+    if (threadIdx.x < 32) count_units<V>(p, shared.cumulative);
     if (threadIdx.x == 0) {
-        int total = 0;
-        for (int e = 0; e < p.experts; e++) {
-            cumulative[e] = total;
-            total += (p.offset[e + 1] - p.offset[e] + R::tile_m - 1) / R::tile_m * (p.n / TILE_N);
+        for (int s = 0; s < V::stages; s++) {
+            f8_barrier_init(&shared.full[s], 1);
+            f8_barrier_init(&shared.empty[s], 4 * CONSUMERS * (V::paired ? 2 : 1));
         }
-        cumulative[p.experts] = total;
-        for (int s = 0; s < stages; s++) {
-            f8_barrier_init(&full[s], 1);
-            f8_barrier_init(&empty[s], 4 * CONSUMERS);
+        for (int s = 0; s < SLOTS; s++) {
+            f8_barrier_init(&shared.ready[s], 32);
+            f8_barrier_init(&shared.taken[s], 4 * CONSUMERS);
         }
         f8_barrier_fence();
     }
     __syncthreads();
-    int k_blocks = p.k / TILE_K, group_of_warps = threadIdx.x / 128;
-    walker<R::tile_m> walk(p, cumulative);
-    tile t;
-    if (group_of_warps == CONSUMERS) {
-        f8_registers_less<24>();
-        if (threadIdx.x % 128 != 0) return;
-        f8_prefetch_map(&a_map);
-        f8_prefetch_map(&b_map);
-        int stage = 0;
-        uint32_t phase = 1;
-        for (int index = blockIdx.x; walk.at(index, &t); index += gridDim.x)
-            for (int k = 0; k < k_blocks; k++) {
-                f8_barrier_wait(&empty[stage], phase);
-                f8_barrier_expect(&full[stage], R::stage_bytes);
-                uint8_t *a = ring_memory + stage * R::stage_bytes;
-                f8_copy_tile(a, &a_map, &full[stage], k * TILE_K, t.row);
-                f8_copy_tile(a + R::a_bytes, &b_map, &full[stage], k * TILE_K, t.expert * p.n + t.n);
-                if (++stage == stages) stage = 0, phase ^= 1;
-            }
-        return;
+    if (V::paired) f8_cluster_sync();
+    walker<V> walk(p, shared.cumulative, rank);
+    if (threadIdx.x / 128 == CONSUMERS) {
+        f8_registers_less<56>();
+        if (threadIdx.x % 128 == 0) produce<V>(p, &a_map, &b_map, shared, ring, walk);
+        if (threadIdx.x % 128 / 32 == 1) bring_scales<V>(p, shared, slots, walk);
+    } else {
+        f8_registers_more<224>();
+        multiply<V>(p, shared, ring, slots);
     }
-    f8_registers_more<240>();
-    int stage = 0, thread = threadIdx.x % 128, warp = thread / 32, lane = thread % 32;
-    uint32_t phase = 0;
-    for (int index = blockIdx.x; walk.at(index, &t); index += gridDim.x) {
-        float sum[waves][64], part[64];
-        int first = t.row + group_of_warps * 64 * waves, row = first + warp * 16 + lane / 4;
-        const uint8_t *a_scale[waves];
-        bool used[waves];
-#pragma unroll
-        for (int w = 0; w < waves; w++) {
-            a_scale[w] = p.a_scale + (int64_t)min(row + 64 * w, t.end - 9) * k_blocks;
-            used[w] = first + 64 * w < t.valid;
-#pragma unroll
-            for (int i = 0; i < 64; i++) sum[w][i] = 0.0f;
-        }
-        const uint8_t *b_scale = p.b_scale + (int64_t)((t.expert * p.n + t.n) / 128) * k_blocks;
-        uint32_t next_a[waves][2], next_b = scale_group(b_scale, 0, k_blocks);
-#pragma unroll
-        for (int w = 0; w < waves; w++) {
-            next_a[w][0] = scale_group(a_scale[w], 0, k_blocks);
-            next_a[w][1] = scale_group(a_scale[w] + 8 * k_blocks, 0, k_blocks);
-        }
-        for (int group = 0; group * 4 < k_blocks; group++) {
-            uint32_t bytes_a[waves][2], bytes_b = next_b;
-            next_b = scale_group(b_scale, group + 1, k_blocks);
-#pragma unroll
-            for (int w = 0; w < waves; w++) {
-                bytes_a[w][0] = next_a[w][0];
-                bytes_a[w][1] = next_a[w][1];
-                next_a[w][0] = scale_group(a_scale[w], group + 1, k_blocks);
-                next_a[w][1] = scale_group(a_scale[w] + 8 * k_blocks, group + 1, k_blocks);
-            }
-#pragma unroll
-            for (int j = 0; j < 4; j++) {
-                if (group * 4 + j >= k_blocks) break;
-                f8_barrier_wait(&full[stage], phase);
-                const uint8_t *a = ring_memory + stage * R::stage_bytes + group_of_warps * 64 * waves * TILE_K;
-                const uint8_t *b = ring_memory + stage * R::stage_bytes + R::a_bytes;
-                float scale_b = scale_of(bytes_b, j);
-#pragma unroll
-                for (int w = 0; w < waves; w++) {
-                    if (used[w]) {
-                        uint64_t da = f8_operand(a + w * 64 * TILE_K), db = f8_operand(b);
-#pragma unroll
-                        for (int i = 0; i < 64; i++) f8_pin(part[i]);
-                        f8_products_begin();
-#pragma unroll
-                        for (int step = 0; step < 4; step++) f8_product_e4m3(part, da + 2 * step, db + 2 * step, step);
-                        f8_products_commit();
-#pragma unroll
-                        for (int i = 0; i < 64; i++) f8_pin(part[i]);
-                        f8_products_wait<0>();
-                    }
-                    if (w == waves - 1 && lane == 0) f8_barrier_arrive(&empty[stage]);
-                    if (used[w]) {
-                        float low = scale_of(bytes_a[w][0], j) * scale_b, high = scale_of(bytes_a[w][1], j) * scale_b;
-#pragma unroll
-                        for (int i = 0; i < 64; i++) sum[w][i] = fmaf(part[i], i & 2 ? high : low, sum[w][i]);
-                    }
-                }
-                if (++stage == stages) stage = 0, phase ^= 1;
-            }
-        }
-#pragma unroll
-        for (int w = 0; w < waves; w++)
-#pragma unroll
-            for (int half = 0; half < 2; half++) {
-                int r = row + 64 * w + 8 * half;
-                if (r >= t.end) continue;
-                uint32_t *line = (uint32_t *)(p.c + (int64_t)r * p.n + t.n + lane % 4 * 2);
-                bool zero = r >= t.valid;
-#pragma unroll
-                for (int i = 0; i < 16; i++) {
-                    uint32_t pair = f8_bf16_pair_fast(sum[w][4 * i + 2 * half], sum[w][4 * i + 2 * half + 1]);
-                    line[4 * i] = zero ? 0 : pair;
-                }
-            }
+    /* The other block may still arrive at this block's barriers. */
+    if (V::paired) f8_cluster_sync();
+    if (blockIdx.x == 0 && threadIdx.x == 0) {
+        uint64_t end;
+        asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(end));
+        p.clocks[0] = clock64() - clocks;
+        p.clocks[1] = end - time;
     }
 }
 
@@ -217,7 +405,7 @@ __global__ static void check_kernel(problem p, const uint8_t *a, const uint8_t *
     for (int k = threadIdx.x; k < p.k; k += 32) {
         double x = code_value(a[row * p.k + k]) * ldexp(1.0, p.a_scale[row * k_blocks + k / 128] - 127);
         double y = code_value(b[((int64_t)e * p.n + col) * p.k + k]) *
-                   ldexp(1.0, p.b_scale[(e * p.n + col) / 128 * k_blocks + k / 128] - 127);
+                   ldexp(1.0, p.b_scale[(e * p.n + col) / 128 * (int64_t)k_blocks + k / 128] - 127);
         sum += x * y;
         magnitude += fabs(x * y);
     }
@@ -244,7 +432,8 @@ __global__ static void fill_scales(uint8_t *scales, int64_t count, uint64_t seed
     if (i < count) scales[i] = 118 + lab_mix(seed + i) % 4;
 }
 
-static CUtensorMap make_map(const uint8_t *data, uint64_t rows, uint64_t cols, uint32_t box_rows)
+/* b's lines 32 g + 8 q + 2 j + b in the order g, j, q, b: see PERMUTED. */
+static CUtensorMap make_map(const uint8_t *data, uint64_t rows, uint64_t cols, uint32_t box_rows, bool permuted)
 {
     static PFN_cuTensorMapEncodeTiled_v12000 encode;
     cudaDriverEntryPointQueryResult found;
@@ -253,54 +442,97 @@ static CUtensorMap make_map(const uint8_t *data, uint64_t rows, uint64_t cols, u
                                                  &found));
     CUtensorMap map;
     cuuint64_t dims[2] = { cols, rows }, strides[1] = { cols };
-    cuuint32_t box[2] = { 128, box_rows }, steps[2] = { 1, 1 };
-    CUresult result = encode(&map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, (void *)data, dims, strides, box, steps,
-                             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    cuuint32_t box[2] = { 128, box_rows }, steps[5] = { 1, 1, 1, 1, 1 };
+    cuuint64_t dims5[5] = { cols, 2, 4, 4, rows / 32 }, strides5[4] = { cols, 8 * cols, 2 * cols, 32 * cols };
+    cuuint32_t box5[5] = { 128, 2, 4, 4, box_rows / 32 };
+    CUresult result = encode(&map, CU_TENSOR_MAP_DATA_TYPE_UINT8, permuted ? 5 : 2, (void *)data,
+                             permuted ? dims5 : dims, permuted ? strides5 : strides, permuted ? box5 : box, steps,
+                             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     if (result != CUDA_SUCCESS) std::printf("tensor map: error %d\n", (int)result), std::exit(1);
     return map;
 }
 
-template <int waves, int stages>
-static void run(const char *version, const char *shape, problem p, const uint8_t *a, const uint8_t *b, int64_t capacity,
-                double flops, double *worst)
+/* One operand pair on the device, and where results go. */
+struct fixture {
+    const char *name;
+    problem p;
+    uint8_t *a, *b;
+    int64_t capacity;
+    double flops, *worst;
+};
+
+struct rate {
+    double teraflops, utilisation, megahertz;
+};
+
+static rate rate_of(const fixture &f, double microseconds)
 {
-    typedef ring<waves, stages> R;
-    CUtensorMap a_map = make_map(a, capacity, p.k, R::tile_m), b_map = make_map(b, (uint64_t)p.experts * p.n, p.k, TILE_N);
-    auto kernel = gemm_kernel<waves, stages>;
-    LAB_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, R::bytes));
-    auto launch = [&](cudaStream_t s) { kernel<<<132, THREADS, R::bytes, s>>>(a_map, b_map, p); };
-    LAB_TRY(cudaMemset(p.c, 0xFF, capacity * p.n * 2));
-    std::printf("launch\n");
-    launch(0);
-    LAB_TRY(cudaGetLastError());
-    LAB_TRY(cudaDeviceSynchronize());
-    std::printf("done\n");
-    const int samples = 4096;
-    LAB_TRY(cudaMemset(worst, 0, samples * sizeof(double)));
-    check_kernel<<<samples, 32>>>(p, a, b, samples, worst);
-    LAB_TRY(cudaDeviceSynchronize());
-    std::vector<double> errors = lab_download(worst, samples);
-    double largest = *std::max_element(errors.begin(), errors.end());
-    double cool = lab_time(launch, 15);
+    std::vector<uint64_t> clocks = lab_download(f.p.clocks, 2);
+    double share = 100.0 * f.flops / 2 / (4096.0 * 132 * clocks[0]);
+    return { f.flops / microseconds * 1e-6, share, 1e3 * clocks[0] / clocks[1] };
+}
+
+template <class V> static void launch(const fixture &f, const CUtensorMap &a_map, const CUtensorMap &b_map, cudaStream_t s)
+{
+    cudaLaunchConfig_t config = {};
+    cudaLaunchAttribute cluster;
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim.x = 2, cluster.val.clusterDim.y = 1, cluster.val.clusterDim.z = 1;
+    config.gridDim = dim3(132);
+    config.blockDim = dim3(THREADS);
+    int slot = (int)sizeof(struct slot) + 2 * 128 + TILE_M * (f.p.k / TILE_K);
+    config.dynamicSmemBytes = 1024 + V::stages * V::stage_bytes + SLOTS * slot;
+    config.stream = s;
+    config.attrs = &cluster;
+    config.numAttrs = V::paired ? 1 : 0;
+    LAB_TRY(cudaFuncSetAttribute(gemm_kernel<V>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 (int)config.dynamicSmemBytes));
+    LAB_TRY(cudaLaunchKernelEx(&config, gemm_kernel<V>, a_map, b_map, f.p));
+}
+
+/* Back to back for 0.3 s; microseconds of one of the second half. */
+template <class Launch> static double sustained(Launch once, double guess)
+{
     cudaEvent_t start, stop;
     float milliseconds;
     LAB_TRY(cudaEventCreate(&start));
     LAB_TRY(cudaEventCreate(&stop));
-    int loops = std::max(8, (int)(400e3 / cool));
-    for (int i = 0; i < loops; i++) launch(0);
+    int loops = std::max(8, (int)(150e3 / guess));
+    for (int i = 0; i < loops; i++) once(0);
     LAB_TRY(cudaEventRecord(start));
-    for (int i = 0; i < loops; i++) launch(0);
+    for (int i = 0; i < loops; i++) once(0);
     LAB_TRY(cudaEventRecord(stop));
     LAB_TRY(cudaEventSynchronize(stop));
     LAB_TRY(cudaEventElapsedTime(&milliseconds, start, stop));
-    double sustained = 1e3 * milliseconds / loops;
-    std::printf("%-28s %-20s %8.1f us %7.0f TFLOP/s flushed, %8.1f us %7.0f sustained, error %.2f of the bound%s\n",
-                version, shape, cool, flops / cool * 1e-6, sustained, flops / sustained * 1e-6, largest,
-                largest < 1 ? "" : "  WRONG");
+    return 1e3 * milliseconds / loops;
 }
 
-static void shape(const char *name, int experts, int mean, int n, int k)
+template <class V> static void measure(const char *name, fixture f, int band)
+{
+    const int samples = 4096;
+    CUtensorMap a_map = make_map(f.a, f.capacity, f.p.k, V::a_box, false);
+    CUtensorMap b_map = make_map(f.b, (uint64_t)f.p.experts * f.p.n, f.p.k, V::b_box, V::options & PERMUTED);
+    auto once = [&](cudaStream_t s) { launch<V>(f, a_map, b_map, s); };
+    f.p.band = V::paired ? band / 2 : band;
+    LAB_TRY(cudaMemset(f.p.c, 0xFF, f.capacity * f.p.n * 2));
+    once(0);
+    LAB_TRY(cudaDeviceSynchronize());
+    LAB_TRY(cudaMemset(f.worst, 0, samples * sizeof(double)));
+    check_kernel<<<samples, 32>>>(f.p, f.a, f.b, samples, f.worst);
+    LAB_TRY(cudaDeviceSynchronize());
+    std::vector<double> errors = lab_download(f.worst, samples);
+    double largest = *std::max_element(errors.begin(), errors.end());
+    double cool = lab_time(once, 11);
+    rate flushed = rate_of(f, cool);
+    rate warm = rate_of(f, sustained(once, cool));
+    warm = rate_of(f, f.flops / warm.teraflops * 1e-6);
+    std::printf("%-40s %-15s %5.0f TFLOP/s %3.0f %% %4.0f MHz flushed, %5.0f %3.0f %% %4.0f MHz sustained, %.2f%s\n",
+                name, f.name, flushed.teraflops, flushed.utilisation, flushed.megahertz, warm.teraflops,
+                warm.utilisation, warm.megahertz, largest, largest < 1 ? "" : " WRONG");
+}
+
+static fixture make_fixture(const char *name, int experts, int mean, int n, int k)
 {
     std::vector<int32_t> offset(experts + 1), rows(experts);
     int64_t total = 0;
@@ -309,34 +541,68 @@ static void shape(const char *name, int experts, int mean, int n, int k)
         offset[e + 1] = offset[e] + (rows[e] + 127) / 128 * 128;
         total += rows[e];
     }
-    int64_t capacity = offset[experts];
-    uint8_t *a = lab_alloc<uint8_t>(capacity * k), *b = lab_alloc<uint8_t>((int64_t)experts * n * k);
-    uint8_t *a_scale = lab_alloc<uint8_t>(capacity * k / 128 + 64), *b_scale = lab_alloc<uint8_t>((int64_t)experts * n * k / 16384);
-    fill_codes<<<(unsigned)((capacity * k + 255) / 256), 256>>>(a, capacity * k, 1);
-    fill_codes<<<(unsigned)(((int64_t)experts * n * k + 255) / 256), 256>>>(b, (int64_t)experts * n * k, 1ull << 40);
-    fill_scales<<<(unsigned)((capacity * k / 128 + 255) / 256), 256>>>(a_scale, capacity * k / 128, 3);
-    fill_scales<<<(unsigned)(((int64_t)experts * n * k / 16384 + 255) / 256), 256>>>(b_scale, (int64_t)experts * n * k / 16384, 4);
-    problem p = { a_scale, b_scale, lab_alloc<uint16_t>(capacity * n), lab_upload(offset), lab_upload(rows), experts, n, k };
-    double flops = 2.0 * total * n * k;
-    double *worst = lab_alloc<double>(4096);
-    run<1, 6>("v1 128x128, 6 stages", name, p, a, b, capacity, flops, worst);
-    run<2, 4>("v2 256x128, 4 stages", name, p, a, b, capacity, flops, worst);
-    cudaFree(a);
-    cudaFree(b);
-    cudaFree(a_scale);
-    cudaFree(b_scale);
-    cudaFree(p.c);
-    cudaFree((void *)p.offset);
-    cudaFree((void *)p.rows);
-    cudaFree(worst);
+    int64_t capacity = offset[experts], blocks = k / 128, b_blocks = (int64_t)experts * n / 128 * blocks;
+    fixture f = { name, {}, lab_alloc<uint8_t>(capacity * k), lab_alloc<uint8_t>((int64_t)experts * n * k), capacity,
+                  2.0 * total * n * k, lab_alloc<double>(4096) };
+    uint8_t *a_scale = lab_alloc<uint8_t>(capacity * blocks), *b_scale = lab_alloc<uint8_t>(b_blocks);
+    fill_codes<<<(unsigned)((capacity * k + 255) / 256), 256>>>(f.a, capacity * k, 1);
+    fill_codes<<<(unsigned)(((int64_t)experts * n * k + 255) / 256), 256>>>(f.b, (int64_t)experts * n * k, 1ull << 40);
+    fill_scales<<<(unsigned)((capacity * blocks + 255) / 256), 256>>>(a_scale, capacity * blocks, 3);
+    fill_scales<<<(unsigned)((b_blocks + 255) / 256), 256>>>(b_scale, b_blocks, 4);
+    f.p = { a_scale, b_scale, lab_alloc<uint16_t>(capacity * n), lab_upload(offset), lab_upload(rows), experts, n, k, 8,
+            n / 128 * blocks, blocks, 1, lab_alloc<uint64_t>(2) };
+    return f;
+}
+
+template <class V> static void at_all_shapes(const char *name, int band)
+{
+    static const struct {
+        const char *name;
+        int experts, mean, n, k;
+    } shapes[] = { { "V3 fprop1", 8, 4096, 4096, 7168 },
+                   { "V3 fprop2", 8, 4096, 7168, 2048 },
+                   { "V2-Lite fprop1", 64, 768, 2816, 2048 },
+                   { "V2-Lite fprop2", 64, 768, 2048, 1408 } };
+    for (const auto &s : shapes) {
+        fixture f = make_fixture(s.name, s.experts, s.mean, s.n, s.k);
+        measure<V>(name, f, band);
+        cudaFree(f.a);
+        cudaFree(f.b);
+        cudaFree(f.worst);
+        cudaFree(f.p.c);
+        cudaFree(f.p.clocks);
+        cudaFree((void *)f.p.a_scale);
+        cudaFree((void *)f.p.b_scale);
+        cudaFree((void *)f.p.offset);
+        cudaFree((void *)f.p.rows);
+    }
+}
+
+/* Each version in a process of its own: one that fails or hangs does not take the others with it. */
+template <class V> static void attempt(const char *name, int band)
+{
+    pid_t child = fork();
+    if (child == 0) {
+        alarm(12);
+        at_all_shapes<V>(name, band);
+        std::exit(0);
+    }
+    int status = 0;
+    waitpid(child, &status, 0);
+    if (status != 0) std::printf("%s: stopped, status %d\n", name, status);
 }
 
 int main()
 {
     setvbuf(stdout, NULL, _IONBF, 0);
-    shape("V3 fprop1", 8, 4096, 4096, 7168);
-    shape("V3 fprop2", 8, 4096, 7168, 2048);
-    shape("V2-Lite fprop1", 64, 768, 2816, 2048);
-    shape("V2-Lite fprop2", 64, 768, 2048, 1408);
+    attempt<version<2, 4, PERMUTED>>("v1 128x256 permuted", 8);
+    attempt<version<2, 4, PERMUTED | PAIRED>>("v2 128x256 permuted paired", 8);
+    attempt<version<2, 4, PERMUTED | PAIRED | ORDERED>>("v3 128x256 permuted paired ordered", 8);
+    attempt<version<2, 4, PERMUTED | PAIRED | IN_REGISTERS>>("v4 128x256 permuted paired registers", 8);
+    attempt<version<2, 4, PERMUTED | PAIRED>>("v5 = v2, band 16", 16);
+    attempt<version<2, 4, 0>>("v6 128x256", 8);
+    attempt<version<1, 6, PERMUTED>>("v7 128x128 permuted", 8);
+    attempt<version<1, 6, PERMUTED | PAIRED>>("v8 128x128 permuted paired", 8);
+    attempt<version<2, 4, PERMUTED | PAIRED | NO_PROMOTION>>("v9 = v2 without promotion (WRONG)", 8);
     return 0;
 }
