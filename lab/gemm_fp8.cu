@@ -23,6 +23,7 @@
 #include <csignal>
 
 #include <cudaTypedefs.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -229,12 +230,21 @@ __device__ static float scale_of(uint8_t byte)
     return __uint_as_float((uint32_t)byte << 23);
 }
 
-/* part = this warpgroup's 64 rows x 128 columns of one stage. */
-template <int options>
-__device__ static void products(float (&part)[64], const uint8_t *a, const uint32_t (&registers)[4][4],
-                                const uint8_t *b, int fresh)
+/* Of rows `local` and `local` + 8 and of the column blocks, at one k-block; one past the last is read and not used. */
+template <int halves>
+__device__ static void read_scales(uint8_t (&to)[2 + halves], const uint8_t *a, const uint8_t *b, int k_blocks)
 {
-    uint64_t da = f8_operand(a), db = f8_operand(b);
+    to[0] = a[0];
+    to[1] = a[8 * k_blocks];
+#pragma unroll
+    for (int h = 0; h < halves; h++) to[2 + h] = b[128 * h];
+}
+
+/* part = (or, unless fresh, +=) this warpgroup's 64 rows x 128 columns of one stage. */
+template <int options>
+__device__ static void products(float (&part)[64], uint64_t da, const uint32_t (&registers)[4][4], uint64_t db,
+                                int fresh)
+{
 #pragma unroll
     for (int i = 0; i < 64; i++) f8_pin(part[i]);
     f8_products_begin();
@@ -279,11 +289,13 @@ template <class V>
 __device__ static void multiply(const problem &p, shared_memory<V> &shared, const uint8_t *ring, const uint8_t *slots)
 {
     const int options = V::options;
-    int group = threadIdx.x / 128, warp = threadIdx.x % 128 / 32, lane = threadIdx.x % 32, k_blocks = p.k / TILE_K;
+    int group = __shfl_sync(~0u, threadIdx.x / 128, 0), warp = threadIdx.x % 128 / 32, lane = threadIdx.x % 32, k_blocks = p.k / TILE_K;
     int stage = 0, s = 0, local = group * 64 + warp * 16 + lane / 4;
     /* ldmatrix: this lane's line of the warp's 16, chunk lane / 16 (+ 2 per step), swizzled by the line. */
-    uint32_t matrix = (group * 64 + warp * 16 + lane % 16) * TILE_K, swizzle = lane % 8;
-    uint32_t phase = 0, slot_phase = 0;
+    uint32_t matrix = f8_smem(ring) + (group * 64 + warp * 16 + lane % 16) * TILE_K, swizzle = lane % 8;
+    /* The shuffles make `group` and the descriptors uniform to the compiler: no moves between the products. */
+    uint64_t operand = f8_operand(ring), operand_high = operand >> 32 << 32;
+    uint32_t operand_low = __shfl_sync(~0u, (uint32_t)operand, 0), phase = 0, slot_phase = 0;
     if ((options & ORDERED) && group == 1) f8_named_arrive(1, 256);
     for (;;) {
         const slot *head = (const slot *)(slots + s * slot_bytes(k_blocks));
@@ -297,26 +309,31 @@ __device__ static void multiply(const problem &p, shared_memory<V> &shared, cons
         for (int h = 0; h < V::halves; h++)
 #pragma unroll
             for (int i = 0; i < 64; i++) sum[h][i] = 0.0f;
+        uint8_t next[2 + V::halves];
+        read_scales<V::halves>(next, a_scale, b_scale, k_blocks);
         for (int k = 0; k < k_blocks; k++) {
-            float low = scale_of(a_scale[k]), high = scale_of(a_scale[k + 8 * k_blocks]), scale_b[V::halves];
+            float low = scale_of(next[0]), high = scale_of(next[1]), scale_b[V::halves];
 #pragma unroll
-            for (int h = 0; h < V::halves; h++) scale_b[h] = scale_of(b_scale[128 * h + k]);
-            const uint8_t *a = ring + stage * V::stage_bytes, *b = a + V::a_bytes;
+            for (int h = 0; h < V::halves; h++) scale_b[h] = scale_of(next[2 + h]);
+            uint64_t da = operand_high | (operand_low + stage * (V::stage_bytes / 16)), db;
+            db = da + V::a_bytes / 16;
+            da += group * (64 * TILE_K / 16);
             f8_barrier_wait(&shared.full[stage], phase);
             uint32_t registers[4][4];
             if (options & IN_REGISTERS) {
 #pragma unroll
                 for (int step = 0; step < 4; step++)
-                    f8_load_matrices(registers[step], f8_smem(a) + matrix + ((2 * step + lane / 16) ^ swizzle) * 16);
+                    f8_load_matrices(registers[step], matrix + stage * V::stage_bytes + ((2 * step + lane / 16) ^ swizzle) * 16);
             }
 #pragma unroll
             for (int h = 0; h < V::halves; h++) {
                 if (options & ORDERED) f8_named_barrier(1 + group, 256);
                 float(&target)[64] = options & NO_PROMOTION ? sum[h] : part;
                 if (h < live)
-                    products<options>(target, a + group * 64 * TILE_K, registers, b + h * 128 * TILE_K,
+                    products<options>(target, da, registers, db + h * (128 * TILE_K / 16),
                                       options & NO_PROMOTION ? k == 0 : 1);
                 if (options & ORDERED) f8_named_arrive(2 - group, 256);
+                if (h == 0) read_scales<V::halves>(next, a_scale + k + 1, b_scale + k + 1, k_blocks);
                 if (!(options & NO_PROMOTION) || h == V::halves - 1) f8_products_wait<0>();
                 if (h == V::halves - 1) {
                     if (!V::paired && lane == 0) f8_barrier_arrive(&shared.empty[stage]);
@@ -482,7 +499,7 @@ template <class V> static void launch(const fixture &f, const CUtensorMap &a_map
     config.gridDim = dim3(132);
     config.blockDim = dim3(THREADS);
     int slot = (int)sizeof(struct slot) + 2 * 128 + TILE_M * (f.p.k / TILE_K);
-    config.dynamicSmemBytes = 1024 + V::stages * V::stage_bytes + SLOTS * slot;
+    config.dynamicSmemBytes = 1024 + V::stages * V::stage_bytes + SLOTS * slot + 16;
     config.stream = s;
     config.attrs = &cluster;
     config.numAttrs = V::paired ? 1 : 0;
@@ -491,14 +508,14 @@ template <class V> static void launch(const fixture &f, const CUtensorMap &a_map
     LAB_TRY(cudaLaunchKernelEx(&config, gemm_kernel<V>, a_map, b_map, f.p));
 }
 
-/* Back to back for 0.3 s; microseconds of one of the second half. */
+/* Back to back for 0.2 s; microseconds of one of the second half. */
 template <class Launch> static double sustained(Launch once, double guess)
 {
     cudaEvent_t start, stop;
     float milliseconds;
     LAB_TRY(cudaEventCreate(&start));
     LAB_TRY(cudaEventCreate(&stop));
-    int loops = std::max(8, (int)(150e3 / guess));
+    int loops = std::max(8, (int)(100e3 / guess));
     for (int i = 0; i < loops; i++) once(0);
     LAB_TRY(cudaEventRecord(start));
     for (int i = 0; i < loops; i++) once(0);
@@ -526,7 +543,6 @@ template <class V> static void measure(const char *name, fixture f, int band)
     double cool = lab_time(once, 11);
     rate flushed = rate_of(f, cool);
     rate warm = rate_of(f, sustained(once, cool));
-    warm = rate_of(f, f.flops / warm.teraflops * 1e-6);
     std::printf("%-40s %-15s %5.0f TFLOP/s %3.0f %% %4.0f MHz flushed, %5.0f %3.0f %% %4.0f MHz sustained, %.2f%s\n",
                 name, f.name, flushed.teraflops, flushed.utilisation, flushed.megahertz, warm.teraflops,
                 warm.utilisation, warm.megahertz, largest, largest < 1 ? "" : " WRONG");
@@ -554,55 +570,77 @@ static fixture make_fixture(const char *name, int experts, int mean, int n, int 
     return f;
 }
 
-template <class V> static void at_all_shapes(const char *name, int band)
+static void free_fixture(const fixture &f)
 {
-    static const struct {
-        const char *name;
-        int experts, mean, n, k;
-    } shapes[] = { { "V3 fprop1", 8, 4096, 4096, 7168 },
-                   { "V3 fprop2", 8, 4096, 7168, 2048 },
-                   { "V2-Lite fprop1", 64, 768, 2816, 2048 },
-                   { "V2-Lite fprop2", 64, 768, 2048, 1408 } };
-    for (const auto &s : shapes) {
-        fixture f = make_fixture(s.name, s.experts, s.mean, s.n, s.k);
-        measure<V>(name, f, band);
-        cudaFree(f.a);
-        cudaFree(f.b);
-        cudaFree(f.worst);
-        cudaFree(f.p.c);
-        cudaFree(f.p.clocks);
-        cudaFree((void *)f.p.a_scale);
-        cudaFree((void *)f.p.b_scale);
-        cudaFree((void *)f.p.offset);
-        cudaFree((void *)f.p.rows);
-    }
+    LAB_TRY(cudaFree(f.a));
+    LAB_TRY(cudaFree(f.b));
+    LAB_TRY(cudaFree(f.worst));
+    LAB_TRY(cudaFree(f.p.c));
+    LAB_TRY(cudaFree(f.p.clocks));
+    LAB_TRY(cudaFree((void *)f.p.a_scale));
+    LAB_TRY(cudaFree((void *)f.p.b_scale));
+    LAB_TRY(cudaFree((void *)f.p.offset));
+    LAB_TRY(cudaFree((void *)f.p.rows));
 }
 
-/* Each version in a process of its own: one that fails or hangs does not take the others with it. */
-template <class V> static void attempt(const char *name, int band)
+static const struct {
+    const char *name;
+    void (*measure)(const char *name, fixture f, int band);
+    int band;
+} versions[] = {
+    { "v1 128x256 permuted paired", measure<version<2, 4, PERMUTED | PAIRED>>, 8 },
+    { "v2 128x256 permuted", measure<version<2, 4, PERMUTED>>, 8 },
+    { "v3 128x256 paired, 4-byte stores", measure<version<2, 4, PAIRED>>, 8 },
+    { "v4 = v1 ordered", measure<version<2, 4, PERMUTED | PAIRED | ORDERED>>, 8 },
+    { "v5 = v1, a in registers", measure<version<2, 4, PERMUTED | PAIRED | IN_REGISTERS>>, 8 },
+    { "v6 = v5 ordered", measure<version<2, 4, PERMUTED | PAIRED | IN_REGISTERS | ORDERED>>, 8 },
+    { "v7 = v1, band 16", measure<version<2, 4, PERMUTED | PAIRED>>, 16 },
+    { "v8 128x128 paired, 4-byte stores", measure<version<1, 6, PAIRED>>, 8 },
+    { "v9 128x128, 4-byte stores", measure<version<1, 6, 0>>, 8 },
+    { "v10 = v1 without promotion", measure<version<2, 4, PERMUTED | PAIRED | NO_PROMOTION>>, 8 },
+};
+enum { VERSIONS_COUNT = sizeof versions / sizeof *versions };
+
+static const struct {
+    const char *name;
+    int experts, mean, n, k;
+} shapes[] = { { "V3 fprop1", 8, 4096, 4096, 7168 },
+               { "V3 fprop2", 8, 4096, 7168, 2048 },
+               { "V2-Lite fprop1", 64, 768, 2816, 2048 },
+               { "V2-Lite fprop2", 64, 768, 2048, 1408 } };
+enum { ATTEMPTS = VERSIONS_COUNT * sizeof shapes / sizeof *shapes };
+
+/* Attempts *current .. of all; *current is seen by the parent. */
+static void run_from(volatile int *current)
 {
-    pid_t child = fork();
-    if (child == 0) {
-        alarm(12);
-        at_all_shapes<V>(name, band);
-        std::exit(0);
+    fixture f = {};
+    for (int made = -1; *current < ATTEMPTS; ++*current) {
+        int v = *current % VERSIONS_COUNT, s = *current / VERSIONS_COUNT;
+        alarm(6);
+        if (made != s) {
+            if (made >= 0) free_fixture(f);
+            f = make_fixture(shapes[s].name, shapes[s].experts, shapes[s].mean, shapes[s].n, shapes[s].k);
+            made = s;
+        }
+        versions[v].measure(versions[v].name, f, versions[v].band);
     }
-    int status = 0;
-    waitpid(child, &status, 0);
-    if (status != 0) std::printf("%s: stopped, status %d\n", name, status);
+    std::exit(0);
 }
 
+/* The work is done in a child; where an attempt fails or hangs, another child goes on with the next. */
 int main()
 {
     setvbuf(stdout, NULL, _IONBF, 0);
-    attempt<version<2, 4, PERMUTED>>("v1 128x256 permuted", 8);
-    attempt<version<2, 4, PERMUTED | PAIRED>>("v2 128x256 permuted paired", 8);
-    attempt<version<2, 4, PERMUTED | PAIRED | ORDERED>>("v3 128x256 permuted paired ordered", 8);
-    attempt<version<2, 4, PERMUTED | PAIRED | IN_REGISTERS>>("v4 128x256 permuted paired registers", 8);
-    attempt<version<2, 4, PERMUTED | PAIRED>>("v5 = v2, band 16", 16);
-    attempt<version<2, 4, 0>>("v6 128x256", 8);
-    attempt<version<1, 6, PERMUTED>>("v7 128x128 permuted", 8);
-    attempt<version<1, 6, PERMUTED | PAIRED>>("v8 128x128 permuted paired", 8);
-    attempt<version<2, 4, PERMUTED | PAIRED | NO_PROMOTION>>("v9 = v2 without promotion (WRONG)", 8);
+    int *current = (int *)mmap(NULL, sizeof(int), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (current == MAP_FAILED) return 1;
+    for (*current = 0; *current < ATTEMPTS; ++*current) {
+        int status = 0;
+        pid_t child = fork();
+        if (child == 0) run_from(current);
+        waitpid(child, &status, 0);
+        if (status != 0)
+            std::printf("%s, %s: stopped, status %d\n", versions[*current % VERSIONS_COUNT].name,
+                        shapes[*current / VERSIONS_COUNT].name, status);
+    }
     return 0;
 }

@@ -54,13 +54,14 @@ __device__ static inline void f8_barrier_wait(uint64_t *barrier, uint32_t phase)
                  : "memory");
 }
 
-/* Arrive at the barrier that lies at the same place in block `rank` of the cluster. */
+/* Arrive at the barrier that lies at the same place in block `rank` of the cluster. Orders nothing but this block's
+ * reads before it: with .release.cluster the compiler would put a memory fence of the whole GPU in front. */
 __device__ static inline void f8_barrier_arrive_at(uint64_t *barrier, uint32_t rank)
 {
     asm volatile("{\n"
                  ".reg .b32 remote;\n"
                  "mapa.shared::cluster.u32 remote, %0, %1;\n"
-                 "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n"
+                 "mbarrier.arrive.shared::cluster.b64 _, [remote];\n"
                  "}" ::"r"(f8_smem(barrier)),
                  "r"(rank)
                  : "memory");
