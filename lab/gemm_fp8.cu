@@ -392,7 +392,8 @@ __global__ __launch_bounds__(THREADS, 1) static void gemm_kernel(const __grid_co
         f8_registers_more<224>();
         multiply<V>(p, shared, ring, slots);
     }
-    /* The other block may still arrive at this block's barriers. */
+    /* The other block may still arrive at this block's barriers. A warp counts once, so it must be whole again. */
+    __syncwarp();
     if (V::paired) f8_cluster_sync();
     if (blockIdx.x == 0 && threadIdx.x == 0) {
         uint64_t end;
