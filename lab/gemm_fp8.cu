@@ -15,7 +15,21 @@
  *             then 8 neighbours in c, stored as 16 bytes, a quad filling 64. Otherwise 4-byte stores.
  *   IN_REGISTERS  a comes to registers by ldmatrix once per 128 of K, not once per product: shared memory serves 80
  *             instead of 96 KB (+ 48 written) per 128 x 256 x 128, 1024 clocks of the tensor cores at 128 B per clock.
+ *   OVERLAPPED  a tile is written while the tensor cores do the first products of the next one.
+ *   NO_COPIES  wrong operands, nothing is copied to shared memory: what L2 and the copy engine cost.
  *   NO_PROMOTION  wrong scales, the tensor cores' own sums: what the rest of the kernel would allow.
+ *
+ * Predictions. Per 128 x 256 x 128 a warpgroup's warp issues 128 FFMA, about 75 other instructions and 8 products; the
+ * tensor cores need 1024 clocks for both warpgroups, so that each has 512 for 250 of its own between its products.
+ *   v1   82 % of the tensor cores at K 7168, 80 % at 2048, 75 % at 1408; V3 sustained 1200 TFLOP/s (power).
+ *   v2   5 % slower than v1: L2 gives 48 instead of 32 KB; sustained more, for power.
+ *   v3   as v1 if the 5-D view is free; 3 % below at K 1408 (twice the stores, half sectors).
+ *   v4   over v1: 1 % at K 7168, 3 % at 2048, 4 % at 1408.
+ *   v5   as v4 within 2 % if the warpgroups alternate by themselves.
+ *   v6   +3 % if shared memory (112 % of its clocks in v1, 98 % here) is the limit, else 0.
+ *   v7   V3 +1 %: half the reads of b from memory.       v8  to v3 as v6 to v1 (if maps of v6 are refused).
+ *   v9   8 % below v4: 125 % of shared memory's clocks.  v10 to v3 as v2 to v1, less its epilogue.
+ *   v11  10 % above v1: promotion's cost.                v12 5 % above v4: the cost of copies.
  * Columns of the table: TFLOP/s, per cent of the tensor cores' 4096 products per clock and SM, SM clock (both flushed
  * and sustained); the last says how far the worst of 4096 samples is from FP64, in bounds.
  */
@@ -32,7 +46,7 @@
 #include "ops/warp.cuh"
 
 enum { TILE_M = 128, TILE_K = 128, CONSUMERS = 2, THREADS = 128 * (CONSUMERS + 1), MAX_EXPERTS = 256, SLOTS = 2 };
-enum { ORDERED = 1, PAIRED = 2, PERMUTED = 4, IN_REGISTERS = 8, NO_PROMOTION = 16 };
+enum { ORDERED = 1, PAIRED = 2, PERMUTED = 4, IN_REGISTERS = 8, NO_PROMOTION = 16, NO_COPIES = 32, OVERLAPPED = 64 };
 enum { SHARE_NOTHING, SHARE_A, SHARE_B };
 
 struct problem {
@@ -168,15 +182,20 @@ __device__ static void produce(const problem &p, const CUtensorMap *a_map, const
             uint64_t *full = &shared.full[stage];
             uint8_t *a = ring + stage * V::stage_bytes, *b = a + V::a_bytes;
             f8_barrier_wait(&shared.empty[stage], phase);
-            f8_barrier_expect(full, V::stage_bytes);
-            if (V::paired && t.shared == SHARE_A) {
+            if (V::options & NO_COPIES)
+                f8_barrier_arrive(full);
+            else
+                f8_barrier_expect(full, V::stage_bytes);
+            if (V::options & NO_COPIES) {
+            } else if (V::paired && t.shared == SHARE_A) {
                 int first = walk.rank * V::a_box;
                 f8_share_tile(a + first * TILE_K, a_map, full, k, t.row + first, 3);
             } else {
 #pragma unroll
                 for (int i = 0; i < TILE_M; i += V::a_box) f8_copy_tile(a + i * TILE_K, a_map, full, k, t.row + i);
             }
-            if (V::paired && t.shared == SHARE_B) {
+            if (V::options & NO_COPIES) {
+            } else if (V::paired && t.shared == SHARE_B) {
                 int first = walk.rank * V::b_box;
                 share_b<V>(b + first * TILE_K, b_map, full, k, b_line + first);
             } else {
@@ -258,6 +277,12 @@ __device__ static void products(float (&part)[64], uint64_t da, const uint32_t (
     f8_products_commit();
 }
 
+__device__ static void clear(float (&sum)[64])
+{
+#pragma unroll
+    for (int i = 0; i < 64; i++) f8_set_zero(sum[i]);
+}
+
 template <class V>
 __device__ static void write(const problem &p, const slot &t, int row, int h, const float (&sum)[64])
 {
@@ -297,18 +322,19 @@ __device__ static void multiply(const problem &p, shared_memory<V> &shared, cons
     uint64_t operand = f8_operand(ring), operand_high = operand >> 32 << 32;
     uint32_t operand_low = __shfl_sync(~0u, (uint32_t)operand, 0), phase = 0, slot_phase = 0;
     if ((options & ORDERED) && group == 1) f8_named_arrive(1, 256);
+    slot previous = { -1, 0, 0, 0 };
+    float sum[V::halves][64];
     for (;;) {
         const slot *head = (const slot *)(slots + s * slot_bytes(k_blocks));
         f8_barrier_wait(&shared.ready[s], slot_phase);
         slot t = *head;
         if (t.last) break;
         const uint8_t *b_scale = (const uint8_t *)(head + 1), *a_scale = b_scale + 2 * 128 + local * k_blocks;
-        float sum[V::halves][64], part[64];
         int live = t.row + group * 64 < t.valid ? min(V::halves, (p.n - t.n) / 128) : 0;
 #pragma unroll
         for (int h = 0; h < V::halves; h++)
-#pragma unroll
-            for (int i = 0; i < 64; i++) sum[h][i] = 0.0f;
+            if (!(options & OVERLAPPED)) clear(sum[h]);
+        float part[64];
         uint8_t next[2 + V::halves];
         read_scales<V::halves>(next, a_scale, b_scale, k_blocks);
         for (int k = 0; k < k_blocks; k++) {
@@ -333,6 +359,11 @@ __device__ static void multiply(const problem &p, shared_memory<V> &shared, cons
                     products<options>(target, da, registers, db + h * (128 * TILE_K / 16),
                                       options & NO_PROMOTION ? k == 0 : 1);
                 if (options & ORDERED) f8_named_arrive(2 - group, 256);
+                if ((options & OVERLAPPED) && k == 0) {
+                    if (previous.row >= 0 && previous.n + 128 * h < p.n)
+                        write<V>(p, previous, previous.row + local, h, sum[h]);
+                    clear(sum[h]);
+                }
                 if (h == 0) read_scales<V::halves>(next, a_scale + k + 1, b_scale + k + 1, k_blocks);
                 if (!(options & NO_PROMOTION) || h == V::halves - 1) f8_products_wait<0>();
                 if (h == V::halves - 1) {
@@ -352,10 +383,15 @@ __device__ static void multiply(const problem &p, shared_memory<V> &shared, cons
         __syncwarp();
         if (lane == 0) f8_barrier_arrive(&shared.taken[s]);
         if (++s == SLOTS) s = 0, slot_phase ^= 1;
+        previous = t;
 #pragma unroll
         for (int h = 0; h < V::halves; h++)
-            if (t.n + 128 * h < p.n) write<V>(p, t, t.row + local, h, sum[h]);
+            if (!(options & OVERLAPPED) && t.n + 128 * h < p.n) write<V>(p, t, t.row + local, h, sum[h]);
     }
+#pragma unroll
+    for (int h = 0; h < V::halves; h++)
+        if ((options & OVERLAPPED) && previous.row >= 0 && previous.n + 128 * h < p.n)
+            write<V>(p, previous, previous.row + local, h, sum[h]);
     if ((options & ORDERED) && group == 0) f8_named_barrier(1, 256);
 }
 
@@ -594,15 +630,15 @@ static const struct {
     { "v1 128x256 permuted paired", measure<version<2, 4, PERMUTED | PAIRED>>, 8 },
     { "v2 128x256 permuted", measure<version<2, 4, PERMUTED>>, 8 },
     { "v3 128x256 paired, 4-byte stores", measure<version<2, 4, PAIRED>>, 8 },
-    { "v4 = v1 ordered", measure<version<2, 4, PERMUTED | PAIRED | ORDERED>>, 8 },
-    { "v5 = v1, a in registers", measure<version<2, 4, PERMUTED | PAIRED | IN_REGISTERS>>, 8 },
-    { "v6 = v5 ordered", measure<version<2, 4, PERMUTED | PAIRED | IN_REGISTERS | ORDERED>>, 8 },
-    { "v7 = v1, band 16", measure<version<2, 4, PERMUTED | PAIRED>>, 16 },
-    { "v8 128x128 paired, 4-byte stores", measure<version<1, 6, PAIRED>>, 8 },
-    { "v9 128x128, 4-byte stores", measure<version<1, 6, 0>>, 8 },
-    { "v10 128x256 paired registers, 4-byte", measure<version<2, 4, PAIRED | IN_REGISTERS>>, 8 },
-    { "v11 128x256, 4-byte stores", measure<version<2, 4, 0>>, 8 },
-    { "v12 = v1 without promotion", measure<version<2, 4, PERMUTED | PAIRED | NO_PROMOTION>>, 8 },
+    { "v4 = v1 overlapped", measure<version<2, 4, PERMUTED | PAIRED | OVERLAPPED>>, 8 },
+    { "v5 = v4 ordered", measure<version<2, 4, PERMUTED | PAIRED | OVERLAPPED | ORDERED>>, 8 },
+    { "v6 = v1, a in registers", measure<version<2, 4, PERMUTED | PAIRED | IN_REGISTERS>>, 8 },
+    { "v7 = v4, band 16", measure<version<2, 4, PERMUTED | PAIRED | OVERLAPPED>>, 16 },
+    { "v8 = v3, a in registers", measure<version<2, 4, PAIRED | IN_REGISTERS>>, 8 },
+    { "v9 128x128 paired overlapped, 4-byte", measure<version<1, 6, PAIRED | OVERLAPPED>>, 8 },
+    { "v10 128x256 overlapped, 4-byte stores", measure<version<2, 4, OVERLAPPED>>, 8 },
+    { "v11 = v1 without promotion", measure<version<2, 4, PERMUTED | PAIRED | NO_PROMOTION>>, 8 },
+    { "v12 = v3 overlapped, without copies", measure<version<2, 4, PAIRED | OVERLAPPED | NO_COPIES>>, 8 },
 };
 enum { VERSIONS_COUNT = sizeof versions / sizeof *versions };
 

@@ -200,6 +200,12 @@ __device__ static inline void f8_pin(float &x)
     asm volatile("" : "+f"(x));
 }
 
+/* x = 0 in its own register and at this place: a plain assignment in a branch becomes a choice between two copies. */
+__device__ static inline void f8_set_zero(float &x)
+{
+    asm volatile("mov.b32 %0, 0;" : "=f"(x));
+}
+
 template <int registers> __device__ static inline void f8_registers_more()
 {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(registers));
