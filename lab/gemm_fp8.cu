@@ -71,7 +71,7 @@ struct tile {
     int shared;
 };
 
-/* What the warpgroups need of a tile; scale bytes follow: b [halves][k_blocks] (in 128 bytes a half), a [128][k_blocks]. */
+/* What the warpgroups need of a tile. Scale bytes follow: b [halves][k_blocks], 128 bytes a half; a [128][k_blocks]. */
 struct slot {
     int row, valid, n, last;
 };
@@ -314,7 +314,8 @@ template <class V>
 __device__ static void multiply(const problem &p, shared_memory<V> &shared, const uint8_t *ring, const uint8_t *slots)
 {
     const int options = V::options;
-    int group = __shfl_sync(~0u, threadIdx.x / 128, 0), warp = threadIdx.x % 128 / 32, lane = threadIdx.x % 32, k_blocks = p.k / TILE_K;
+    int group = __shfl_sync(~0u, threadIdx.x / 128, 0), warp = threadIdx.x % 128 / 32, lane = threadIdx.x % 32;
+    int k_blocks = p.k / TILE_K;
     int stage = 0, s = 0, local = group * 64 + warp * 16 + lane / 4;
     /* ldmatrix: this lane's line of the warp's 16, chunk lane / 16 (+ 2 per step), swizzled by the line. */
     uint32_t matrix = f8_smem(ring) + (group * 64 + warp * 16 + lane % 16) * TILE_K, swizzle = lane % 8;
@@ -349,7 +350,8 @@ __device__ static void multiply(const problem &p, shared_memory<V> &shared, cons
             if (options & IN_REGISTERS) {
 #pragma unroll
                 for (int step = 0; step < 4; step++)
-                    f8_load_matrices(registers[step], matrix + stage * V::stage_bytes + ((2 * step + lane / 16) ^ swizzle) * 16);
+                    f8_load_matrices(registers[step],
+                                     matrix + stage * V::stage_bytes + ((2 * step + lane / 16) ^ swizzle) * 16);
             }
 #pragma unroll
             for (int h = 0; h < V::halves; h++) {
@@ -487,7 +489,8 @@ __global__ static void fill_scales(uint8_t *scales, int64_t count, uint64_t seed
 }
 
 /* b's lines 32 g + 8 q + 2 j + b in the order g, j, q, b: see PERMUTED. False if the driver refuses the map. */
-static bool make_map(CUtensorMap *map, const uint8_t *data, uint64_t rows, uint64_t cols, uint32_t box_rows, bool permuted)
+static bool make_map(CUtensorMap *map, const uint8_t *data, uint64_t rows, uint64_t cols, uint32_t box_rows,
+                     bool permuted)
 {
     static PFN_cuTensorMapEncodeTiled_v12000 encode;
     cudaDriverEntryPointQueryResult found;
@@ -525,7 +528,8 @@ static rate rate_of(const fixture &f, double microseconds)
     return { f.flops / microseconds * 1e-6, share, 1e3 * clocks[0] / clocks[1] };
 }
 
-template <class V> static void launch(const fixture &f, const CUtensorMap &a_map, const CUtensorMap &b_map, cudaStream_t s)
+template <class V>
+static void launch(const fixture &f, const CUtensorMap &a_map, const CUtensorMap &b_map, cudaStream_t s)
 {
     cudaLaunchConfig_t config = {};
     cudaLaunchAttribute cluster;
