@@ -1,5 +1,7 @@
 /* gemm_fp8.cu - versions of the grouped FP8 product c[P, N] = a[P, K] * b_g[N, K]^T: E4M3, ROW128 x TILE128, BF16 out.
  *
+ * The reason for the length: every version is an option of one kernel, and a failing one must not stop the others.
+ *
  * Tiles of 128 rows x 128 or 256 columns; experts begin at multiples of 128 rows, so no row tile is shared or wasted.
  * Three roles in a block of 384 threads:
  *   warpgroups 0, 1  64 rows each: wait for a stage, 4 products of K 32 into fresh accumulators, add them times the

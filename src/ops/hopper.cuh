@@ -131,24 +131,7 @@ __device__ static inline void f8_share_tile_5d(void *to, const CUtensorMap *map,
                  : "memory");
 }
 
-/* `bytes` (a multiple of 16, both sides aligned to 16) of global memory to shared memory. */
-__device__ static inline void f8_copy_bulk(void *to, const void *from, uint32_t bytes, uint64_t *barrier)
-{
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                     f8_smem(to)),
-                 "l"(from), "r"(bytes), "r"(f8_smem(barrier))
-                 : "memory");
-}
-
-/* Box of shared memory to a 2-D tensor map at (x, y); rows and columns outside the tensor are not written. */
-__device__ static inline void f8_store_tile(const CUtensorMap *map, const void *from, int x, int y)
-{
-    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map),
-                 "r"(f8_smem(from)), "r"(x), "r"(y)
-                 : "memory");
-}
-
-/* The same for a 3-D tensor map. */
+/* Box of shared memory to a 3-D tensor map at (x, y, z); what lies outside the tensor is not written. */
 __device__ static inline void f8_store_box(const CUtensorMap *map, const void *from, int x, int y, int z)
 {
     asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(map),
