@@ -1,0 +1,99 @@
+/* hopper_more.cuh - further instructions of sm_90a, under trial in this folder: boxes of 3-D and 5-D tensor maps, adding
+ * stores, prefetch to L2, clusters of blocks. What the library ends up using moves to ops/hopper.cuh.
+ */
+#ifndef F8_LAB_HOPPER_MORE_CUH
+#define F8_LAB_HOPPER_MORE_CUH
+
+#include "ops/hopper.cuh"
+
+/* For data that passes once: the first to leave L2. */
+__device__ static inline uint64_t f8_policy_once()
+{
+    uint64_t policy;
+    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+
+/* Box of a 3-D tensor map at (x, y, z) to shared memory; what lies outside the tensor comes as zeros. */
+__device__ static inline void f8_copy_box(void *to, const CUtensorMap *map, uint64_t *barrier, int x, int y, int z,
+                                          uint64_t policy)
+{
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+                 "[%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(f8_smem(to)),
+                 "l"(map), "r"(f8_smem(barrier)), "r"(x), "r"(y), "r"(z), "l"(policy)
+                 : "memory");
+}
+
+/* The way back; what lies outside the tensor is not written. */
+__device__ static inline void f8_store_box(const CUtensorMap *map, const void *from, int x, int y, int z,
+                                           uint64_t policy)
+{
+    asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group.L2::cache_hint [%0, {%2, %3, %4}], [%1], %5;"
+                 ::"l"(map),
+                 "r"(f8_smem(from)), "r"(x), "r"(y), "r"(z), "l"(policy)
+                 : "memory");
+}
+
+/* The same, adding to memory. */
+__device__ static inline void f8_add_box(const CUtensorMap *map, const void *from, int x, int y, int z,
+                                         uint64_t policy)
+{
+    asm volatile("cp.reduce.async.bulk.tensor.3d.global.shared::cta.add.bulk_group.L2::cache_hint "
+                 "[%0, {%2, %3, %4}], [%1], %5;" ::"l"(map),
+                 "r"(f8_smem(from)), "r"(x), "r"(y), "r"(z), "l"(policy)
+                 : "memory");
+}
+
+__device__ static inline void f8_prefetch_box(const CUtensorMap *map, int x, int y, int z)
+{
+    asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global [%0, {%1, %2, %3}];" ::"l"(map), "r"(x), "r"(y), "r"(z)
+                 : "memory");
+}
+
+/* Box of a 5-D tensor map at (x, 0, 0, 0, w). */
+__device__ static inline void f8_copy_lines(void *to, const CUtensorMap *map, uint64_t *barrier, int x, int w)
+{
+    asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%3, %4, %4, %4, %5}], [%2];" ::"r"(f8_smem(to)),
+                 "l"(map), "r"(f8_smem(barrier)), "r"(x), "r"(0), "r"(w)
+                 : "memory");
+}
+
+/* The same to every block of the cluster in `mask`, at the same place; the bytes arrive at each block's barrier. */
+__device__ static inline void f8_copy_lines_all(void *to, const CUtensorMap *map, uint64_t *barrier, int x, int w,
+                                                uint16_t mask)
+{
+    asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+                 "[%0], [%1, {%3, %4, %4, %4, %5}], [%2], %6;" ::"r"(f8_smem(to)),
+                 "l"(map), "r"(f8_smem(barrier)), "r"(x), "r"(0), "r"(w), "h"(mask)
+                 : "memory");
+}
+
+/* Arrival at the barrier at the same place of block `rank` of the cluster. */
+__device__ static inline void f8_barrier_arrive_at(uint64_t *barrier, uint32_t rank)
+{
+    asm volatile("{\n"
+                 ".reg .b32 there;\n"
+                 "mapa.shared::cluster.u32 there, %0, %1;\n"
+                 "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n"
+                 "}" ::"r"(f8_smem(barrier)),
+                 "r"(rank)
+                 : "memory");
+}
+
+__device__ static inline uint32_t f8_cluster_rank()
+{
+    uint32_t rank;
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+
+/* All threads of all blocks of the cluster. */
+__device__ static inline void f8_cluster_barrier()
+{
+    asm volatile("barrier.cluster.arrive.release;\n"
+                 "barrier.cluster.wait.acquire;" ::
+                     : "memory");
+}
+
+#endif
