@@ -223,11 +223,11 @@ template <class L> __device__ static float scales(const problem &p, const tile &
     return __uint_as_float(a << 23) * __uint_as_float(b << 23);
 }
 
-/* Bytes valid .. end-1 of every line of a stage become 0: they may hold anything, NaN included. */
-template <class L> __device__ static void clear_tail(uint8_t *stage, int valid, int end)
+/* Bytes valid .. STEP-1 of every line of a stage become 0: they may hold anything, NaN included. */
+template <class L> __device__ static void clear_tail(uint8_t *stage, int valid)
 {
     for (int line = threadIdx.x; line < L::tile_n + TILE_K; line += 128 * L::groups)
-        for (int word = valid / 4; word < end / 4; word++) {
+        for (int word = valid / 4; word < STEP / 4; word++) {
             uint32_t *at = (uint32_t *)(stage + line * STEP + ((word / 4 ^ line % 8) * 16 + word % 4 * 4));
             int kept = max(valid - 4 * word, 0);
             *at = kept == 0 ? 0 : *at & ((1u << 8 * kept) - 1);
@@ -236,20 +236,15 @@ template <class L> __device__ static void clear_tail(uint8_t *stage, int valid, 
     f8_named_barrier(1, 128 * L::groups);
 }
 
-/* part = the product of `steps` times 32 rows. */
-__device__ static inline void multiply(float (&part)[64], const uint8_t *a, const uint8_t *b, int steps)
+/* part = the product of 128 rows. */
+__device__ static inline void multiply(float (&part)[64], const uint8_t *a, const uint8_t *b)
 {
     uint64_t da = f8_operand(a), db = f8_operand(b);
 #pragma unroll
     for (int i = 0; i < 64; i++) f8_pin(part[i]);
     f8_products_begin();
-    if (steps == 4) {
 #pragma unroll
-        for (int step = 0; step < 4; step++) f8_product_e4m3(part, da + 2 * step, db + 2 * step, step);
-    } else {
-#pragma unroll 1
-        for (int step = 0; step < steps; step++) f8_product_e4m3(part, da + 2 * step, db + 2 * step, step);
-    }
+    for (int step = 0; step < 4; step++) f8_product_e4m3(part, da + 2 * step, db + 2 * step, step);
     f8_products_commit();
 #pragma unroll
     for (int i = 0; i < 64; i++) f8_pin(part[i]);
@@ -268,25 +263,30 @@ __device__ static inline float4 add(float4 x, float4 y)
     return make_float4(x.x + y.x, x.y + y.y, x.z + y.z, x.w + y.w);
 }
 
-/* A wave of sums to c; `old` are spare registers. */
+/* A wave of sums to c, `ahead` loads of 16 bytes before the first use. */
+template <int ahead>
 __device__ static inline void write_direct(const problem &p, const tile &t, int line, float (&sum)[64])
 {
     int lane = f8_lane(), row = line + threadIdx.x % 128 / 32 * 16 + lane / 4;
     float *c = p.c + ((int64_t)t.expert * p.n + row) * p.k + t.k + lane % 4 * 4;
     if (line >= p.n) return;
-    float4 old[16];
-    if (p.write == ADD) {
 #pragma unroll
-        for (int i = 0; i < 16; i++)
-            if (t.k + i / 2 * 16 < p.k) old[i] = __ldcs((const float4 *)(c + (int64_t)(i % 2 * 8) * p.k + i / 2 * 16));
-    } else {
+    for (int first = 0; first < 16; first += ahead) {
+        float4 old[ahead];
 #pragma unroll
-        for (int i = 0; i < 16; i++) old[i] = make_float4(0, 0, 0, 0);
+        for (int i = 0; i < ahead; i++) {
+            int piece = (first + i) / 2, half = (first + i) % 2;
+            old[i] = make_float4(0, 0, 0, 0);
+            if (p.write == ADD && t.k + piece * 16 < p.k)
+                old[i] = __ldcs((const float4 *)(c + (int64_t)half * 8 * p.k + piece * 16));
+        }
+#pragma unroll
+        for (int i = 0; i < ahead; i++) {
+            int piece = (first + i) / 2, half = (first + i) % 2;
+            if (t.k + piece * 16 < p.k)
+                __stcs((float4 *)(c + (int64_t)half * 8 * p.k + piece * 16), add(old[i], quad(sum, piece, half)));
+        }
     }
-#pragma unroll
-    for (int i = 0; i < 16; i++)
-        if (t.k + i / 2 * 16 < p.k)
-            __stcs((float4 *)(c + (int64_t)(i % 2 * 8) * p.k + i / 2 * 16), add(old[i], quad(sum, i / 2, i % 2)));
 }
 
 /* A wave of sums to its four slots. */
@@ -342,7 +342,6 @@ __device__ static inline void consume(const problem &p, shared<L> &s, uint8_t *s
         for (int w = 0; w < L::waves; w++)
 #pragma unroll
             for (int i = 0; i < 64; i++) sum[w][i] = 0.0f;
-        bool used = t.n + line < p.n; /* lines of a warpgroup that does not begin within the expert need no product */
         for (int block = 0; block < t.blocks(); block++) {
             if (block % 32 == 0) {
                 if (block > 0) scale = later_scale;
@@ -350,16 +349,15 @@ __device__ static inline void consume(const problem &p, shared<L> &s, uint8_t *s
             }
             float factor = __shfl_sync(F8_ALL_LANES, scale, block % 32);
             uint8_t *stage = stages + ring.at * L::stage_bytes;
-            int valid = t.rows - block * STEP, steps = min((valid + 31) / 32, 4);
+            int valid = t.rows - block * STEP;
             f8_barrier_wait(&s.full[ring.at], ring.phase);
-            if (valid < STEP) clear_tail<L>(stage, valid, 32 * steps);
+            if (valid < STEP) clear_tail<L>(stage, valid);
 #pragma unroll
             for (int w = 0; w < L::waves; w++) {
-                if (used) multiply(part, stage + (line + 64 * w) * STEP, stage + L::a_bytes, steps);
+                multiply(part, stage + (line + 64 * w) * STEP, stage + L::a_bytes);
                 if (w == L::waves - 1) release(s, ring.at);
-                if (used)
 #pragma unroll
-                    for (int i = 0; i < 64; i++) sum[w][i] = fmaf(part[i], factor, sum[w][i]);
+                for (int i = 0; i < 64; i++) sum[w][i] = fmaf(part[i], factor, sum[w][i]);
             }
             ring.advance();
         }
@@ -368,7 +366,7 @@ __device__ static inline void consume(const problem &p, shared<L> &s, uint8_t *s
             if (L::slots)
                 write_staged<L>(p, s, slots, slot, group, sum[w]);
             else
-                write_direct(p, t, t.n + line + 64 * w, sum[w]);
+                write_direct<16 / L::waves>(p, t, t.n + line + 64 * w, sum[w]);
     }
 }
 
@@ -398,7 +396,7 @@ __global__ __launch_bounds__(L::threads, 1) static void wgrad_kernel(const __gri
     __syncthreads();
     if (L::cluster > 1) f8_cluster_barrier();
     if (threadIdx.x >= 128 * L::groups) {
-        f8_registers_less<L::groups == 3 ? 32 : 40>();
+        f8_registers_less<L::groups == 3 ? 56 : 40>();
         int warp = (threadIdx.x - 128 * L::groups) / 32;
         if (f8_lane() == 0) {
             if (warp == 0)
@@ -407,7 +405,7 @@ __global__ __launch_bounds__(L::threads, 1) static void wgrad_kernel(const __gri
                 keep<L>(&c_map, p, s, slots + (warp - 1) * L::slots * PIECE_BYTES, rank, warp - 1);
         }
     } else {
-        f8_registers_more<L::groups == 3 ? 160 : 232>();
+        f8_registers_more<L::groups == 3 ? 152 : 232>();
         consume<L>(p, s, stages, slots + threadIdx.x / 128 * L::slots * PIECE_BYTES, rank);
     }
     /* The other block may still copy into this one and arrive at its barriers. */
