@@ -409,6 +409,7 @@ __global__ __launch_bounds__(L::threads, 1) static void wgrad_kernel(const __gri
         consume<L>(p, s, stages, slots + threadIdx.x / 128 * L::slots * PIECE_BYTES, rank);
     }
     /* The other block may still copy into this one and arrive at its barriers. */
+    __syncwarp();
     if (L::cluster > 1) f8_cluster_barrier();
 }
 

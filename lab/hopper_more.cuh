@@ -69,13 +69,14 @@ __device__ static inline void f8_copy_lines_all(void *to, const CUtensorMap *map
                  : "memory");
 }
 
-/* Arrival at the barrier at the same place of block `rank` of the cluster. */
+/* Arrival at the barrier at the same place of block `rank` of the cluster. Of block scope, which is enough to say that
+ * tensor cores have read a stage; .release.cluster would be a MEMBAR.GPU per stage. */
 __device__ static inline void f8_barrier_arrive_at(uint64_t *barrier, uint32_t rank)
 {
     asm volatile("{\n"
                  ".reg .b32 there;\n"
                  "mapa.shared::cluster.u32 there, %0, %1;\n"
-                 "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n"
+                 "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
                  "}" ::"r"(f8_smem(barrier)),
                  "r"(rank)
                  : "memory");
@@ -88,11 +89,11 @@ __device__ static inline uint32_t f8_cluster_rank()
     return rank;
 }
 
-/* All threads of all blocks of the cluster. */
+/* All threads of all blocks of the cluster; the lanes of a warp together. */
 __device__ static inline void f8_cluster_barrier()
 {
-    asm volatile("barrier.cluster.arrive.release;\n"
-                 "barrier.cluster.wait.acquire;" ::
+    asm volatile("barrier.cluster.arrive.release.aligned;\n"
+                 "barrier.cluster.wait.acquire.aligned;" ::
                      : "memory");
 }
 
