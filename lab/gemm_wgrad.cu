@@ -560,11 +560,13 @@ template <class Launch> static double sustain(Launch launch, double one, double 
     return 1e3 * elapsed / loops;
 }
 
-template <class L> static result run(const operands &o, write_mode write, int prefetch)
+enum { FLUSHED = 0, SUSTAINED = 1, OVERWRITES = 2, PREFETCH = 4 };
+
+template <class L> static result run(const operands &o, write_mode write, int also)
 {
     problem p = o.p;
     p.write = write;
-    p.prefetch = prefetch;
+    p.prefetch = (also & PREFETCH) != 0;
     CUtensorMap a_map = map_a(o.a, o.capacity, p.n, L::tile_n);
     CUtensorMap b_map = map_b(o.b, o.capacity, p.k, L::lane_columns, TILE_K / L::cluster);
     CUtensorMap c_map = map_c(p.c, p.experts, p.n, p.k);
@@ -603,7 +605,7 @@ template <class L> static result run(const operands &o, write_mode write, int pr
     LAB_TRY(cudaFree(nan));
     if (o.sustained_ms == 0) return r;
     r.cool = lab_time(launch, 11);
-    if (write != OVERWRITE) r.sustained = sustain(launch, r.cool, o.sustained_ms);
+    if (write != OVERWRITE && (also & SUSTAINED)) r.sustained = sustain(launch, r.cool, o.sustained_ms);
     return r;
 }
 
@@ -611,33 +613,39 @@ struct version {
     const char *name;
     result (*run)(const operands &, write_mode, int);
     write_mode write; /* how it adds */
-    int prefetch, overwrite;
+    int also;
 };
 
-/* groups, waves, stages, slots, cluster */
+/* layout<groups, waves, stages, slots, cluster> */
 static const version versions[] = {
-    /* predict V3 1000, V2-Lite adding 480: everything of the epilogue is exposed, 64 KB of loads at once. */
-    { "v1  128x128 direct, 6 stages", run<layout<2, 1, 6, 0, 1>>, ADD, 0, 1 },
+    /* predict V3 1000, V2-Lite adding 480: all of the epilogue is exposed, 64 KB of loads at once. */
+    { "v1  128x128 direct, 6 stages", run<layout<2, 1, 6, 0, 1>>, ADD, SUSTAINED | OVERWRITES },
     /* predict V3 1050, V2-Lite adding 500: a quarter fewer operand bytes, twice the exposed latency per tile. */
-    { "v2  256x128 direct, 4 stages", run<layout<2, 2, 4, 0, 1>>, ADD, 0, 1 },
+    { "v2  256x128 direct, 4 stages", run<layout<2, 2, 4, 0, 1>>, ADD, OVERWRITES },
     /* predict V3 1130, V2-Lite adding 580: c comes from L2 at the end. */
-    { "v2p 256x128 direct, c prefetched to L2", run<layout<2, 2, 4, 0, 1>>, ADD, 1, 0 },
-    /* predict V3 1130, V2-Lite adding 600 / overwriting 850: c hidden; now operands from L2 (71 B/ns/SM) bind. */
-    { "v3  128x128 staged, 4 stages, 2x6 slots", run<layout<2, 1, 4, 6, 1>>, ADD, 0, 1 },
+    { "v2p 256x128 direct, c prefetched to L2", run<layout<2, 2, 4, 0, 1>>, ADD, PREFETCH },
+    /* predict as v2p + 3 %: shared b. */
+    { "v2c 256x128 direct, prefetched, cluster 2", run<layout<2, 2, 4, 0, 2>>, ADD, PREFETCH },
+    /* predict V3 1130, V2-Lite adding 600 / overwriting 850: c hidden; operands from L2 (71 B/ns/SM) bind. */
+    { "v3  128x128 staged, 4 stages, 2x6 slots", run<layout<2, 1, 4, 6, 1>>, ADD, SUSTAINED | OVERWRITES },
     /* predict V2-Lite adding 420: the adders of L2 (2.4 TB/s). */
-    { "v3r 128x128 reduce, 4 stages, 2x6 slots", run<layout<2, 1, 4, 6, 1>>, REDUCE, 0, 0 },
-    /* predict V3 1180, V2-Lite adding 680 / overwriting 950: a quarter fewer bytes from L2; the favourite for V2-Lite. */
-    { "v4  128x128 staged, cluster 2, 4 st, 2x6", run<layout<2, 1, 4, 6, 2>>, ADD, 0, 1 },
+    { "v3r 128x128 reduce, 4 stages, 2x6 slots", run<layout<2, 1, 4, 6, 1>>, REDUCE, FLUSHED },
+    /* predict V3 1180, V2-Lite adding 680 / overwriting 950: a quarter fewer bytes from L2; favourite for V2-Lite. */
+    { "v4  128x128 staged, cluster 2, 4 st, 2x6", run<layout<2, 1, 4, 6, 2>>, ADD, SUSTAINED | OVERWRITES },
     /* predict as v4 (V3 +1 %, V2-Lite -1 %): says whether stages or slots matter. */
-    { "v4b 128x128 staged, cluster 2, 5 st, 2x4", run<layout<2, 1, 5, 4, 2>>, ADD, 0, 1 },
-    /* predict V3 1200, V2-Lite adding 650: 11 % less shared-memory port; 3 stages may starve. */
-    { "v5  192x128 staged, 3 stages, 3x4 slots", run<layout<3, 1, 3, 4, 1>>, ADD, 0, 1 },
-    { "v5c 192x128 staged, cluster 2, 3 st, 3x4", run<layout<3, 1, 3, 4, 2>>, ADD, 0, 1 },
-    /* predict V3 1250, V2-Lite adding 640: 5 of 8 pieces prefetched, the rest exposed once per tile. */
-    { "v6  256x128 staged, 3 stages, 2x5 slots", run<layout<2, 2, 3, 5, 1>>, ADD, 0, 1 },
-    /* predict V3 1250: nothing to wait for but the reads of shared memory, L2 adds hidden under 18 us of products. */
-    { "v6r 256x128 reduce, 3 stages, 2x5 slots", run<layout<2, 2, 3, 5, 1>>, REDUCE, 0, 0 },
-    { "v6c 256x128 staged, cluster 2, 3 st, 2x5", run<layout<2, 2, 3, 5, 2>>, ADD, 0, 1 },
+    { "v4b 128x128 staged, cluster 2, 5 st, 2x4", run<layout<2, 1, 5, 4, 2>>, ADD, OVERWRITES },
+    /* predict V3 1170, V2-Lite adding 650: 11 % less shared-memory port; 3 stages may starve. */
+    { "v5  192x128 staged, 3 stages, 3x4 slots", run<layout<3, 1, 3, 4, 1>>, ADD, OVERWRITES },
+    /* predict V3 1200, V2-Lite adding 690. */
+    { "v5c 192x128 staged, cluster 2, 3 st, 3x4", run<layout<3, 1, 3, 4, 2>>, ADD, SUSTAINED | OVERWRITES },
+    /* predict V3 1220, V2-Lite adding 640: 5 of 8 pieces prefetched, the rest exposed once per tile. */
+    { "v6  256x128 staged, 3 stages, 2x5 slots", run<layout<2, 2, 3, 5, 1>>, ADD, SUSTAINED | OVERWRITES },
+    /* predict V3 1250: nothing to wait for but the reads of shared memory; L2 adds hidden under 18 us of products. */
+    { "v6r 256x128 reduce, 3 stages, 2x5 slots", run<layout<2, 2, 3, 5, 1>>, REDUCE, SUSTAINED },
+    /* predict as v6r if 3 stages suffice there, else + 4 %. */
+    { "v6s 256x128 reduce, 4 stages, 2x2 slots", run<layout<2, 2, 4, 2, 1>>, REDUCE, OVERWRITES },
+    /* predict V3 1240: favourite for V3. */
+    { "v6c 256x128 staged, cluster 2, 3 st, 2x5", run<layout<2, 2, 3, 5, 2>>, ADD, SUSTAINED | OVERWRITES },
 };
 enum { VERSIONS = sizeof versions / sizeof versions[0] };
 
@@ -695,7 +703,7 @@ static void free_operands(const operands &o)
 static bool one_run(const operands &o, const version &v, write_mode write)
 {
     const char *how[] = { "overwrites", "adds", "adds (reduce)" };
-    result r = v.run(o, write, v.prefetch);
+    result r = v.run(o, write, v.also);
     bool good = r.error < 1 && r.nan == 0;
     std::printf("%-42s %-14s %-13s", v.name, o.name, how[write]);
     if (r.cool > 0) std::printf(" %8.1f us %6.0f TFLOP/s flushed", r.cool, o.flops / r.cool * 1e-6);
@@ -719,7 +727,7 @@ static void run_from(progress *state)
             state->position = s * VERSIONS + v;
             if (state->broken[v]) continue;
             bool good = one_run(o, versions[v], versions[v].write);
-            if (versions[v].overwrite) good = one_run(o, versions[v], OVERWRITE) && good;
+            if (versions[v].also & OVERWRITES) good = one_run(o, versions[v], OVERWRITE) && good;
             if (!good && shapes[s].mean == 0) state->broken[v] = 1;
         }
         state->position = (s + 1) * VERSIONS;
@@ -744,13 +752,13 @@ int main()
         while (waitpid(child, &status, WNOHANG) == 0) {
             still = state->position == seen ? still + 1 : 0;
             seen = state->position;
-            if (still == 60) kill(child, SIGKILL); /* 6 s in one version */
+            if (still == 100) kill(child, SIGKILL); /* 10 s in one version */
             usleep(100 * 1000);
         }
         if (state->position >= SHAPES * VERSIONS) break;
         int v = state->position % VERSIONS;
         std::printf("%-42s %-14s FAILED%s\n", versions[v].name, shapes[state->position / VERSIONS].name,
-                    still >= 60 ? ": hung" : "");
+                    still >= 100 ? ": hung" : "");
         state->broken[v] = 1;
         state->position = state->position + 1;
     }
