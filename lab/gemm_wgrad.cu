@@ -120,6 +120,7 @@ __device__ static void produce(const CUtensorMap *a_map, const CUtensorMap *b_ma
         if (L::slots == 0 && p.prefetch && p.write == ADD)
             for (int i = 0; i < L::tile_n / 64 * 4; i++)
                 f8_prefetch_box(c_map, t.k + i % 4 * PIECE_COLS, t.n + i / 4 * 64, t.expert);
+#pragma unroll 1
         for (int block = 0; block < t.blocks(); block++) {
             uint8_t *a = stages + ring.at * L::stage_bytes, *b = a + L::a_bytes;
             uint64_t *full = &s.full[ring.at];
@@ -166,13 +167,14 @@ template <class L> struct pieces {
 /* A slot for the next piece: its present c, or just free. */
 template <class L>
 __device__ static void fetch(pieces<L> &load, position<L::barrier_slots> &slot, const CUtensorMap *c_map,
-                             shared<L> &s, uint8_t *slots, uint64_t policy)
+                             shared<L> &s, uint8_t *slots)
 {
     if (!load.next()) return;
     uint64_t *ready = &s.c_ready[load.group][slot.at];
     if (load.walk.p.write == ADD) {
         f8_barrier_expect(ready, PIECE_BYTES);
-        f8_copy_box(slots + slot.at * PIECE_BYTES, c_map, ready, load.x(), load.y(), load.t.expert, policy);
+        f8_copy_box(slots + slot.at * PIECE_BYTES, c_map, ready, load.x(), load.y(), load.t.expert,
+                    f8_policy_once());
     } else {
         f8_barrier_arrive(ready);
     }
@@ -185,26 +187,26 @@ __device__ static void keep(const CUtensorMap *c_map, const problem &p, shared<L
 {
     pieces<L> load(p, s, rank, group), store(p, s, rank, group);
     position<L::barrier_slots> to_load = { 0, 0 }, to_store = { 0, 0 };
-    uint64_t policy = f8_policy_once();
-    for (int i = 0; i < L::slots; i++) fetch(load, to_load, c_map, s, slots, policy);
+#pragma unroll 1
+    for (int i = 0; i < L::slots; i++) fetch(load, to_load, c_map, s, slots);
     int unread = 0; /* stores whose shared memory may still be read: at most one is left between two pieces */
     while (store.next()) {
         f8_barrier_wait(&s.c_done[group][to_store.at], to_store.phase);
         const uint8_t *from = slots + to_store.at * PIECE_BYTES;
         if (p.write == REDUCE)
-            f8_add_box(c_map, from, store.x(), store.y(), store.t.expert, policy);
+            f8_add_box(c_map, from, store.x(), store.y(), store.t.expert, f8_policy_once());
         else
-            f8_store_box(c_map, from, store.x(), store.y(), store.t.expert, policy);
+            f8_store_box(c_map, from, store.x(), store.y(), store.t.expert, f8_policy_once());
         f8_store_commit();
         to_store.advance();
         if (unread) {
             f8_store_wait_read<1>();
-            fetch(load, to_load, c_map, s, slots, policy);
+            fetch(load, to_load, c_map, s, slots);
         }
         unread = 1;
         if (store.last()) {
             f8_store_wait_read<0>();
-            fetch(load, to_load, c_map, s, slots, policy);
+            fetch(load, to_load, c_map, s, slots);
             unread = 0;
         }
     }
@@ -212,15 +214,21 @@ __device__ static void keep(const CUtensorMap *c_map, const problem &p, shared<L
 
 /* ---- Consumers ---- */
 
+/* Scale bytes of a and b on their way: nothing may use them before they are needed, or the warp waits for memory. */
+struct scale_bytes {
+    uint32_t a, b;
+
+    __device__ float product() const { return __uint_as_float(a << 23) * __uint_as_float(b << 23); }
+};
+
 /* Lane i: the scale of block first + i of the tile, for lines n .. of c. */
-template <class L> __device__ static float scales(const problem &p, const tile &t, int first, int line)
+template <class L> __device__ static scale_bytes scales(const problem &p, const tile &t, int first, int line)
 {
-    int block = first + f8_lane();
-    if (block >= t.blocks() || line >= p.n) return 0.0f;
+    int block = min(first + f8_lane(), t.blocks() - 1), column = min(line, p.n - 1) / 128;
+    if (block < 0) return { 0, 0 };
     int64_t row = t.begin / STEP + block;
-    uint32_t a = __ldg(p.a_scale + row * ((p.n + 127) / 128) + line / 128);
-    uint32_t b = __ldg(p.b_scale + row * ((p.k + 127) / 128) + t.k / 128);
-    return __uint_as_float(a << 23) * __uint_as_float(b << 23);
+    return { __ldg(p.a_scale + row * ((p.n + 127) / 128) + column),
+             __ldg(p.b_scale + row * ((p.k + 127) / 128) + t.k / 128) };
 }
 
 /* Bytes valid .. STEP-1 of every line of a stage become 0: they may hold anything, NaN included. */
@@ -237,14 +245,14 @@ template <class L> __device__ static void clear_tail(uint8_t *stage, int valid)
 }
 
 /* part = the product of 128 rows. */
-__device__ static inline void multiply(float (&part)[64], const uint8_t *a, const uint8_t *b)
+__device__ static inline void multiply(float (&part)[64], uint32_t a, uint32_t b)
 {
-    uint64_t da = f8_operand(a), db = f8_operand(b);
+    uint32_t low_a = f8_operand_low(a), low_b = f8_operand_low(b);
 #pragma unroll
     for (int i = 0; i < 64; i++) f8_pin(part[i]);
     f8_products_begin();
 #pragma unroll
-    for (int step = 0; step < 4; step++) f8_product_e4m3(part, da + 2 * step, db + 2 * step, step);
+    for (int step = 0; step < 4; step++) f8_product_e4m3(part, F8_OPERAND_HIGH | (low_a + 2 * step), F8_OPERAND_HIGH | (low_b + 2 * step), step);
     f8_products_commit();
 #pragma unroll
     for (int i = 0; i < 64; i++) f8_pin(part[i]);
@@ -313,12 +321,13 @@ __device__ static inline void write_staged(const problem &p, shared<L> &s, uint8
     }
 }
 
-template <class L> __device__ static void release(shared<L> &s, int stage)
+/* One warp has read a stage of this block and, in a cluster, what the other block may now overwrite. */
+template <class L> __device__ static void release(uint32_t barrier)
 {
     if (L::cluster == 1) {
-        if (f8_lane() == 0) f8_barrier_arrive(&s.empty[stage]);
+        if (f8_lane() == 0) f8_barrier_arrive(barrier);
     } else {
-        if (f8_lane() < L::cluster) f8_barrier_arrive_at(&s.empty[stage], f8_lane());
+        if (f8_lane() < L::cluster) f8_barrier_arrive_at(barrier, f8_lane());
     }
 }
 
@@ -326,36 +335,41 @@ template <class L>
 __device__ static inline void consume(const problem &p, shared<L> &s, uint8_t *stages, uint8_t *slots, int rank)
 {
     int group = threadIdx.x / 128, line = group * 64 * L::waves;
+    uint32_t full = f8_kept(s.full), empty = full + sizeof s.full;
+    uint32_t a0 = f8_kept(stages + line * STEP), b0 = f8_kept(stages + L::a_bytes);
     walker<L> walk(p, s, rank);
     position<L::stages> ring = { 0, 0 };
     position<L::barrier_slots> slot = { 0, 0 };
     tile t, next;
+    scale_bytes next_bytes = { 0, 0 };
     bool more = walk.next(&next);
-    float next_scale = more ? scales<L>(p, next, 0, next.n + line) : 0.0f;
+    if (more) next_bytes = scales<L>(p, next, 0, next.n + line);
     while (more) {
         t = next;
-        float scale = next_scale, later_scale = 0.0f;
+        float scale = next_bytes.product();
+        scale_bytes later = scales<L>(p, t, 32, t.n + line);
         more = walk.next(&next);
-        if (more) next_scale = scales<L>(p, next, 0, next.n + line);
+        if (more) next_bytes = scales<L>(p, next, 0, next.n + line);
         float sum[L::waves][64], part[64];
 #pragma unroll
         for (int w = 0; w < L::waves; w++)
 #pragma unroll
             for (int i = 0; i < 64; i++) sum[w][i] = 0.0f;
-        for (int block = 0; block < t.blocks(); block++) {
-            if (block % 32 == 0) {
-                if (block > 0) scale = later_scale;
-                later_scale = scales<L>(p, t, block + 32, t.n + line);
+        int blocks = t.blocks();
+        for (int block = 0; block < blocks; block++) {
+            if (block % 32 == 0 && block > 0) {
+                scale = later.product();
+                later = scales<L>(p, t, block + 32, t.n + line);
             }
             float factor = __shfl_sync(F8_ALL_LANES, scale, block % 32);
-            uint8_t *stage = stages + ring.at * L::stage_bytes;
-            int valid = t.rows - block * STEP;
-            f8_barrier_wait(&s.full[ring.at], ring.phase);
-            if (valid < STEP) clear_tail<L>(stage, valid);
+            f8_barrier_wait(full + 8 * ring.at, ring.phase);
+            if (t.rows - block * STEP < STEP)
+                clear_tail<L>(stages + ring.at * L::stage_bytes, t.rows - block * STEP);
+            uint32_t a = a0 + ring.at * L::stage_bytes, b = b0 + ring.at * L::stage_bytes;
 #pragma unroll
             for (int w = 0; w < L::waves; w++) {
-                multiply(part, stage + (line + 64 * w) * STEP, stage + L::a_bytes);
-                if (w == L::waves - 1) release(s, ring.at);
+                multiply(part, a + 64 * STEP * w, b);
+                if (w == L::waves - 1) release<L>(empty + 8 * ring.at);
 #pragma unroll
                 for (int i = 0; i < 64; i++) sum[w][i] = fmaf(part[i], factor, sum[w][i]);
             }
@@ -396,7 +410,7 @@ __global__ __launch_bounds__(L::threads, 1) static void wgrad_kernel(const __gri
     __syncthreads();
     if (L::cluster > 1) f8_cluster_barrier();
     if (threadIdx.x >= 128 * L::groups) {
-        f8_registers_less<L::groups == 3 ? 56 : 40>();
+        f8_registers_less<L::groups == 3 ? 32 : 40>();
         int warp = (threadIdx.x - 128 * L::groups) / 32;
         if (f8_lane() == 0) {
             if (warp == 0)
@@ -405,7 +419,7 @@ __global__ __launch_bounds__(L::threads, 1) static void wgrad_kernel(const __gri
                 keep<L>(&c_map, p, s, slots + (warp - 1) * L::slots * PIECE_BYTES, rank, warp - 1);
         }
     } else {
-        f8_registers_more<L::groups == 3 ? 152 : 232>();
+        f8_registers_more<L::groups == 3 ? 160 : 232>();
         consume<L>(p, s, stages, slots + threadIdx.x / 128 * L::slots * PIECE_BYTES, rank);
     }
     /* The other block may still copy into this one and arrive at its barriers. */
