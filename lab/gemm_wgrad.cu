@@ -231,14 +231,26 @@ template <class L> __device__ static scale_bytes scales(const problem &p, const 
              __ldg(p.b_scale + row * ((p.k + 127) / 128) + t.k / 128) };
 }
 
-/* Bytes valid .. STEP-1 of every line of a stage become 0: they may hold anything, NaN included. */
+/* The first `kept` bytes (of 4, if as many) of a word. */
+__device__ static inline uint32_t first_bytes(uint32_t word, int kept)
+{
+    return kept >= 4 ? word : kept <= 0 ? 0 : word & ((1u << 8 * kept) - 1);
+}
+
+/* Bytes valid .. STEP-1 of every line of a stage become 0: they may hold anything, NaN included. All consumers. */
 template <class L> __device__ static void clear_tail(uint8_t *stage, int valid)
 {
     for (int line = threadIdx.x; line < L::tile_n + TILE_K; line += 128 * L::groups)
-        for (int word = valid / 4; word < STEP / 4; word++) {
-            uint32_t *at = (uint32_t *)(stage + line * STEP + ((word / 4 ^ line % 8) * 16 + word % 4 * 4));
-            int kept = max(valid - 4 * word, 0);
-            *at = kept == 0 ? 0 : *at & ((1u << 8 * kept) - 1);
+        for (int chunk = valid / 16; chunk < STEP / 16; chunk++) {
+            uint4 *at = (uint4 *)(stage + line * STEP + (chunk ^ line % 8) * 16);
+            int kept = valid - 16 * chunk;
+            uint4 x = make_uint4(0, 0, 0, 0);
+            if (kept > 0) {
+                x = *at;
+                x = make_uint4(first_bytes(x.x, kept), first_bytes(x.y, kept - 4), first_bytes(x.z, kept - 8),
+                               first_bytes(x.w, kept - 12));
+            }
+            *at = x;
         }
     f8_async_fence();
     f8_named_barrier(1, 128 * L::groups);
@@ -252,7 +264,8 @@ __device__ static inline void multiply(float (&part)[64], uint32_t a, uint32_t b
     for (int i = 0; i < 64; i++) f8_pin(part[i]);
     f8_products_begin();
 #pragma unroll
-    for (int step = 0; step < 4; step++) f8_product_e4m3(part, F8_OPERAND_HIGH | (low_a + 2 * step), F8_OPERAND_HIGH | (low_b + 2 * step), step);
+    for (int step = 0; step < 4; step++)
+        f8_product_e4m3(part, F8_OPERAND_HIGH | (low_a + 2 * step), F8_OPERAND_HIGH | (low_b + 2 * step), step);
     f8_products_commit();
 #pragma unroll
     for (int i = 0; i < 64; i++) f8_pin(part[i]);
