@@ -1,9 +1,9 @@
-/* accumulate.cu - what adding a tile of registers or shared memory to an FP32 matrix in memory costs: the epilogue of the
- * weight gradient without its product. Tiles of 128 x 128 of a [393216, 2048] matrix (3.2 GB), 8 bytes per element.
+/* accumulate.cu - what adding a tile of registers or shared memory to an FP32 matrix in memory costs: the epilogue of
+ * the weight gradient without its product. Tiles of 128 x 128 of a [393216, 2048] matrix (3.2 GB), 8 bytes per element.
  * Persistent blocks walk the tiles with a static stride, columns fastest.
  *
  * a  copy engine, adding in L2, from shared memory that never changes. predict 2.4 TB/s (what DeepGEMM's wgrad gets).
- * b  slots of 64 x 32 numbers: load, add in registers, store; per warpgroup a keeper thread. predict 4.0 TB/s with 96 KB.
+ * b  slots of 64 x 32 numbers: load, add in registers, store; a keeper thread per warpgroup. predict 4.0 TB/s at 96 KB.
  * c  plain 8-byte accesses in the layout of wgmma: a quad of lanes touches 32 bytes. predict 3.3 TB/s.
  * d  16-byte accesses, a quad touches 64 bytes (columns permuted). predict 3.7 TB/s; two blocks per SM 3.9.
  * e  red.add.v4.f32, the same pattern. predict 2.4 TB/s: the same adders as a.
@@ -14,7 +14,8 @@
 #include "hopper_more.cuh"
 #include "lab.cuh"
 
-enum { COLS = 2048, ROWS = 393216, TILE = 128, TILES_X = COLS / TILE, TILES = TILES_X * (ROWS / TILE), PIECE_BYTES = 8192 };
+enum { COLS = 2048, ROWS = 393216, TILE = 128, TILES_X = COLS / TILE, TILES = TILES_X * (ROWS / TILE) };
+enum { PIECE_BYTES = 64 * 32 * 4 };
 
 /* ---- a ---- */
 
@@ -30,8 +31,8 @@ __global__ __launch_bounds__(128, 1) static void reduce_kernel(const __grid_cons
     uint64_t policy = f8_policy_once();
     for (int t = blockIdx.x; t < TILES; t += gridDim.x) {
         for (int i = 0; i < 8; i++)
-            f8_add_box(&map, memory + i * PIECE_BYTES, t % TILES_X * TILE + i % 4 * 32, t / TILES_X * TILE + i / 4 * 64, 0,
-                       policy);
+            f8_add_box(&map, memory + i * PIECE_BYTES, t % TILES_X * TILE + i % 4 * 32,
+                       t / TILES_X * TILE + i / 4 * 64, 0, policy);
         f8_store_commit();
         f8_store_wait_read<pending>();
     }

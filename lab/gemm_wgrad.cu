@@ -5,8 +5,8 @@
  * the tensor core every 128 rows and add, times one scale, to FP32 sums. Rows of b lie permuted in shared memory (a
  * 5-D tensor map does it), so that a lane's sums are whole 16-byte pieces of a line of c.
  * DIRECT: the warpgroups read, add and write c themselves, 64 bytes per 4 lanes, optionally prefetched to L2.
- * STAGED: per warpgroup a ring of slots of 64 x 32 numbers of c. A keeper thread loads them long before they are needed,
- * the warpgroup adds in place, the keeper stores them: reads, products and writes of different tiles overlap.
+ * STAGED: per warpgroup a ring of slots of 64 x 32 numbers of c. A keeper thread loads them long before they are
+ * needed, the warpgroup adds in place, the keeper stores them: reads, products and writes of different tiles overlap.
  * REDUCE: the same without loads; the store adds in L2.
  * CLUSTER 2: two blocks with the same columns share b: each loads half of it for both.
  *
@@ -48,6 +48,8 @@ template <int groups_, int waves_, int stages_, int slots_, int cluster_> struct
     static const int lane_columns = slots ? 8 : 4; /* neighbouring columns of c that one lane holds */
     static const int bytes = stages * stage_bytes + groups * slots * PIECE_BYTES + 1024;
     static const int barrier_slots = slots ? slots : 1;
+    static_assert(slots != 1, "the keeper refills a slot after the store of the next one");
+    static_assert(bytes + 2048 <= 232448, "shared memory of a block");
 };
 
 template <class L> struct shared {
@@ -716,8 +718,9 @@ static operands make_operands(const shape &s)
     fill_scales<<<blocks_of(b_scales), 256>>>(b_scale, b_scales, 4);
     LAB_TRY(cudaDeviceSynchronize());
     LAB_TRY(cudaFree(valid));
-    problem p = { a_scale, b_scale, lab_alloc<float>((int64_t)s.experts * s.n * s.k), lab_upload(offset), lab_upload(rows),
-                  s.experts, s.n, s.k, OVERWRITE, 0 };
+    float *c = lab_alloc<float>((int64_t)s.experts * s.n * s.k);
+    problem p = { a_scale,   b_scale, c,   lab_upload(offset), lab_upload(rows),
+                  s.experts, s.n,     s.k, OVERWRITE,          0 };
     return { s.name, p, a, b, capacity, 2.0 * total * s.n * s.k, s.sustained_ms };
 }
 

@@ -1,5 +1,5 @@
-/* hopper_more.cuh - further instructions of sm_90a, under trial in this folder: boxes of 3-D and 5-D tensor maps, adding
- * stores, prefetch to L2, clusters of blocks. What the library ends up using moves to ops/hopper.cuh.
+/* hopper_more.cuh - further instructions of sm_90a, under trial in this folder: boxes of 3-D and 5-D tensor maps,
+ * adding stores, prefetch to L2, clusters of blocks. What the library ends up using moves to ops/hopper.cuh.
  */
 #ifndef F8_LAB_HOPPER_MORE_CUH
 #define F8_LAB_HOPPER_MORE_CUH
