@@ -4,14 +4,16 @@
  *   read a buffer several times the L2 cache; event; the operator; event
  * so that no input of the operator is in the cache when it starts, that what the cache holds instead need not be
  * written back at the operator's cost, and that no launch from the host lies between the events. The copy that stands
- * for 100 % is measured in the same way, in the same run.
+ * for 100 % is one of 4 GiB in the same run, outside of a graph: as a node of a graph a large copy is given to a slower
+ * engine (2.7 instead of 4.2 TB/s on an H200), which would flatter everything else.
  */
 #include "bench_cuda.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { FLUSH_BYTES = 256 << 20, COPY_BYTES = 1 << 30, WARM_UPS = 3 };
+enum { FLUSH_BYTES = 256 << 20, WARM_UPS = 3 };
+static const int64_t COPY_BYTES = (int64_t)4 << 30;
 
 typedef struct {
     const gpu_case *work;
@@ -130,7 +132,7 @@ static void print_header(const gpu_bench *g)
     printf("fp8flow %s, %s, %d multiprocessors, CUDA %d.%d\n", fp8flow_version(), g->device.name,
            (int)g->device.num_multiprocessors, (int)g->device.cuda_version / 1000,
            (int)g->device.cuda_version % 1000 / 10);
-    printf("copy of 1 GiB on the GPU: %.2f TB/s; each time is the median of %lld replays of a graph, with a cold "
+    printf("copy of 4 GiB on the GPU: %.2f TB/s; each time is the median of %lld replays of a graph, with a cold "
            "cache\n\n",
            g->copy_tb_per_s, (long long)g->b->repeats);
     printf("%-30s %-21s %-6s %9s %10s %7s %7s  %s\n", "operator", "shape", "data", "MB", "us", "TB/s", "% copy",
@@ -208,7 +210,7 @@ static fp8flow_status run_case(gpu_bench *g, gpu_record *r)
     if (f.status != FP8FLOW_OK) return f.status;
     r->bytes = f.bytes;
     r->tb_per_s = 1e-6 * r->bytes / r->time.median;
-    r->percent = g->copy_tb_per_s > 0 ? 100 * r->tb_per_s / g->copy_tb_per_s : 100;
+    r->percent = 100 * r->tb_per_s / g->copy_tb_per_s;
     return FP8FLOW_OK;
 }
 
@@ -240,28 +242,28 @@ static int run_cases(gpu_bench *g, const gpu_cases *table)
 
 /* ---- The copy ------------------------------------------------------------------------------- */
 
-static void prepare_copy(gpu_fixture *f)
-{
-    f->args.copy.to = gpu_array(f, COPY_BYTES);
-    f->args.copy.from = gpu_floats(f, COPY_BYTES / 4096, 4096 / sizeof(float));
-}
-
 static fp8flow_status run_copy(gpu_fixture *f)
 {
-    return fp8flow_memory_copy(f->context, f->args.copy.to, f->args.copy.from, COPY_BYTES);
+    return fp8flow_memory_copy(f->context, f->args.copy.to, f->args.copy.from, (size_t)COPY_BYTES);
 }
-
-static const gpu_shape copy_shape[] = { { "1 GiB", 0, 0, 0, 0 } };
-static const gpu_case copy_case = {
-    "copy", GPU_NORMAL, { GPU_NO_GOAL, 0 }, GPU_AT(prepare_copy, run_copy, copy_shape)
-};
 
 static fp8flow_status measure_copy(gpu_bench *g)
 {
-    gpu_record record = { .work = &copy_case, .shape = copy_shape, .data = GPU_NORMAL };
-    fp8flow_status status = run_case(g, &record);
-    g->copy_tb_per_s = record.tb_per_s;
-    return status;
+    static const gpu_case copy = { .name = "copy", .run = run_copy };
+    fp8flow_context *c = g->b->context;
+    gpu_fixture f = { .context = c, .numbers = &g->numbers };
+    f.args.copy.to = gpu_array(&f, COPY_BYTES);
+    f.args.copy.from = gpu_floats(&f, COPY_BYTES / 4096, 4096 / sizeof(float));
+    double milliseconds = 0;
+    for (int64_t i = -WARM_UPS; f.status == FP8FLOW_OK && i < g->b->repeats; i++) {
+        f.status = run_timed(g, &copy, &f);
+        if (f.status == FP8FLOW_OK) f.status = fp8flow_event_elapsed(c, g->start, g->stop, &milliseconds);
+        if (i >= 0) g->samples[i] = milliseconds;
+    }
+    gpu_release(&f);
+    if (f.status != FP8FLOW_OK) return f.status;
+    g->copy_tb_per_s = 2e-9 * (double)COPY_BYTES / timing_summarize(g->samples, g->b->repeats).median;
+    return FP8FLOW_OK;
 }
 
 /* ---- The bench ------------------------------------------------------------------------------ */

@@ -41,7 +41,7 @@ FNR <= 12 && area == "tests" && /public headers only/ { public_only = 1 }
     sub(/^[^<]*</, "", name)
     sub(/>.*/, "", name)
     sub(/\.h$/, "", name)
-    if (FILENAME ~ /\.cuh?$/ && name ~ /^cuda/) next
+    if (FILENAME ~ /\.cuh?$/ && name ~ /^(cuda|cooperative_groups)/) next
     if ((name in libc) || name ~ /^sys\// || area == "tests") next
     if (area == "cli" && name ~ /^(cblas|jansson|poll|signal)$/) next
     if (area == "src" && index(packages[folder], "," name ",")) next

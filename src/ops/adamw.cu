@@ -98,7 +98,7 @@ __device__ static inline uint2 update_quad(const adamw_arrays &p, const adamw_fa
 
 /* ---- Without forms ---- */
 
-enum { FLAT_THREADS = 256, FLAT_PIECES = 2, ADAMW_QUAD = 4 };
+enum { FLAT_THREADS = 256, FLAT_PIECES = 1, ADAMW_QUAD = 4 };
 
 template <int PIECES>
 __global__ __launch_bounds__(FLAT_THREADS) static void adamw_flat_kernel(adamw_arrays p, adamw_factors f,
@@ -148,7 +148,7 @@ struct adamw_place {
     int valid; /* of the lane's columns */
 };
 
-enum { TILE_WARPS = 16, TILE_BATCH = 1, TILES_PER_SM = 2, TILE_LINE = F8_BLOCK / 16, ROW_PIECE = 8 };
+enum { TILE_WARPS = 16, TILE_BATCH = 2, TILES_PER_SM = 1, TILE_LINE = F8_BLOCK / 16, ROW_PIECE = 8 };
 
 /* The bytes of column j of four rows of four codes, in words[j]. */
 __device__ static inline uint4 transpose_bytes(uint32_t a, uint32_t b, uint32_t c, uint32_t d)

@@ -8,7 +8,7 @@
  * piece by piece while the gradient of this one is written, and needs no barrier. Traffic: each logit is read once and
  * written once. Other rows: a block per row, one element per access, two reads of which the second mostly finds L2.
  */
-#include <cfloat>
+#include <float.h>
 
 #include <cooperative_groups.h>
 #include <cuda_pipeline.h>

@@ -7,7 +7,7 @@
 #ifndef F8_OPS_HOPPER_CUH
 #define F8_OPS_HOPPER_CUH
 
-#include <cstdint>
+#include <stdint.h>
 
 #include <cuda.h>
 
@@ -65,8 +65,8 @@ __device__ static inline void f8_named_barrier(int name, int threads)
 /* Box of a 2-D tensor map at (column x, row y) to shared memory; the bytes arrive at the barrier. */
 __device__ static inline void f8_copy_tile(void *to, const CUtensorMap *map, uint64_t *barrier, int x, int y)
 {
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];"
-                 ::"r"(f8_smem(to)),
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%3, %4}], [%2];" ::"r"(f8_smem(to)),
                  "l"(map), "r"(f8_smem(barrier)), "r"(x), "r"(y)
                  : "memory");
 }

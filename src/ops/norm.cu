@@ -190,7 +190,7 @@ extern "C" fp8flow_status f8_cuda_rmsnorm(fp8flow_context *c, const fp8flow_rmsn
     else if (used <= 32) launch_forward<16, 2>(f, s);
     else if (used <= 64) launch_forward<32, 2>(f, s);
     else if (used <= 128) launch_forward<32, 4>(f, s);
-    else if (used <= 256) launch_forward<32, 8>(f, s);
+    else if (used <= 256) launch_forward<128, 2>(f, s);
     else if (used <= 512) launch_forward<128, 4>(f, s);
     else if (used <= 1024) launch_forward<128, 8>(f, s);
     else if (used <= 2048) launch_forward<256, 8>(f, s);
@@ -429,10 +429,10 @@ extern "C" fp8flow_status f8_cuda_rmsnorm_backward(fp8flow_context *c, const fp8
     if (a->width % PIECE != 0 || used > 2048 || !is_wide(a->x) || !is_wide(a->dy) || !is_wide(a->dx) ||
         !f8_aligned16(a->weight, 0))
         return launch_plain_backward(b, a->dweight, s);
-    if (used <= 16) return launch_backward<8, 2>(b, a->dweight, s);
+    if (used <= 16) return launch_backward<16, 1>(b, a->dweight, s);
     if (used <= 32) return launch_backward<32, 1>(b, a->dweight, s);
     if (used <= 64) return launch_backward<32, 2>(b, a->dweight, s);
-    if (used <= 256) return launch_backward<256, 1>(b, a->dweight, s);
+    if (used <= 256) return launch_backward<128, 2>(b, a->dweight, s);
     if (used <= 512) return launch_backward<256, 2>(b, a->dweight, s);
     if (used <= 1024) return launch_backward<512, 2>(b, a->dweight, s);
     return launch_backward<512, 4>(b, a->dweight, s);

@@ -9,7 +9,7 @@
 #include "ops/rope.h"
 #include "ops/warp.cuh"
 
-enum { THREADS = 256, WIDE = 8, MAX_ENTRIES = F8_ROPE_MAX_HALF, MAX_ROWS = 8, DEPTH = 2 };
+enum { THREADS = 256, WIDE = 8, MAX_ENTRIES = F8_ROPE_MAX_HALF, MAX_ROWS = 2, DEPTH = 2 };
 
 struct rope_call {
     uint16_t *x;
