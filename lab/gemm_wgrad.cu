@@ -663,6 +663,8 @@ static const version versions[] = {
     { "v4  128x128 staged, cluster 2, 4 st, 2x6", run<layout<2, 1, 4, 6, 2>>, ADD, SUSTAINED | OVERWRITES },
     /* predict as v4 (V3 +1 %, V2-Lite -1 %): says whether stages or slots matter. */
     { "v4b 128x128 staged, cluster 2, 5 st, 2x4", run<layout<2, 1, 5, 4, 2>>, ADD, OVERWRITES },
+    /* predict V2-Lite adding +3 % over v4 if reads of c run short there, V3 -5 %: two tiles of c ahead. */
+    { "v4d 128x128 staged, cluster 2, 3 st, 2x8", run<layout<2, 1, 3, 8, 2>>, ADD, FLUSHED },
     /* predict V3 1170, V2-Lite adding 650: 11 % less shared-memory port; 3 stages may starve. */
     { "v5  192x128 staged, 3 stages, 3x4 slots", run<layout<3, 1, 3, 4, 1>>, ADD, OVERWRITES },
     /* predict V3 1200, V2-Lite adding 690. */
