@@ -1,6 +1,6 @@
-/* permute_plan.cu - lab of permute_plan and unpermute: how many blocks a plan's cluster has, how many columns a warp of
- * unpermute sums. Each version is checked before it is timed: plans against a sort on the host, sums against the
- * kernel that searches for the next row. */
+/* permute_plan.cu - lab of permute_plan and unpermute: how many blocks a plan's cluster has and where its clocks go,
+ * how many columns a warp of unpermute sums. Each version is checked before it is timed: plans against a sort on the
+ * host, sums against the kernel that searches for the next row. */
 #include "lab.cuh"
 
 #include <random>
@@ -83,15 +83,116 @@ template <class Launch> static bool plan_is_right(const lab_routing &r, Launch l
            lab_download(p.row_of, pairs) == row_of && lab_download(p.source, p.capacity) == source;
 }
 
-template <int CLUSTER> static void time_plan(const lab_routing &r, int32_t *scratch, const char *shape)
+static void report_plan(const char *version, const char *shape, double microseconds)
 {
-    char version[64];
-    std::snprintf(version, sizeof version, "plan, cluster of %d", CLUSTER);
-    auto *kernel = permute_plan_kernel<CLUSTER, PLAN_SHARED>;
-    LAB_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
-    auto launch = [&](cudaStream_t stream) { plan_launch<CLUSTER>(stream, plan_call_of(&r.args), scratch); };
+    std::printf("%-44s %-24s %8.1f us\n", version, shape, microseconds);
+}
+
+template <class Launch> static void time_plan(const lab_routing &r, const char *version, const char *shape,
+                                              Launch launch)
+{
     check(plan_is_right(r, launch), version, shape);
-    std::printf("%-44s %-24s %8.1f us\n", version, shape, lab_time(launch));
+    report_plan(version, shape, lab_time(launch));
+}
+
+/* What a launch costs that does nothing. */
+template <int CLUSTER>
+__global__ __launch_bounds__(PLAN_THREADS) static void empty_kernel(plan_call)
+{
+    __cluster_barrier_arrive_relaxed();
+    __cluster_barrier_wait();
+}
+
+__device__ static void mark(int64_t *clocks, int phase)
+{
+    if (threadIdx.x == 0 && blockIdx.x == 0) clocks[phase] = clock64();
+}
+
+/* plan_sort_kernel with a look at the clock after each phase. */
+template <int CLUSTER, int ITEMS>
+__global__ __launch_bounds__(PLAN_THREADS) static void phases_kernel(plan_call call, int64_t *clocks)
+{
+    extern __shared__ int32_t shared[];
+    mark(clocks, 0);
+    sort_memory m = sort_memory_at<CLUSTER, ITEMS>(shared, call.num_experts);
+    int64_t block_first = (int64_t)__clusterRelativeBlockRank() * PLAN_THREADS * ITEMS;
+    sort_pairs<ITEMS> pairs;
+    __cluster_barrier_arrive_relaxed();
+    sort_load(call, block_first, pairs);
+    sort_clear(call, m);
+    mark(clocks, 1);
+    sort_rank(call, m, pairs);
+    mark(clocks, 2);
+    __cluster_barrier_wait();
+    mark(clocks, 3);
+    sort_push<CLUSTER>(call, m);
+    __cluster_barrier_arrive();
+    mark(clocks, 4);
+    int num_sorted = sort_arrange(call, m, pairs);
+    mark(clocks, 5);
+    __cluster_barrier_wait();
+    mark(clocks, 6);
+    sort_locate<CLUSTER>(call, m);
+    mark(clocks, 7);
+    sort_write(call, m, pairs, block_first, num_sorted);
+    mark(clocks, 8);
+    sort_pad<CLUSTER>(call, m);
+    mark(clocks, 9);
+}
+
+template <int CLUSTER> static void print_phases(const lab_routing &r, int64_t *clocks)
+{
+    static const char *const names[] = { "clear", "load+rank", "wait", "push", "arrange", "wait", "locate", "write",
+                                         "pad" };
+    enum { NUM = sizeof names / sizeof *names };
+    plan_call call = plan_call_of(&r.args);
+    if (!plan_fits_sort(call, CLUSTER, PLAN_FEW_ITEMS)) return;
+    cudaLaunchAttribute attribute = {};
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = { CLUSTER, 1, 1 };
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(CLUSTER);
+    config.blockDim = dim3(PLAN_THREADS);
+    config.dynamicSmemBytes = sort_bytes(call.num_experts, CLUSTER, PLAN_FEW_ITEMS);
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    auto *kernel = phases_kernel<CLUSTER, PLAN_FEW_ITEMS>;
+    LAB_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+    f8_allow_shared(kernel, (int)config.dynamicSmemBytes);
+    LAB_TRY(cudaLaunchKernelEx(&config, kernel, call, clocks));
+    LAB_TRY(cudaDeviceSynchronize());
+    std::vector<int64_t> at = lab_download(clocks, NUM + 1);
+    std::printf("    clocks, cluster of %d:", CLUSTER);
+    for (int i = 0; i < NUM; i++) std::printf(" %s %lld", names[i], (long long)(at[i + 1] - at[i]));
+    std::printf("\n");
+}
+
+/* Clusters of 16 need leave. */
+static void allow_large_clusters()
+{
+    plan_kernel *const kernels[] = { plan_sort_kernel<16, PLAN_FEW_ITEMS>, plan_sort_kernel<16, PLAN_MANY_ITEMS>,
+                                     plan_sort_kernel<16, 2>, permute_plan_kernel<16, PLAN_SHARED>, empty_kernel<16> };
+    for (plan_kernel *kernel : kernels)
+        LAB_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+}
+
+static void time_versions(const lab_routing &r, const char *shape, int32_t *scratch, int64_t *clocks)
+{
+    plan_call call = plan_call_of(&r.args);
+    /* predict 9.1, 11 and 11 us for 8, 64, 256 experts: as before without __match_any_sync, stores still scattered */
+    time_plan(r, "any size, cluster of 8", shape, [&](cudaStream_t s) { plan_launch_any<8>(s, call, scratch); });
+    /* predict 6.5 us for 4096 x 8, whatever the experts: 2.3 launch, 0.7 load, 0.4 rank, 1 barrier, 0.3 locate, 0.6
+     * writing, and what blocks wait for each other */
+    time_plan(r, "library, cluster of 8", shape, [&](cudaStream_t s) { plan_launch<8>(s, call, scratch); });
+    /* predict 6.5 us: half the rounds, a slower barrier, idle registers */
+    time_plan(r, "cluster of 16", shape, [&](cudaStream_t s) { plan_launch<16>(s, call, scratch); });
+    /* predict 6.3 us: the same without rounds that have no pairs */
+    if (plan_fits_sort(call, 16, 2))
+        time_plan(r, "cluster of 16, 2 pairs per thread", shape, [&](cudaStream_t s) {
+            plan_launch_sort<16, 2>(s, call);
+        });
+    print_phases<8>(r, clocks);
+    print_phases<16>(r, clocks);
 }
 
 static void time_plans(int32_t *scratch)
@@ -99,21 +200,25 @@ static void time_plans(int32_t *scratch)
     static const struct {
         int64_t tokens, top_k, experts, capacity;
     } cases[] = {
-        { 4096, 8, 8, 40000 },     { 4096, 8, 64, 45000 },    { 4096, 8, 256, 70000 }, { 4096, 8, 256, 20001 },
-        { 65536, 8, 256, 600000 }, { 4096, 8, 1776, 300000 }, { 1000, 7, 9, 9000 },    { 300, 4, 30000, 160000 },
+        { 4096, 8, 8, 40000 },     { 4096, 8, 64, 45000 },     { 4096, 8, 256, 70000 }, { 4096, 8, 256, 20001 },
+        { 16384, 8, 256, 170000 }, { 65536, 8, 256, 600000 }, { 4096, 8, 1776, 300000 }, { 1000, 7, 9, 9000 },
     };
+    int64_t *clocks = lab_alloc<int64_t>(16);
+    plan_call none = {};
+    allow_large_clusters();
+    report_plan("nothing, cluster of 8", "", lab_time([&](cudaStream_t s) {
+        plan_launch_cluster(s, empty_kernel<8>, 8, 0, none);
+    }));
+    report_plan("nothing, cluster of 16", "", lab_time([&](cudaStream_t s) {
+        plan_launch_cluster(s, empty_kernel<16>, 16, 0, none);
+    }));
     for (const auto &s : cases) {
         char shape[64];
         std::snprintf(shape, sizeof shape, "%lld x %lld of %lld, %lld", (long long)s.tokens, (long long)s.top_k,
                       (long long)s.experts, (long long)s.capacity);
         lab_routing r;
         make_routing(&r, s.tokens, s.top_k, s.experts, s.capacity, 8);
-        /* predict 9 us: half the blocks, twice the rounds of 32 pairs */
-        time_plan<4>(r, scratch, shape);
-        /* predict 7 us: 2 launch, 1 first load, 1 cluster barrier and sums, 1 tables, 1.5 rounds and stores */
-        time_plan<8>(r, scratch, shape);
-        /* predict 7 us: fewer rounds, a slower barrier */
-        if (s.experts < 28672) time_plan<16>(r, scratch, shape);
+        time_versions(r, shape, scratch, clocks);
         free_routing(&r);
     }
 }

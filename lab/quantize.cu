@@ -1,13 +1,14 @@
-/* quantize.cu - versions of quantize: BF16 to E4M3, ROW128 row form alone, and TILE128 in both forms from one read.
+/* quantize.cu - versions of quantize: BF16 to E4M3, ROW128 row form alone, and TILE128 in both forms from one read; and
+ * of dequantize, from both forms to BF16.
  *
  * All are checked against kernels that use one thread per block. "library" is what src/ops/quantize.cu does now.
  */
 #include "lab.cuh"
-#include "ops/launch.cuh"
+#include "ops/dequantize.cu"
 #include "ops/piece.cuh"
 
 static const fp8flow_dtype IN = FP8FLOW_BF16, OUT = FP8FLOW_E4M3;
-enum { TILE = 128, THREADS = 256 };
+enum { TILE = 128 };
 
 /* A weight or an activation and what becomes of it. */
 struct data {
@@ -330,6 +331,85 @@ static void try_tiles(int64_t rows, int64_t cols, int64_t group_rows)
     try_tile<SECOND_ENCODE, 1, 3>("tiles: 3 blocks, prefetch, second encode", d, want);
 }
 
+/* ---- dequantize ---- */
+
+/* 16 codes of a lane. predict 75 %: a load of 16 bytes instead of two of 8, but each of the two stores covers half of
+ * every sector that it touches. */
+__global__ static void __launch_bounds__(THREADS) sixteen_codes_kernel(const __grid_constant__ dequantize_job job)
+{
+    const fp8flow_tensor &x = job.x;
+    uint32_t strips = (uint32_t)(x.cols / 16), index = blockIdx.x * THREADS + threadIdx.x;
+    int64_t row = index / strips, col = (int64_t)(index % strips) * 16;
+    if (row >= x.rows) return;
+    uint4 codes = f8_load16((const uint8_t *)x.data + row * x.stride + col);
+    float scale = row_scale(x, { 0, 0, 0, 0 }, (int)row, col);
+    float4 four = make_float4(scale, scale, scale, scale);
+    float4 low[2] = { values_of<OUT>(codes.x, four), values_of<OUT>(codes.y, four) };
+    float4 high[2] = { values_of<OUT>(codes.z, four), values_of<OUT>(codes.w, four) };
+    store_values<IN>(value_address<IN>(job.y, row, col), low);
+    store_values<IN>(value_address<IN>(job.y, row, col + 8), high);
+}
+
+template <int UNITS> static void launch_units(cudaStream_t stream, const dequantize_job &job)
+{
+    int64_t units = job.x.rows * f8_ceil_div(job.x.cols, UNIT_COLUMNS);
+    dequantize_rows_kernel<OUT, IN, UNITS><<<f8_grid(units, UNITS * WARPS), THREADS, 0, stream>>>(job);
+}
+
+template <class Launch>
+static void try_back(const char *version, const dequantize_job &job, const uint8_t *want, Launch launch)
+{
+    char shape[64];
+    int64_t count = job.x.rows * job.x.cols;
+    LAB_TRY(cudaMemset(job.y.data, 0xFF, count * 2));
+    launch((cudaStream_t)0);
+    LAB_TRY(cudaDeviceSynchronize());
+    compare(version, (const uint8_t *)job.y.data, want, count * 2);
+    std::snprintf(shape, sizeof shape, "[%lld, %lld]", (long long)job.x.rows, (long long)job.x.cols);
+    lab_report(version, shape, count * (3.0 + (job.x.scaling == FP8FLOW_TILE128 ? 0.0 : 1.0 / TILE)),
+               lab_time(launch));
+}
+
+/* `x` holds codes and scales that quantize made, whatever they mean to this tensor: NaN would be rare. */
+static dequantize_job make_job(int64_t rows, int64_t cols, fp8flow_scaling scaling, fp8flow_layout layout)
+{
+    int64_t count = rows * cols;
+    fp8flow_tensor x = { rows, cols, layout == FP8FLOW_ROWS ? cols : rows, 0, OUT, scaling, layout, NULL, NULL };
+    fp8flow_tensor y = { rows, cols, cols, 0, IN, FP8FLOW_UNSCALED, FP8FLOW_ROWS, NULL, NULL };
+    data d = { rows, cols, rows, lab_normal_bf16(rows, cols, 8, 3), lab_alloc<uint8_t>(count), NULL,
+               lab_alloc<uint8_t>(count / TILE) };
+    library(d, FP8FLOW_ROW128, 0);
+    LAB_TRY(cudaDeviceSynchronize());
+    x.data = d.codes;
+    x.scale = d.scale;
+    y.data = d.x;
+    return { x, y, f8_grouping_of(&x, NULL) };
+}
+
+static void try_dequantize(int64_t rows, int64_t cols, fp8flow_scaling scaling, fp8flow_layout layout)
+{
+    dequantize_job job = make_job(rows, cols, scaling, layout), plain = job;
+    plain.y.data = lab_alloc<uint16_t>(rows * cols);
+    const uint8_t *want = (const uint8_t *)plain.y.data;
+    dequantize_plain_kernel<<<f8_grid(f8_code_tiles(&job.x), 1), F8_CODE_THREADS>>>(plain);
+    if (layout == FP8FLOW_ROWS) {
+        /* predict 90 %: 16 KB of codes in flight per SM are a third of the traffic */
+        try_back("dequantize: 1 unit", job, want, [&](cudaStream_t s) { launch_units<1>(s, job); });
+        /* predict 93 %: half the divisions and half the blocks of threads */
+        try_back("dequantize: 2 units (library)", job, want, [&](cudaStream_t s) { launch_units<2>(s, job); });
+        /* predict 92 %: as before, fewer threads at a time */
+        try_back("dequantize: 4 units", job, want, [&](cudaStream_t s) { launch_units<4>(s, job); });
+        try_back("dequantize: 16 codes", job, want, [&](cudaStream_t s) {
+            sixteen_codes_kernel<<<f8_grid(rows * cols / 16, THREADS), THREADS, 0, s>>>(job);
+        });
+    } else {
+        /* predict 85 %: 64 bytes in flight per thread, 6 blocks of threads per SM, two barriers */
+        try_back(scaling == FP8FLOW_COL128 ? "dequantize: columns, col128" : "dequantize: columns, tile128", job, want,
+                 [&](cudaStream_t s) { launch_wide<OUT, IN>(s, job); });
+    }
+    for (void *memory : { job.x.data, job.x.scale, job.y.data, plain.y.data }) cudaFree(memory);
+}
+
 int main()
 {
     lab_copy_rate();
@@ -337,5 +417,9 @@ int main()
     try_rows(32768, 7168);
     try_rows(32768, 2048);
     try_tiles(8 * 4096, 7168, 4096);
+    try_dequantize(32768, 2048, FP8FLOW_ROW128, FP8FLOW_ROWS);
+    try_dequantize(32768, 7168, FP8FLOW_ROW128, FP8FLOW_ROWS);
+    try_dequantize(32768, 7168, FP8FLOW_TILE128, FP8FLOW_COLUMNS);
+    try_dequantize(32768, 7168, FP8FLOW_COL128, FP8FLOW_COLUMNS);
     return 0;
 }

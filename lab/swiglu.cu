@@ -1,119 +1,89 @@
 /* swiglu.cu - versions of the fused kernels of swiglu and swiglu_backward, E4M3, with gate weights, no groups.
  *
- * swiglu.cu of the library is compiled three times, with three ways to the sigmoid:
- *   table       what the library does
- *   arithmetic  the exponential, and a division of one approximation and one Newton step
- *   mixed       one number of a pair each way
- * The backward kernel has no register free for the division, and is timed with some of its outputs instead.
- * The row kernel is there once more with loads one block ahead. Every version is compared, byte for byte, with the
- * kernel for any combination (swiglu_any.cuh), which lines of an odd length choose. The sigmoids are compared with
- * f8_sigmoid on all BF16 numbers, the arithmetic one on all floats.
+ * Row kernel: threads of a block, and blocks of activations that go round the grid or are a range of each thread block.
+ * Tile kernel: one or two blocks on a multiprocessor. The backward kernel is timed with some of its outputs. Every
+ * version is compared, byte for byte, with the kernel for any combination (swiglu_any.cuh), which is chosen by lines of
+ * an odd length. The sigmoids are compared with f8_sigmoid: the table on all BF16 numbers, the quick one on all floats.
  */
 #include "lab.cuh"
 
 #include "ops/swiglu_any.cuh"
 #include "ops/swiglu_tile.cuh"
 
-/* ---- Sigmoids ---- */
-
-/* The bits of f8_sigmoid. exp: x is limited, so that the last two factors 2^n are one sum of exponents: n = 128 comes
- * with p < 1, n = -126 with p >= 1. The shift drops the upper bits of 1.5 * 2^23. The division: what the hardware's own
- * sequence does where neither overflow nor underflow threaten; results below 2^-126 leave it to IEEE. */
-__device__ static inline float arithmetic_sigmoid(float a)
-{
-    float x = fminf(fmaxf(-a, -87.3f), 88.7f);
-    float shifted = fmaf(x, 1.44269504f, 12582912.0f), n = shifted - 12582912.0f;
-    float r = fmaf(n, -1.42860677e-6f, fmaf(n, -0.693145752f, x));
-    float p = fmaf(1.98756924e-4f, r, 1.39819994e-3f);
-    p = fmaf(p, r, 8.33345205e-3f);
-    p = fmaf(p, r, 4.16657962e-2f);
-    p = fmaf(p, r, 1.66666657e-1f);
-    p = fmaf(p, r, 5.00000000e-1f);
-    p = fmaf(p, r * r, r) + 1.0f;
-    float d = 1.0f + __uint_as_float(__float_as_uint(p) + (__float_as_uint(shifted) << 23)), y;
-    if (d > 0x1p125f) return 1.0f / d;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(d));
-    return fmaf(y, fmaf(-d, y, 1.0f), y);
-}
-
-__device__ static inline float2 arithmetic_pair(const float *, uint32_t pair)
-{
-    return make_float2(arithmetic_sigmoid(f8_bf16_low(pair)), arithmetic_sigmoid(f8_bf16_high(pair)));
-}
-
-__device__ static inline float2 mixed_pair(const float *table, uint32_t pair)
-{
-    uint32_t offset = f8_sigmoid_offsets(pair) & 0xFFFFu;
-    return make_float2(*(const float *)((const char *)table + offset), arithmetic_sigmoid(f8_bf16_high(pair)));
-}
-
 /* ---- The library's kernels ---- */
 
-namespace table_way {
-#define f8_cuda_swiglu lab_table_swiglu
+namespace forward_way {
+#define f8_cuda_swiglu lab_swiglu
 #include "ops/swiglu.cu"
 #undef f8_cuda_swiglu
-namespace backward {
-#define f8_cuda_swiglu_backward lab_table_swiglu_backward
+}
+namespace backward_way {
+#define f8_cuda_swiglu_backward lab_swiglu_backward
 #include "ops/swiglu_backward.cu"
 #undef f8_cuda_swiglu_backward
 }
-}
 
-#define f8_sigmoid_pair arithmetic_pair
-namespace arithmetic_way {
-#define f8_cuda_swiglu lab_arithmetic_swiglu
-#include "ops/swiglu.cu"
-#undef f8_cuda_swiglu
-}
-#undef f8_sigmoid_pair
+using namespace forward_way;
 
-#define f8_sigmoid_pair mixed_pair
-namespace mixed_way {
-#define f8_cuda_swiglu lab_mixed_swiglu
-#include "ops/swiglu.cu"
-#undef f8_cuda_swiglu
-}
-#undef f8_sigmoid_pair
+/* ---- Other versions of the forward kernels ---- */
 
-/* ---- Row kernel with loads one block ahead; no groups ---- */
-
-template <int threads>
-__global__ static void __launch_bounds__(threads, 1) ahead_kernel(table_way::swiglu_job job)
+/* A thread block has a contiguous range of the blocks. */
+template <int threads> __global__ static void __launch_bounds__(threads, 1) range_kernel(swiglu_job job)
 {
-    extern __shared__ float ahead_table[];
-    const int sets = threads / table_way::LANES;
-    int64_t units = job.h.rows * job.num_blocks;
-    int64_t begin = units * blockIdx.x / gridDim.x, end = units * (blockIdx.x + 1) / gridDim.x;
-    int set = (int)threadIdx.x / table_way::LANES, warp_set = set / 4 * 4;
-    int row = (int)((begin + set) / job.num_blocks), block = (int)((begin + set) % job.num_blocks);
-    bool inside = begin + set < end;
-    table_way::block_place at = { row, block, inside, inside };
-    table_way::block_inputs in = table_way::load_block(job, at);
-    f8_sigmoid_fill(ahead_table);
+    extern __shared__ float range_table[];
+    const int64_t units = job.h.rows * job.num_blocks;
+    int64_t first = units * blockIdx.x / gridDim.x + threadIdx.x / LANES, warp_unit = first - f8_lane() / LANES;
+    block_walk walk = walk_from(job, first, threads / LANES);
+    walk.units = units * (blockIdx.x + 1) / gridDim.x;
+    block_place at = take_block(job, &walk);
+    block_inputs in = load_block(job, at);
+    f8_sigmoid_fill(range_table);
     __syncthreads();
-    uint32_t nonfinite = 0;
-    for (int64_t unit = begin; unit + warp_set < end; unit += sets) {
-        block += sets % job.num_blocks;
-        row += sets / job.num_blocks + (block >= job.num_blocks);
-        block -= block >= job.num_blocks ? job.num_blocks : 0;
-        inside = unit + sets + set < end;
-        table_way::block_place next = { row, block, inside, inside };
-        table_way::block_inputs after = table_way::load_block(job, next);
-        nonfinite += table_way::store_block<FP8FLOW_E4M3>(job, ahead_table, at, in);
+    for (; warp_unit < walk.units; warp_unit += walk.step) {
+        block_place next = take_block(job, &walk);
+        block_inputs after = load_block(job, next);
+        store_block<FP8FLOW_E4M3>(job, range_table, at, in);
         at = next;
         in = after;
     }
-    f8_add_nonfinite(job.nonfinite, nonfinite);
+}
+
+/* No loads ahead. */
+template <int threads> __global__ static void __launch_bounds__(threads, 1) plain_kernel(swiglu_job job)
+{
+    extern __shared__ float plain_table[];
+    int64_t first = (int64_t)blockIdx.x * (threads / LANES) + threadIdx.x / LANES;
+    int64_t warp_unit = first - f8_lane() / LANES;
+    block_walk walk = walk_from(job, first, (int64_t)gridDim.x * (threads / LANES));
+    f8_sigmoid_fill(plain_table);
+    __syncthreads();
+    for (; warp_unit < walk.units; warp_unit += walk.step) {
+        block_place at = take_block(job, &walk);
+        store_block<FP8FLOW_E4M3>(job, plain_table, at, load_block(job, at));
+    }
 }
 
 template <int threads> static fp8flow_status ahead(fp8flow_context *c, const fp8flow_swiglu_args *a)
 {
-    int64_t cols = a->h->cols / 2;
-    table_way::swiglu_job job = { *a->h, *a->rows, {}, a->gate, f8_grouping_of(a->h, NULL), cols,
-                                  (int32_t)f8_ceil_div(cols, F8_BLOCK), a->nonfinite };
-    ahead_kernel<threads><<<132, threads, F8_SIGMOID_BYTES, f8_stream(c)>>>(job);
+    swiglu_rows_kernel<FP8FLOW_E4M3, threads><<<132, threads, F8_SIGMOID_BYTES, f8_stream(c)>>>(job_of(a));
     return FP8FLOW_OK;
+}
+
+template <int threads> static fp8flow_status ranges(fp8flow_context *c, const fp8flow_swiglu_args *a)
+{
+    range_kernel<threads><<<132, threads, F8_SIGMOID_BYTES, f8_stream(c)>>>(job_of(a));
+    return FP8FLOW_OK;
+}
+
+template <int threads> static fp8flow_status plain(fp8flow_context *c, const fp8flow_swiglu_args *a)
+{
+    plain_kernel<threads><<<132, threads, F8_SIGMOID_BYTES, f8_stream(c)>>>(job_of(a));
+    return FP8FLOW_OK;
+}
+
+template <int per_multiprocessor> static fp8flow_status tiles(fp8flow_context *c, const fp8flow_swiglu_args *a)
+{
+    return launch_tiles<FP8FLOW_E4M3, per_multiprocessor>(c, job_of(a), 132);
 }
 
 /* ---- Checks ---- */
@@ -134,7 +104,7 @@ __global__ static void sigmoid_kernel(bool bf16_only, unsigned long long *differ
     int64_t count = bf16_only ? 65536 : 1ll << 32, stride = (int64_t)gridDim.x * blockDim.x;
     for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += stride) {
         float a = __uint_as_float((uint32_t)(bf16_only ? i << 16 : i)), expected = f8_sigmoid(a);
-        float found = bf16_only ? f8_sigmoid_pair(table, (uint32_t)i << 16).y : arithmetic_sigmoid(a);
+        float found = bf16_only ? f8_sigmoid_pair(table, (uint32_t)i << 16).y : f8_sigmoid_quick(a);
         float low = bf16_only ? f8_sigmoid_pair(table, (uint32_t)i).x : found;
         bool same = f8_bits(found) == f8_bits(expected) && f8_bits(low) == f8_bits(expected);
         if (a == a && !same) atomicAdd(different, 1ull);
@@ -237,7 +207,7 @@ static void forward(const char *name, const problem &p, bool with_columns, forwa
     outputs exact = make_outputs(p.rows, p.cols, 0, 8), out = make_outputs(p.rows, p.cols, 0, 0);
     fp8flow_swiglu_args args = { &p.h, p.gate, NULL, &exact.rows, with_columns ? &exact.columns : NULL, NULL };
     fp8flow_context c = context_on(p, 0);
-    table_way::lab_table_swiglu(&c, &args);
+    lab_swiglu(&c, &args);
     args.rows = &out.rows;
     if (with_columns) args.columns = &out.columns;
     double time = lab_time([&](cudaStream_t stream) {
@@ -269,7 +239,7 @@ static void backward(const char *name, const problem &p, wish w, backward_call c
     fp8flow_swiglu_backward_args args = wanted(p, &exact, w);
     fp8flow_context c = context_on(p, 0);
     clear_outputs(out);
-    table_way::backward::lab_table_swiglu_backward(&c, &args);
+    backward_way::lab_swiglu_backward(&c, &args);
     args = wanted(p, &out, w);
     double time = lab_time([&](cudaStream_t stream) {
         c.stream = stream;
@@ -293,35 +263,33 @@ static void measure(int64_t rows, int64_t cols)
     p.dv = { rows, cols, cols, 0, FP8FLOW_BF16, FP8FLOW_UNSCALED, FP8FLOW_ROWS,
              lab_normal_bf16(rows, cols, 4, 2), NULL };
     LAB_TRY(cudaMemcpy(p.gate, lab_upload(std::vector<float>(rows, 0.375f)), rows * 4, cudaMemcpyDeviceToDevice));
-    /* predict 93 %: 18 instructions and one look-up per activation; memory is the limit */
-    forward("forward rows: table", p, false, table_way::lab_table_swiglu);
-    /* predict 85 %: 31 instructions of the 36 that the bandwidth allows */
-    forward("forward rows: arithmetic", p, false, arithmetic_way::lab_arithmetic_swiglu);
-    /* predict 92 %: 25 instructions, half the bank conflicts */
-    forward("forward rows: mixed", p, false, mixed_way::lab_mixed_swiglu);
-    /* predict 93 %: 24 warps, each with the loads of two blocks under way */
-    forward("forward rows: table, ahead, 768 threads", p, false, ahead<768>);
-    /* predict 91 %: 16 warps with four times the registers free; latency of look-ups shows */
-    forward("forward rows: table, ahead, 512 threads", p, false, ahead<512>);
-    /* predict 88 %: two barriers per tile, 64 KB of loads under way in between */
-    forward("forward rows and columns: table", p, true, table_way::lab_table_swiglu);
-    /* predict 85 % */
-    forward("forward rows and columns: mixed", p, true, mixed_way::lab_mixed_swiglu);
-    /* predict 87 %: 50 instructions of 92, 96 KB of loads under way; the second kernel costs 2 us */
-    backward("backward all: table", p, { true, true, true, true }, table_way::backward::lab_table_swiglu_backward);
-    /* What the parts cost: without dgate 89 %, rows alone 90 %, columns alone 87 % */
-    backward("backward without dgate: table", p, { true, true, true, false },
-             table_way::backward::lab_table_swiglu_backward);
-    backward("backward rows: table", p, { true, false, false, false }, table_way::backward::lab_table_swiglu_backward);
-    backward("backward columns, v: table", p, { false, true, true, false },
-             table_way::backward::lab_table_swiglu_backward);
+    /* predict 93 %: blocks go round the grid, so that DRAM pages are used up at once; table in 1 us; loads ahead */
+    forward("forward rows: library (768)", p, false, lab_swiglu);
+    /* predict 92 %: 64 KB always under way; registers just suffice */
+    forward("forward rows: 1024 threads", p, false, ahead<1024>);
+    /* predict 91 %: 32 KB under way */
+    forward("forward rows: 512 threads", p, false, ahead<512>);
+    /* predict 90 %: what the loads ahead are worth */
+    forward("forward rows: 1024 threads, not ahead", p, false, plain<1024>);
+    /* predict 88 %: what the order is worth */
+    forward("forward rows: 768 threads, ranges", p, false, ranges<768>);
+    /* predict 88 %: 23 instructions, 128 KB of strips, barriers of two blocks at different times */
+    forward("forward rows and columns: library (2 blocks)", p, true, lab_swiglu);
+    /* predict 82 % */
+    forward("forward rows and columns: 1 block", p, true, tiles<1>);
+    /* predict 87 %: 47 instructions instead of 74; the second kernel costs 3 us */
+    backward("backward all: library", p, { true, true, true, true }, backward_way::lab_swiglu_backward);
+    /* What the parts cost: without dgate 90 %, rows alone 90 %, columns alone 88 % */
+    backward("backward without dgate", p, { true, true, true, false }, backward_way::lab_swiglu_backward);
+    backward("backward rows", p, { true, false, false, false }, backward_way::lab_swiglu_backward);
+    backward("backward columns, v", p, { false, true, true, false }, backward_way::lab_swiglu_backward);
     for (void *memory : { p.h.data, p.dv.data, (void *)p.gate, (void *)p.scratch }) LAB_TRY(cudaFree(memory));
 }
 
 int main()
 {
     check_sigmoid("sigmoid from the table, all BF16 numbers", true);
-    check_sigmoid("sigmoid by arithmetic, all floats", false);
+    check_sigmoid("quick sigmoid, all floats", false);
     measure(24576, 1408);
     measure(32768, 2048);
     return 0;

@@ -1,12 +1,12 @@
-/* transpose.cu - versions of transpose (E4M3, ROW128 to TILE128) and of permute with both forms, on shift.cuh.
+/* transpose.cu - versions of transpose (E4M3, ROW128 to TILE128) and of permute with both forms.
  *
- * Goals, percent of a copy: transpose 85 (6144 rows: 70); permute 80 of the fewest bytes, each token row read once.
- * At 85 % an SM has 16 instructions of a lane for an element and must do 8 elements per clock; a patch takes about 10,
- * and 16 of the 128 bytes per clock of shared memory. What is left to try: the order of tiles, how loads overlap,
- * store hints.
+ * Goals, percent of a copy: transpose 85 (6144 rows: 70); permute 80 of the fewest bytes, each token row read once,
+ * with the plan's kernel (about 10 us), which is not timed here. Measured with a tile of 128 x 128 per block: transpose
+ * 82, permute 70; with blocks that stay on their SM and walk: not better. pattern.cu says why: without arithmetic the
+ * same tiles reach 87 and 77, 128 x 256 reach 87 and 82, 256 x 256 reach 92 and 90.
  */
 #include "lab.cuh"
-#include "ops/shift.cuh"
+#include "ops/wide_lines.cuh"
 
 struct call {
     fp8flow_tensor x, y;
@@ -94,10 +94,136 @@ static void check_columns(const char *version, const fp8flow_tensor &got, const 
     if (codes || scales) std::printf("%s: WRONG: %u codes, %u scales differ\n", version, codes, scales);
 }
 
+/* One block per row of the row form. */
+__global__ static void check_rows_kernel(f8_gathered_lines lines, int top_k, unsigned *different)
+{
+    int64_t row = blockIdx.x, blocks = lines.x.cols / F8_BLOCK;
+    int source = lines.route.source[row];
+    int64_t token = source < 0 ? 0 : source / top_k;
+    const uint8_t *x = (const uint8_t *)lines.x.data, *x_scale = (const uint8_t *)lines.x.scale;
+    for (int64_t i = threadIdx.x; i < lines.x.cols; i += blockDim.x) {
+        uint8_t want = source < 0 ? 0 : x[token * lines.x.stride + i];
+        if (((const uint8_t *)lines.rows.data)[row * lines.rows.stride + i] != want) atomicAdd(different, 1u);
+    }
+    for (int64_t i = threadIdx.x; i < blocks; i += blockDim.x) {
+        uint8_t want = source < 0 ? 1 : x_scale[token * blocks + i];
+        if (((const uint8_t *)lines.rows.scale)[row * blocks + i] != want) atomicAdd(different + 1, 1u);
+    }
+}
+
+static void check_rows(const char *version, const f8_gathered_lines &lines, int top_k)
+{
+    std::vector<unsigned> zero(2, 0);
+    unsigned *different = lab_upload(zero);
+    check_rows_kernel<<<(unsigned)lines.rows.rows, 128>>>(lines, top_k, different);
+    std::vector<unsigned> count = lab_download(different, 2);
+    if (count[0] || count[1]) std::printf("%s: WRONG: rows: %u codes, %u scales differ\n", version, count[0], count[1]);
+    cudaFree(different);
+}
+
 static void free_tensor(fp8flow_tensor &t)
 {
     cudaFree(t.data);
     cudaFree(t.scale);
+}
+
+/* ---- Wide blocks that stay ---- */
+
+enum { STAY_PER_SM = 3 };
+
+__device__ static int token_of_row(const f8_grouped_lines &lines, int row, int end)
+{
+    f8_device_span span = f8_span_from(lines.groups, row / F8_BLOCK * F8_BLOCK, F8_BLOCK);
+    return row < end && row % F8_BLOCK < span.valid ? row : -1;
+}
+
+__device__ static int token_of_row(const f8_gathered_lines &lines, int row, int end)
+{
+    return row < end ? f8_token_of(lines.route, __ldg(lines.route.source + row)) : -1;
+}
+
+/* Unit `unit` of a grid: slab after slab, in a slab column first. */
+template <int row_blocks, int slab> __device__ static f8_wide_place place_of_unit(int unit, int units_of_slab)
+{
+    f8_wide_place at;
+    int in_slab = unit % units_of_slab, first_block = in_slab / slab * row_blocks;
+    at.first_row = first_block * F8_BLOCK;
+    at.first_col = (unit / units_of_slab * slab + in_slab % slab) * F8_WIDE_COLS;
+    at.block = first_block + (int)threadIdx.x / F8_WIDE_THREADS;
+    at.col = at.first_col + f8_lane() % 16 * 16;
+    at.col_block = at.col / F8_BLOCK;
+    return at;
+}
+
+/* predict 86 % (transpose), 81 % (permute): as wide.cuh with 1 row block, but a block goes from tile to tile: the
+ * registers of the codes are free when the columns leave shared memory, so half of the next are on their way by then;
+ * the tokens were found one tile earlier. With 2 row blocks, 64 registers do not suffice. Groups have no holes between
+ * them here. */
+template <int row_blocks, int slab, class Lines>
+__global__ static void __launch_bounds__(F8_WIDE_THREADS *row_blocks, STAY_PER_SM)
+    stay_kernel(Lines lines, fp8flow_tensor columns)
+{
+    extern __shared__ __align__(16) uint8_t memory[];
+    __shared__ alignas(16) int parked[2][row_blocks * F8_BLOCK];
+    f8_wide_shared<row_blocks> &shared = *(f8_wide_shared<row_blocks> *)memory;
+    const int thread = (int)threadIdx.x, blocks = f8_col_blocks(columns), height = row_blocks * F8_BLOCK;
+    const int end = lines.end(), units_of_slab = (end + height - 1) / height * slab;
+    const int units = units_of_slab * ((int)(columns.cols + slab * F8_WIDE_COLS - 1) / (slab * F8_WIDE_COLS));
+    int unit = (int)blockIdx.x, stage = 0;
+    if (unit >= units) return;
+    f8_wide_patches p;
+    auto park = [&](int of_unit) {
+        if (thread >= height) return;
+        int row = of_unit % units_of_slab / slab * height + thread;
+        parked[stage][thread] = of_unit < units ? token_of_row(lines, row, end) : -1;
+    };
+    auto find = [&](int half, int token[4]) {
+        const int4 *from = (const int4 *)(parked[stage] + thread / F8_WIDE_THREADS * F8_BLOCK + f8_wide_row(half));
+        int4 four = *from;
+        token[0] = four.x, token[1] = four.y, token[2] = four.z, token[3] = four.w;
+    };
+    park(unit);
+    __syncthreads();
+    f8_wide_place at = place_of_unit<row_blocks, slab>(unit, units_of_slab);
+    int token[4];
+    find(0, token);
+    f8_wide_load_codes<Lines::access>(lines.x, at, token, p.half[0]);
+    for (; unit < units; unit += gridDim.x) {
+        find(1, token);
+        f8_wide_load_codes<Lines::access>(lines.x, at, token, p.half[1]);
+        f8_wide_load_scales(lines.x, at, token, p.half[1]);
+        find(0, token);
+        f8_wide_load_scales(lines.x, at, token, p.half[0]);
+        stage ^= 1;
+        park(unit + gridDim.x);
+        const bool is_used = at.block * F8_BLOCK < end;
+        if (is_used) lines.keep(at, p);
+        uint32_t target = f8_wide_target(p, shared);
+        if (thread % F8_WIDE_THREADS == 0) shared.rows[thread / F8_WIDE_THREADS] = is_used ? F8_BLOCK : 0;
+        if (thread % F8_WIDE_THREADS < 16 && thread % 8 == 0 && is_used && at.col_block < blocks)
+            ((uint8_t *)columns.scale)[(int64_t)at.block * blocks + at.col_block] = (uint8_t)target;
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            f8_shift_rows<FP8FLOW_E4M3>(p.half[half], target);
+            f8_transpose_patch(p.half[half]);
+            f8_wide_write(p.half[half], half, shared);
+        }
+        const f8_wide_place next = place_of_unit<row_blocks, slab>(unit + gridDim.x, units_of_slab);
+        find(0, token);
+        f8_wide_load_codes<Lines::access>(lines.x, next, token, p.half[0]);
+        __syncthreads();
+        f8_wide_store(columns, at, shared);
+        at = next;
+    }
+}
+
+template <int row_blocks, int slab, class Lines>
+static void launch_stay(cudaStream_t stream, const Lines &lines, const fp8flow_tensor &columns)
+{
+    auto kernel = stay_kernel<row_blocks, slab, Lines>;
+    const int bytes = (int)sizeof(f8_wide_shared<row_blocks>), multiprocessors = 132;
+    f8_allow_shared(kernel, bytes);
+    kernel<<<multiprocessors * STAY_PER_SM, F8_WIDE_THREADS * row_blocks, bytes, stream>>>(lines, columns);
 }
 
 /* ---- Versions of transpose ---- */
@@ -105,13 +231,6 @@ static void free_tensor(fp8flow_tensor &t)
 struct tile {
     int block, col_block;
 };
-
-/* Tile `index` in slabs of F8_SLAB columns of tiles; the columns of tiles are a multiple of that. */
-__device__ static tile tile_at(int index, int row_blocks)
-{
-    int whole = row_blocks * F8_SLAB, in_slab = index % whole;
-    return { in_slab / F8_SLAB, index / whole * F8_SLAB + in_slab % F8_SLAB };
-}
 
 __device__ static f8_column_place place_of(const fp8flow_tensor &y, tile t)
 {
@@ -133,8 +252,8 @@ __device__ static void load_patch(const call &c, tile t, const f8_device_span &s
     }
 }
 
-/* predict 86 % (slab 8): the version of the library, one block per tile, the hardware overlaps 5 or 6 blocks.
- * predict 80 % (slab 1: rows read 128 bytes at a time; slab 64: columns written 128 bytes at a time, 2 KB apart). */
+/* predict 88 % (slab 1), 87 % (slab 8): one block per tile; the shift without tests for NaN saves 150 of 640
+ * instructions of a thread. */
 template <int slab, int per_sm>
 __global__ static void __launch_bounds__(F8_SHIFT_THREADS, per_sm) tile_kernel(call c)
 {
@@ -148,121 +267,12 @@ __global__ static void __launch_bounds__(F8_SHIFT_THREADS, per_sm) tile_kernel(c
     f8_shift_tile<FP8FLOW_E4M3, FP8FLOW_TILE128, F8_WIDE>(patch, place_of(c.y, t), NULL, shared);
 }
 
-/* predict 86 %: as above, stores without the hint to leave L2 first: neighbouring lines may then leave together. */
-__global__ static void __launch_bounds__(F8_SHIFT_THREADS, 5) plain_store_kernel(call c)
+/* predict 88 % (2 row blocks), 85 % (1): 256 columns per block (wide.cuh), 128 KB of loads per SM in blocks of 64 or
+ * 32 KB. The slab hardly matters: nothing is read twice. */
+template <int row_blocks, int slab> static void launch_wide(cudaStream_t stream, const call &c)
 {
-    __shared__ f8_shift_shared shared;
-    tile t = { (int)(blockIdx.x / F8_SLAB), (int)(blockIdx.y * F8_SLAB + blockIdx.x % F8_SLAB) };
-    f8_device_span span = f8_span_of_block(c.groups, t.block);
-    f8_column_place place = place_of(c.y, t);
-    f8_patch p;
-    load_patch(c, t, span, p);
-    uint32_t target = f8_tile_target(p, shared);
-    int thread = (int)threadIdx.x, group = thread % 8;
-    if (thread == 0) place.scale[0] = (uint8_t)target;
-    f8_shift_rows<FP8FLOW_E4M3>(p, target);
-    f8_transpose_patch(p);
-    uint32_t *to = shared.columns + f8_patch_col() * F8_QUADS + (thread / 8 ^ group * 4);
-#pragma unroll
-    for (int i = 0; i < 16; i++) to[i * F8_QUADS] = p.code[i % 4][i / 4];
-    __syncthreads();
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        int col = i * 32 + thread / 8;
-        uint4 codes = *(const uint4 *)(shared.columns + col * F8_QUADS + (group ^ col / 16) * 4);
-        *(uint4 *)(place.data + col * place.stride + group * 16) = codes;
-    }
-}
-
-/* predict 86 %: as above, two row blocks side by side in a block of 512 threads: 256 bytes of a column at a time. */
-__global__ static void __launch_bounds__(2 * F8_SHIFT_THREADS, 2) pair_kernel(call c)
-{
-    __shared__ f8_shift_shared shared[2];
-    tile t = { (int)(blockIdx.x / F8_SLAB * 2 + threadIdx.y), (int)(blockIdx.y * F8_SLAB + blockIdx.x % F8_SLAB) };
-    if (t.col_block * F8_BLOCK >= c.x.cols) return;
-    f8_device_span span = f8_span_of_block(c.groups, t.block);
-    f8_patch patch;
-    load_patch(c, t, span, patch);
-    f8_shift_tile<FP8FLOW_E4M3, FP8FLOW_TILE128, F8_WIDE>(patch, place_of(c.y, t), NULL, shared[threadIdx.y]);
-}
-
-/* predict 84 %: blocks stay; the next tile is loaded into registers while this one is stored. Less parallel (3 per
- * SM), no gaps between blocks. */
-__global__ static void __launch_bounds__(F8_SHIFT_THREADS, 3) prefetch_kernel(call c, int tiles, int row_blocks)
-{
-    __shared__ f8_shift_shared shared;
-    int index = (int)blockIdx.x;
-    if (index >= tiles) return;
-    tile t = tile_at(index, row_blocks);
-    f8_patch patch, next;
-    load_patch(c, t, f8_span_of_block(c.groups, t.block), patch);
-    for (;;) {
-        index += (int)gridDim.x;
-        tile following = tile_at(index, row_blocks);
-        if (index < tiles) load_patch(c, following, f8_span_of_block(c.groups, following.block), next);
-        f8_shift_tile<FP8FLOW_E4M3, FP8FLOW_TILE128, F8_WIDE>(patch, place_of(c.y, t), NULL, shared);
-        if (index >= tiles) return;
-        patch = next, t = following;
-        __syncthreads();
-    }
-}
-
-__device__ static void copy_async16(void *shared, const void *from)
-{
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((uint32_t)__cvta_generic_to_shared(shared)),
-                 "l"(from));
-}
-
-/* predict 87 %: blocks stay; a ring of STAGES tiles in shared memory, each thread fills and reads its own patch of
- * it (no barrier): up to 96 KB in flight per SM at any time. */
-enum { STAGES = 3, RING_PER_SM = 3, RING_BYTES = STAGES * F8_BLOCK * F8_BLOCK };
-
-__device__ static f8_device_span ring_fill(const call &c, tile t, uint4 *stage)
-{
-    f8_device_span span = f8_span_of_block(c.groups, t.block);
-    int64_t first = span.row + f8_patch_row();
-    const uint8_t *from = (const uint8_t *)c.x.data + first * c.x.stride + t.col_block * F8_BLOCK + f8_patch_col();
-#pragma unroll
-    for (int r = 0; r < 4; r++) {
-        uint4 *to = stage + r * F8_SHIFT_THREADS + threadIdx.x;
-        if (f8_patch_row() + r < span.valid) copy_async16(to, from + r * c.x.stride);
-        else *to = make_uint4(0, 0, 0, 0);
-    }
-    return span;
-}
-
-__global__ static void __launch_bounds__(F8_SHIFT_THREADS, RING_PER_SM) ring_kernel(call c, int tiles,
-                                                                                    int row_blocks)
-{
-    extern __shared__ uint4 ring[];
-    __shared__ f8_shift_shared shared;
-    const int stage_size = 4 * F8_SHIFT_THREADS;
-    for (int s = 0; s < STAGES - 1; s++) {
-        int index = (int)blockIdx.x + s * (int)gridDim.x;
-        if (index < tiles) ring_fill(c, tile_at(index, row_blocks), ring + s * stage_size);
-        asm volatile("cp.async.commit_group;");
-    }
-    int stage = 0;
-    for (int index = (int)blockIdx.x; index < tiles; index += (int)gridDim.x, stage = (stage + 1) % STAGES) {
-        int ahead = index + (STAGES - 1) * (int)gridDim.x;
-        if (ahead < tiles)
-            ring_fill(c, tile_at(ahead, row_blocks), ring + (stage + STAGES - 1) % STAGES * stage_size);
-        asm volatile("cp.async.commit_group;");
-        tile t = tile_at(index, row_blocks);
-        f8_device_span span = f8_span_of_block(c.groups, t.block);
-        int64_t blocks = c.x.cols / F8_BLOCK, first = span.row + f8_patch_row();
-        f8_patch patch;
-#pragma unroll
-        for (int r = 0; r < 4; r++)
-            patch.scale[r] = f8_patch_row() + r < span.valid
-                                 ? __ldg((const uint8_t *)c.x.scale + (first + r) * blocks + t.col_block)
-                                 : 1;
-        asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 1) : "memory");
-#pragma unroll
-        for (int r = 0; r < 4; r++) f8_set_row(patch, r, ring[stage * stage_size + r * F8_SHIFT_THREADS + threadIdx.x]);
-        f8_shift_tile<FP8FLOW_E4M3, FP8FLOW_TILE128, F8_WIDE>(patch, place_of(c.y, t), NULL, shared);
-        __syncthreads();
-    }
+    f8_grouped_lines lines = { c.x, c.groups };
+    f8_wide_launch<FP8FLOW_E4M3, row_blocks, slab>(stream, lines, c.y, c.y.rows / F8_BLOCK, NULL);
 }
 
 /* ---- Transpose: run ---- */
@@ -296,32 +306,26 @@ static void transpose_shape(int64_t rows, int64_t cols, int groups)
     fp8flow_tensor want = tensor_of(rows, cols, FP8FLOW_TILE128, FP8FLOW_COLUMNS);
     c.groups = { lab_upload(offset), lab_upload(used), groups, 1, (int32_t)rows, 0 };
     int row_blocks = (int)(rows / F8_BLOCK);
-    int tiles = row_blocks * (int)(cols / F8_BLOCK);
     reference_kernel<<<dim3(row_blocks, (unsigned)(cols / F8_BLOCK)), F8_BLOCK>>>(c.x, want, NULL, 1);
     const int threads = F8_SHIFT_THREADS;
 #define TILE_VERSION(slab, per_sm)                                                                   \
     run_version("transpose: tile, slab " #slab ", " #per_sm " per SM", shape, c, want,               \
                 [&](cudaStream_t s) { tile_kernel<slab, per_sm><<<slab_grid(c.x, slab), threads, 0, s>>>(c); })
     TILE_VERSION(8, 5);
-    TILE_VERSION(8, 6);
     TILE_VERSION(1, 5);
-    TILE_VERSION(4, 5);
-    TILE_VERSION(16, 5);
-    TILE_VERSION(64, 5);
+    TILE_VERSION(1, 6);
 #undef TILE_VERSION
-    run_version("transpose: plain stores", shape, c, want,
-                [&](cudaStream_t s) { plain_store_kernel<<<slab_grid(c.x, F8_SLAB), threads, 0, s>>>(c); });
-    dim3 pairs = slab_grid(c.x, F8_SLAB);
-    pairs.x /= 2;
-    if (row_blocks % 2 == 0)
-        run_version("transpose: two row blocks", shape, c, want,
-                    [&](cudaStream_t s) { pair_kernel<<<pairs, dim3(threads, 2), 0, s>>>(c); });
-    run_version("transpose: prefetch to registers", shape, c, want,
-                [&](cudaStream_t s) { prefetch_kernel<<<132 * 3, threads, 0, s>>>(c, tiles, row_blocks); });
-    LAB_TRY(cudaFuncSetAttribute(ring_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, RING_BYTES));
-    run_version("transpose: cp.async ring", shape, c, want, [&](cudaStream_t s) {
-        ring_kernel<<<132 * RING_PER_SM, threads, RING_BYTES, s>>>(c, tiles, row_blocks);
-    });
+#define WIDE_VERSION(row_blocks, slab)                                                                  \
+    run_version("transpose: wide, " #row_blocks " row blocks, slab " #slab, shape, c, want,             \
+                [&](cudaStream_t s) { launch_wide<row_blocks, slab>(s, c); })
+    WIDE_VERSION(2, 2);
+    WIDE_VERSION(2, 8);
+    WIDE_VERSION(1, 1);
+    WIDE_VERSION(1, 4);
+    f8_grouped_lines lines = { c.x, c.groups };
+    run_version("transpose: wide, stays, 1 row block", shape, c, want,
+                [&](cudaStream_t s) { launch_stay<1, 2>(s, lines, c.y); });
+#undef WIDE_VERSION
     free_tensor(c.x);
     free_tensor(c.y);
     free_tensor(want);
@@ -329,30 +333,24 @@ static void transpose_shape(int64_t rows, int64_t cols, int groups)
 
 /* ---- Versions of permute ---- */
 
-struct gathering {
-    fp8flow_tensor x, rows, columns;
-    const int32_t *source, *end;
-    uint32_t reciprocal, shift;
-};
-
-/* predict 82 % (slab 8): the version of the library. Slab 1 reads each token piece while it is in L2 at the price of
- * 128-byte row pieces (predict 76 %), slab 64 writes whole rows and reads tokens from beyond L2 (predict 70 %). */
+/* predict 74 % without the plan (slab 2), 72 % (slab 8): one block per tile, cheaper shift. */
 template <int slab, int per_sm>
-__global__ static void __launch_bounds__(F8_SHIFT_THREADS, per_sm) permute_kernel(gathering g)
+__global__ static void __launch_bounds__(F8_SHIFT_THREADS, per_sm) permute_kernel(f8_gathered_lines g,
+                                                                                  fp8flow_tensor columns)
 {
     __shared__ f8_shift_shared shared;
     tile t = { (int)(blockIdx.x / slab), (int)(blockIdx.y * slab + blockIdx.x % slab) };
     int64_t blocks = g.x.cols / F8_BLOCK, row = t.block * F8_BLOCK + f8_patch_row();
     int64_t col = t.col_block * F8_BLOCK + f8_patch_col();
-    int source[4], end = __ldg(g.end);
+    int source[4], end = __ldg(g.route.end);
     if (t.col_block >= blocks) return;
 #pragma unroll
-    for (int r = 0; r < 4; r++) source[r] = __ldg(g.source + row + r);
+    for (int r = 0; r < 4; r++) source[r] = __ldg(g.route.source + row + r);
     if (t.block * F8_BLOCK >= end) return;
     f8_patch p;
     int64_t token[4];
 #pragma unroll
-    for (int r = 0; r < 4; r++) token[r] = (uint64_t)(uint32_t)source[r] * g.reciprocal >> g.shift;
+    for (int r = 0; r < 4; r++) token[r] = (uint64_t)(uint32_t)source[r] * g.route.reciprocal >> g.route.shift;
 #pragma unroll
     for (int r = 0; r < 4; r++)
         f8_set_row(p, r,
@@ -367,7 +365,7 @@ __global__ static void __launch_bounds__(F8_SHIFT_THREADS, per_sm) permute_kerne
         f8_store16((uint8_t *)g.rows.data + (row + r) * g.rows.stride + col, codes);
         if (f8_patch_col() == 0) ((uint8_t *)g.rows.scale)[(row + r) * blocks + t.col_block] = (uint8_t)p.scale[r];
     }
-    f8_shift_tile<FP8FLOW_E4M3, FP8FLOW_TILE128, F8_WIDE>(p, place_of(g.columns, t), NULL, shared);
+    f8_shift_tile<FP8FLOW_E4M3, FP8FLOW_TILE128, F8_WIDE>(p, place_of(columns, t), NULL, shared);
 }
 
 /* Rows of k different random experts per token, tokens ascending inside an expert; returns the number of rows. */
@@ -392,18 +390,56 @@ static int64_t route(int tokens, int k, int experts, std::vector<int32_t> &sourc
     return (int64_t)source.size();
 }
 
-template <int slab, int per_sm>
-static void run_permute(const char *name, const char *shape, const gathering &g, const fp8flow_tensor &want,
-                        double bytes)
+/* predict 84 % without the plan (2 row blocks, slab 2; slab 4 the same, slab 1 2 % less), 80 % (1 row block). */
+template <int row_blocks, int slab>
+static void launch_gather(cudaStream_t stream, const f8_gathered_lines &g, const fp8flow_tensor &columns)
 {
-    auto launch = [&](cudaStream_t s) {
-        permute_kernel<slab, per_sm><<<slab_grid(g.columns, slab), F8_SHIFT_THREADS, 0, s>>>(g);
-    };
-    LAB_TRY(cudaMemset(g.columns.data, 0xFF, g.columns.rows * g.columns.cols));
+    f8_wide_launch<FP8FLOW_E4M3, row_blocks, slab>(stream, g, columns, columns.rows / F8_BLOCK, NULL);
+}
+
+struct permute_job {
+    const char *shape;
+    int top_k;
+    f8_gathered_lines lines;
+    fp8flow_tensor columns, want;
+    double bytes;
+};
+
+template <class Launch> static void run_permute(const char *name, const permute_job &job, Launch launch)
+{
+    const fp8flow_tensor &rows = job.lines.rows, &columns = job.columns;
+    LAB_TRY(cudaMemset(columns.data, 0xFF, columns.rows * columns.cols));
+    LAB_TRY(cudaMemset(rows.data, 0xFF, rows.rows * rows.cols));
+    LAB_TRY(cudaMemset(rows.scale, 0xFF, rows.rows * (rows.cols / F8_BLOCK)));
     launch((cudaStream_t)0);
     LAB_TRY(cudaDeviceSynchronize());
-    check_columns(name, g.columns, want);
-    lab_report(name, shape, bytes, lab_time(launch));
+    check_columns(name, columns, job.want);
+    check_rows(name, job.lines, job.top_k);
+    lab_report(name, job.shape, job.bytes, lab_time(launch));
+}
+
+static void permute_versions(const permute_job &job)
+{
+    const f8_gathered_lines &g = job.lines;
+    const fp8flow_tensor &columns = job.columns;
+    const int threads = F8_SHIFT_THREADS;
+    run_permute("permute: tile, slab 8, 5 per SM", job, [&](cudaStream_t s) {
+        permute_kernel<8, 5><<<slab_grid(columns, 8), threads, 0, s>>>(g, columns);
+    });
+    run_permute("permute: tile, slab 2, 5 per SM", job, [&](cudaStream_t s) {
+        permute_kernel<2, 5><<<slab_grid(columns, 2), threads, 0, s>>>(g, columns);
+    });
+#define WIDE_VERSION(row_blocks, slab)                                              \
+    run_permute("permute: wide, " #row_blocks " row blocks, slab " #slab, job,         \
+                [&](cudaStream_t s) { launch_gather<row_blocks, slab>(s, g, columns); })
+    WIDE_VERSION(2, 1);
+    WIDE_VERSION(2, 2);
+    WIDE_VERSION(2, 4);
+    WIDE_VERSION(1, 2);
+    WIDE_VERSION(1, 4);
+    run_permute("permute: wide, stays, 1 row block", job,
+                [&](cudaStream_t s) { launch_stay<1, 2>(s, g, columns); });
+#undef WIDE_VERSION
 }
 
 static void permute_shape(int tokens, int k, int experts, int64_t cols)
@@ -413,28 +449,28 @@ static void permute_shape(int tokens, int k, int experts, int64_t cols)
     std::vector<int32_t> source, end(1);
     int64_t rows = route(tokens, k, experts, source);
     end[0] = (int32_t)rows;
-    gathering g;
+    permute_job job = { shape, k, {}, {}, {}, 0 };
+    f8_gathered_lines &g = job.lines;
     g.x = make_x(tokens, cols);
     g.rows = tensor_of(rows, cols, FP8FLOW_ROW128, FP8FLOW_ROWS);
-    g.columns = tensor_of(rows, cols, FP8FLOW_TILE128, FP8FLOW_COLUMNS);
-    fp8flow_tensor want = tensor_of(rows, cols, FP8FLOW_TILE128, FP8FLOW_COLUMNS);
-    g.source = lab_upload(source), g.end = lab_upload(end);
-    for (g.shift = 31; (1ll << (g.shift - 31)) < k;) g.shift++;
-    g.reciprocal = (uint32_t)((1ull << g.shift) / k + 1);
-    reference_kernel<<<dim3((unsigned)(rows / F8_BLOCK), (unsigned)(cols / F8_BLOCK)), F8_BLOCK>>>(g.x, want, g.source,
-                                                                                                  k);
-    double bytes = (1.0 + 1.0 / F8_BLOCK) * (tokens + rows) * cols + (double)rows * cols;
-    run_permute<8, 5>("permute: slab 8, 5 per SM", shape, g, want, bytes);
-    run_permute<8, 6>("permute: slab 8, 6 per SM", shape, g, want, bytes);
-    run_permute<1, 5>("permute: slab 1", shape, g, want, bytes);
-    run_permute<2, 5>("permute: slab 2", shape, g, want, bytes);
-    run_permute<4, 5>("permute: slab 4", shape, g, want, bytes);
-    run_permute<16, 5>("permute: slab 16", shape, g, want, bytes);
-    run_permute<64, 5>("permute: slab 64", shape, g, want, bytes);
+    job.columns = tensor_of(rows, cols, FP8FLOW_TILE128, FP8FLOW_COLUMNS);
+    job.want = tensor_of(rows, cols, FP8FLOW_TILE128, FP8FLOW_COLUMNS);
+    fp8flow_plan plan = {};
+    plan.num_experts = 0, plan.top_k = k, plan.capacity = rows;
+    plan.source = lab_upload(source), plan.offset = lab_upload(end);
+    fp8flow_permute_args args = {};
+    args.plan = &plan;
+    g.route = f8_routing_of(&args);
+    reference_kernel<<<dim3((unsigned)(rows / F8_BLOCK), (unsigned)(cols / F8_BLOCK)), F8_BLOCK>>>(g.x, job.want,
+                                                                                                  plan.source, k);
+    job.bytes = (1.0 + 1.0 / F8_BLOCK) * (tokens + rows) * cols + (double)rows * cols;
+    permute_versions(job);
+    cudaFree(plan.source);
+    cudaFree(plan.offset);
     free_tensor(g.x);
     free_tensor(g.rows);
-    free_tensor(g.columns);
-    free_tensor(want);
+    free_tensor(job.columns);
+    free_tensor(job.want);
 }
 
 int main()
@@ -443,9 +479,12 @@ int main()
     transpose_shape(49152, 2048, 64);
     transpose_shape(12288, 5120, 20);
     transpose_shape(6144, 7168, 8);
+    transpose_shape(1152, 1408, 9); /* an odd number of tiles both ways */
     permute_shape(4096, 8, 8, 7168);
-    permute_shape(4096, 8, 64, 2048);
+    permute_shape(4096, 7, 64, 1280);
     permute_shape(4096, 6, 64, 2048);
+    permute_shape(4096, 6, 64, 1408); /* an odd number of column tiles */
+    permute_shape(4096, 6, 160, 5120);
     permute_shape(4096, 8, 256, 7168);
     return 0;
 }

@@ -33,11 +33,28 @@ static fp8flow_tensor quantized(const fp8flow_tensor *x)
 
 /* ---- Whole tensors ---- */
 
-static void test_quantize_and_transpose(void **state)
+enum { SHIFT_BINS = 64 };
+
+/* A histogram of the device, zeroed; compared with the host's and given back. */
+static uint64_t *draw_histogram(fp8flow_context *c)
 {
-    (void)state;
+    void *histogram = NULL;
+    assert_ok(fp8flow_memory_alloc(c, SHIFT_BINS * sizeof(uint64_t), &histogram));
+    assert_ok(fp8flow_memory_fill(c, histogram, 0, SHIFT_BINS * sizeof(uint64_t)));
+    return histogram;
+}
+
+static void check_histogram(fp8flow_context *c, uint64_t *device, const uint64_t expected[SHIFT_BINS])
+{
+    uint64_t counted[SHIFT_BINS];
+    assert_ok(fp8flow_memory_copy(c, counted, device, sizeof counted));
+    assert_memory_equal(counted, expected, sizeof counted);
+    fp8flow_memory_free(c, device);
+}
+
+static void check_quantize_and_transpose(int64_t rows, int64_t cols)
+{
     fp8flow_context *c = device_context();
-    int64_t rows = scaled(32768, 300), cols = scaled(7168, 264);
     fp8flow_tensor x = fast_tensor(rows, cols, 1), device_x = draw_tensor_copy(c, &x);
     fp8flow_tensor by_rows = make_tensor(row128, rows, cols, 0, 0), device_by_rows = draw_tensor(c, row128, rows, cols);
     const f8_tensor_format formats[] = { tile128, col128 };
@@ -49,14 +66,25 @@ static void test_quantize_and_transpose(void **state)
         assert_ok(fp8flow_quantize(c, &args));
         assert_device_tensor(c, &device_by_rows, &by_rows);
         assert_device_tensor(c, &device_columns, &columns);
-        assert_ok(fp8flow_transpose(cpu, &(fp8flow_transpose_args){ &by_rows, NULL, &columns, NULL }));
-        assert_ok(fp8flow_transpose(c, &(fp8flow_transpose_args){ &device_by_rows, NULL, &device_columns, NULL }));
+        uint64_t shifts[SHIFT_BINS] = { 0 }, *device_shifts = draw_histogram(c);
+        assert_ok(fp8flow_transpose(cpu, &(fp8flow_transpose_args){ &by_rows, NULL, &columns, shifts }));
+        assert_ok(
+            fp8flow_transpose(c, &(fp8flow_transpose_args){ &device_by_rows, NULL, &device_columns, device_shifts }));
         assert_device_tensor(c, &device_columns, &columns);
+        check_histogram(c, device_shifts, shifts);
         drop_tensor(c, &device_columns);
         free_tensor(&columns);
     }
     drop_tensor(c, &device_by_rows), drop_tensor(c, &device_x);
     free_tensor(&by_rows), free_tensor(&x);
+}
+
+/* The second shape has an odd number of blocks in both directions, the last of them short. */
+static void test_quantize_and_transpose(void **state)
+{
+    (void)state;
+    check_quantize_and_transpose(scaled(32768, 300), scaled(7168, 264));
+    check_quantize_and_transpose(scaled(65552, 144), scaled(2832, 272));
 }
 
 static void test_swiglu(void **state)
@@ -127,27 +155,35 @@ static void drop_plans(fp8flow_context *c, two_plans *p)
     free(p->expert);
 }
 
-static void test_permute(void **state)
+static void check_permute(int64_t tokens, int64_t cols, int64_t experts)
 {
-    (void)state;
     fp8flow_context *c = device_context();
-    int64_t tokens = scaled(4096, 200), cols = scaled(7168, 264);
+    uint64_t shifts[SHIFT_BINS] = { 0 }, *device_shifts = draw_histogram(c);
     fp8flow_tensor values = fast_tensor(tokens, cols, 3), x = quantized(&values), device_x = draw_tensor_copy(c, &x);
-    two_plans p = make_plans(c, tokens, 8, 32);
+    two_plans p = make_plans(c, tokens, 8, experts);
     fp8flow_tensor rows = make_tensor(row128, p.host.capacity, cols, 0, 0);
     fp8flow_tensor columns = make_tensor(tile128, p.host.capacity, cols, 0, 0);
     fp8flow_tensor device_rows = draw_tensor(c, row128, p.host.capacity, cols);
     fp8flow_tensor device_columns = draw_tensor(c, tile128, p.host.capacity, cols);
-    assert_ok(
-        fp8flow_permute(cpu, &(fp8flow_permute_args){ .x = &x, .plan = &p.host, .rows = &rows, .columns = &columns }));
-    assert_ok(
-        fp8flow_permute(c, &(fp8flow_permute_args){
-                               .x = &device_x, .plan = &p.device, .rows = &device_rows, .columns = &device_columns }));
+    fp8flow_permute_args host = { .x = &x, .plan = &p.host, .rows = &rows, .columns = &columns };
+    fp8flow_permute_args device = { &device_x, &p.device, &device_rows, &device_columns, NULL, NULL, device_shifts };
+    host.shift_histogram = shifts;
+    assert_ok(fp8flow_permute(cpu, &host));
+    assert_ok(fp8flow_permute(c, &device));
+    check_histogram(c, device_shifts, shifts);
     assert_device_tensor(c, &device_rows, &rows);
     assert_device_tensor(c, &device_columns, &columns);
     drop_tensor(c, &device_columns), drop_tensor(c, &device_rows), drop_tensor(c, &device_x);
     free_tensor(&columns), free_tensor(&rows), free_tensor(&x), free_tensor(&values);
     drop_plans(c, &p);
+}
+
+/* As for transpose: many row blocks and an odd number of short column blocks in the second. */
+static void test_permute(void **state)
+{
+    (void)state;
+    check_permute(scaled(4096, 200), scaled(7168, 264), 32);
+    check_permute(scaled(8200, 130), scaled(2832, 272), 40);
 }
 
 /* ---- More than 2^31 elements: samples ---- */

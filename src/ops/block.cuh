@@ -66,6 +66,13 @@ __device__ static inline f8_device_span f8_span_from(const f8_grouping &g, int r
     return { row, rows, max(0, min(rows, begin + __ldg(g.rows + group) - row)), group };
 }
 
+/* `span` if it reaches `row`, else the span that `row` begins and that need not go beyond `last`: for warps whose rows
+ * ascend. Called by whole warps; start with a span of no rows. */
+__device__ static inline f8_device_span f8_span_reaching(const f8_grouping &g, f8_device_span span, int row, int last)
+{
+    return row < span.row + span.rows ? span : f8_span_from(g, row, last - row + 1);
+}
+
 /* Row block `block` of a tensor with f8_capacity_blocks of them. Called by whole warps. */
 __device__ static inline f8_device_span f8_span_of_block(const f8_grouping &g, int block)
 {

@@ -62,4 +62,13 @@ template <fp8flow_dtype dtype> __device__ static inline uint32_t f8_shift4(uint3
     return (codes & mask) | (shifted & ~mask);
 }
 
+/* Four rows of four codes to four columns: byte j of a, b, c, d becomes word j. */
+__device__ static inline uint4 f8_transpose4(uint32_t a, uint32_t b, uint32_t c, uint32_t d)
+{
+    uint32_t ab_low = __byte_perm(a, b, 0x5140), ab_high = __byte_perm(a, b, 0x7362);
+    uint32_t cd_low = __byte_perm(c, d, 0x5140), cd_high = __byte_perm(c, d, 0x7362);
+    return make_uint4(__byte_perm(ab_low, cd_low, 0x5410), __byte_perm(ab_low, cd_low, 0x7632),
+                      __byte_perm(ab_high, cd_high, 0x5410), __byte_perm(ab_high, cd_high, 0x7632));
+}
+
 #endif

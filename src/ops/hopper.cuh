@@ -54,10 +54,42 @@ __device__ static inline void f8_barrier_wait(uint64_t *barrier, uint32_t phase)
                  : "memory");
 }
 
+/* Arrive at the barrier that lies at the same place in block `rank` of the cluster. Orders nothing but this block's
+ * reads before it: with .release.cluster the compiler would put a memory fence of the whole GPU in front. */
+__device__ static inline void f8_barrier_arrive_at(uint64_t *barrier, uint32_t rank)
+{
+    asm volatile("{\n"
+                 ".reg .b32 remote;\n"
+                 "mapa.shared::cluster.u32 remote, %0, %1;\n"
+                 "mbarrier.arrive.shared::cluster.b64 _, [remote];\n"
+                 "}" ::"r"(f8_smem(barrier)),
+                 "r"(rank)
+                 : "memory");
+}
+
 /* Wait of one named barrier for `threads` threads of the block. */
 __device__ static inline void f8_named_barrier(int name, int threads)
 {
     asm volatile("bar.sync %0, %1;" ::"r"(name), "r"(threads) : "memory");
+}
+
+/* Arrive at a named barrier without waiting; `threads` counts those who wait too. */
+__device__ static inline void f8_named_arrive(int name, int threads)
+{
+    asm volatile("bar.arrive %0, %1;" ::"r"(name), "r"(threads) : "memory");
+}
+
+__device__ static inline uint32_t f8_cluster_rank()
+{
+    uint32_t rank;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+
+/* All threads of all blocks of the cluster. */
+__device__ static inline void f8_cluster_sync()
+{
+    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
 }
 
 /* ---- Copies ---- */
@@ -71,20 +103,39 @@ __device__ static inline void f8_copy_tile(void *to, const CUtensorMap *map, uin
                  : "memory");
 }
 
-/* `bytes` (a multiple of 16, both sides aligned to 16) of global memory to shared memory. */
-__device__ static inline void f8_copy_bulk(void *to, const void *from, uint32_t bytes, uint64_t *barrier)
+/* The same box to the same place in every block of the cluster named by `blocks`, and to their barriers. */
+__device__ static inline void f8_share_tile(void *to, const CUtensorMap *map, uint64_t *barrier, int x, int y,
+                                            uint16_t blocks)
 {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                     f8_smem(to)),
-                 "l"(from), "r"(bytes), "r"(f8_smem(barrier))
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+                 "[%1, {%3, %4}], [%2], %5;" ::"r"(f8_smem(to)),
+                 "l"(map), "r"(f8_smem(barrier)), "r"(x), "r"(y), "h"(blocks)
                  : "memory");
 }
 
-/* Box of shared memory to a 2-D tensor map at (x, y); rows and columns outside the tensor are not written. */
-__device__ static inline void f8_store_tile(const CUtensorMap *map, const void *from, int x, int y)
+/* Box of a 5-D tensor map at (x, 0, 0, 0, y): lines in another order than in memory. */
+__device__ static inline void f8_copy_tile_5d(void *to, const CUtensorMap *map, uint64_t *barrier, int x, int y)
 {
-    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map),
-                 "r"(f8_smem(from)), "r"(x), "r"(y)
+    asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], "
+                 "[%1, {%3, %5, %5, %5, %4}], [%2];" ::"r"(f8_smem(to)),
+                 "l"(map), "r"(f8_smem(barrier)), "r"(x), "r"(y), "r"(0)
+                 : "memory");
+}
+
+__device__ static inline void f8_share_tile_5d(void *to, const CUtensorMap *map, uint64_t *barrier, int x, int y,
+                                               uint16_t blocks)
+{
+    asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+                 "[%1, {%3, %6, %6, %6, %4}], [%2], %5;" ::"r"(f8_smem(to)),
+                 "l"(map), "r"(f8_smem(barrier)), "r"(x), "r"(y), "h"(blocks), "r"(0)
+                 : "memory");
+}
+
+/* Box of shared memory to a 3-D tensor map at (x, y, z); what lies outside the tensor is not written. */
+__device__ static inline void f8_store_box(const CUtensorMap *map, const void *from, int x, int y, int z)
+{
+    asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(map),
+                 "r"(f8_smem(from)), "r"(x), "r"(y), "r"(z)
                  : "memory");
 }
 
@@ -137,7 +188,13 @@ template <int pending> __device__ static inline void f8_products_wait()
 /* The compiler may not move accesses to an accumulator across this point. */
 __device__ static inline void f8_pin(float &x)
 {
-    asm volatile("" : "+f"(x)::"memory");
+    asm volatile("" : "+f"(x));
+}
+
+/* x = 0 in its own register and at this place: a plain assignment in a branch becomes a choice between two copies. */
+__device__ static inline void f8_set_zero(float &x)
+{
+    asm volatile("mov.b32 %0, 0;" : "=f"(x));
 }
 
 template <int registers> __device__ static inline void f8_registers_more()
@@ -184,6 +241,51 @@ __device__ static inline void f8_product_e4m3(float (&d)[64], uint64_t a, uint64
                    "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]),
                    "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
                  : "l"(a), "l"(b), "r"(accumulate));
+}
+
+/* Four matrices of 8 lines of 16 bytes: lane l gives the address of line l % 8 of matrix l / 8. */
+__device__ static inline void f8_load_matrices(uint32_t (&to)[4], uint32_t address)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(address)
+                 : "memory");
+}
+
+/* d[64 x 128] = a[64 x 32] * b[128 x 32]^T (+ d if accumulate) with `a` in registers. */
+__device__ static inline void f8_product_e4m3(float (&d)[64], const uint32_t (&a)[4], uint64_t b, int accumulate)
+{
+    asm volatile("{\n"
+                 ".reg .pred p;\n"
+                 "setp.ne.b32 p, %69, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3 {"
+                 "%0, %1, %2, %3, %4, %5, %6, %7, "
+                 "%8, %9, %10, %11, %12, %13, %14, %15, "
+                 "%16, %17, %18, %19, %20, %21, %22, %23, "
+                 "%24, %25, %26, %27, %28, %29, %30, %31, "
+                 "%32, %33, %34, %35, %36, %37, %38, %39, "
+                 "%40, %41, %42, %43, %44, %45, %46, %47, "
+                 "%48, %49, %50, %51, %52, %53, %54, %55, "
+                 "%56, %57, %58, %59, %60, %61, %62, %63 "
+                 "}, {%64, %65, %66, %67}, %68, p, 1, 1;\n"
+                 "}"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]),
+                   "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
+                   "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]),
+                   "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
+                   "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]),
+                   "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),
+                   "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]),
+                   "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]),
+                   "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]),
+                   "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]),
+                   "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]),
+                   "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]),
+                   "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]),
+                   "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
+                   "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]),
+                   "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));
 }
 
 /* d[64 x 192] = a[64 x 32] * b[192 x 32]^T (+ d if accumulate), E4M3, FP32 accumulators of the warpgroup. */

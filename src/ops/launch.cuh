@@ -46,4 +46,14 @@ static inline fp8flow_status f8_launched(const char *op)
     return FP8FLOW_OK;
 }
 
+/* Multiprocessors of the current device: the blocks of a kernel that fills each of them once. */
+static inline fp8flow_status f8_multiprocessors(const char *op, int *count)
+{
+    int device = 0;
+    cudaError_t error = cudaGetDevice(&device);
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(count, cudaDevAttrMultiProcessorCount, device);
+    F8_REQUIRE(error == cudaSuccess, EBACKEND, "%s: cuda: %s", op, cudaGetErrorString(error));
+    return FP8FLOW_OK;
+}
+
 #endif

@@ -1,40 +1,16 @@
 /* permute.cu - CUDA side of permute. Contract: fp8flow_ops.h. CPU side: permute.c.
  *
- * With a column form, one block gathers one tile of 128 x 128 codes (shift.cuh) and writes both forms from registers.
- * Without, one warp copies 2 KB of a row. Both walk narrow slabs of columns down all rows, so that the copies of a
- * token's piece are made while it is in L2. Traffic per element: 1/k read, 1 (BF16: 2) written per form.
+ * With a column form of TILE128 scales, one block gathers 256 x 256 codes (wide.cuh) and writes both forms. With
+ * COL128, or where lines are not whole pieces of 16 bytes, one block gathers one tile of 128 x 128 codes (shift.cuh).
+ * Without a column form, one warp copies 2 KB of a row. All go through narrow slabs of columns down all rows, so that
+ * the copies of a token's piece are made while it is in L2. Traffic per element: 1/k read, 1 (BF16: 2) written per
+ * form.
  */
 #include "ops/launch.cuh"
 #include "ops/plan.h"
-#include "ops/shift.cuh"
+#include "ops/wide_lines.cuh"
 
 enum { ROWS_THREADS = 256, ROWS_PER_BLOCK = ROWS_THREADS / F8_WARP, PIECE = 16, PIECES = 4 };
-
-/* The device arrays of a plan, and n / top_k as (n * reciprocal) >> shift for 0 <= n < 2^31. */
-struct routing {
-    const int32_t *source, *end; /* end: number of permuted rows */
-    const float *gate;
-    float *gate_rows;
-    uint32_t reciprocal, shift;
-    int capacity;
-};
-
-/* With 2^shift >= 2^31 k, the reciprocal exceeds 2^shift / k by at most 1: n times that is below 2^shift / k, so the
- * quotient stays below the next integer. */
-static routing routing_of(const fp8flow_permute_args *a)
-{
-    uint64_t top_k = (uint64_t)a->plan->top_k;
-    uint32_t shift = 31;
-    while (((uint64_t)1 << (shift - 31)) < top_k) shift++;
-    return { a->plan->source, a->plan->offset + a->plan->num_experts, a->gate, a->gate_rows,
-             (uint32_t)(((uint64_t)1 << shift) / top_k + 1), shift, (int)a->plan->capacity };
-}
-
-/* Token of a row whose entry of `source` is given; -1 for padding. */
-__device__ static int token_of(const routing &r, int source)
-{
-    return source < 0 ? -1 : (int)((uint64_t)(uint32_t)source * r.reciprocal >> r.shift);
-}
 
 /* Codes and scales of the patch, from the rows of its tokens. */
 template <f8_access access>
@@ -77,7 +53,7 @@ __device__ static void store_rows(const f8_patch &p, const fp8flow_tensor &rows,
 /* The column form and, unless its data is NULL, the row form. Row blocks hold rows of one expert: alignment of 128. */
 template <fp8flow_dtype dtype, fp8flow_scaling scaling, f8_access access>
 __global__ static void __launch_bounds__(F8_SHIFT_THREADS, f8_shift_blocks(scaling, access))
-    permute_tile_kernel(fp8flow_tensor x, fp8flow_tensor rows, fp8flow_tensor columns, routing route,
+    permute_tile_kernel(fp8flow_tensor x, fp8flow_tensor rows, fp8flow_tensor columns, f8_routing route,
                         uint64_t *histogram)
 {
     __shared__ f8_shift_shared shared;
@@ -90,7 +66,7 @@ __global__ static void __launch_bounds__(F8_SHIFT_THREADS, f8_shift_blocks(scali
     for (int r = 0; r < 4; r++) source[r] = __ldg(route.source + row + r);
     if (block * F8_BLOCK >= end) return;
 #pragma unroll
-    for (int r = 0; r < 4; r++) token[r] = token_of(route, source[r]);
+    for (int r = 0; r < 4; r++) token[r] = f8_token_of(route, source[r]);
     f8_patch patch;
     gather<access>(x, token, patch);
     if (route.gate && col_block == 0 && f8_patch_col() == 0) {
@@ -121,9 +97,10 @@ static byte_rows byte_rows_of(const fp8flow_tensor *t)
 }
 
 /* Scales and gate weight of a row, by one warp. */
-__device__ static void copy_scales(const byte_rows &x, const byte_rows &rows, const routing &route, int row, int source)
+__device__ static void copy_scales(const byte_rows &x, const byte_rows &rows, const f8_routing &route, int row,
+                                   int source)
 {
-    int token = token_of(route, source);
+    int token = f8_token_of(route, source);
     for (int i = f8_lane(); i < rows.blocks; i += F8_WARP)
         rows.scale[(int64_t)row * rows.blocks + i] = token < 0 ? 1 : __ldg(x.scale + (int64_t)token * x.blocks + i);
     if (route.gate && f8_lane() == 0) route.gate_rows[row] = source < 0 ? 0.0f : __ldg(route.gate + source);
@@ -131,11 +108,12 @@ __device__ static void copy_scales(const byte_rows &x, const byte_rows &rows, co
 
 /* One warp: PIECES times 32 pieces of a row. rows.bytes is 0 where only gate weights are wanted. */
 template <f8_access access>
-__global__ static void __launch_bounds__(ROWS_THREADS) permute_rows_kernel(byte_rows x, byte_rows rows, routing route)
+__global__ static void __launch_bounds__(ROWS_THREADS) permute_rows_kernel(byte_rows x, byte_rows rows,
+                                                                             f8_routing route)
 {
     int row = (int)blockIdx.x * ROWS_PER_BLOCK + (int)threadIdx.x / F8_WARP;
     if (row >= min(__ldg(route.end), route.capacity)) return;
-    int source = __ldg(route.source + row), token = token_of(route, source);
+    int source = __ldg(route.source + row), token = f8_token_of(route, source);
     int64_t at = ((int64_t)blockIdx.y * PIECES * F8_WARP + f8_lane()) * PIECE;
     const uint8_t *from = x.data + token * x.stride + at;
     uint8_t *to = rows.data + row * rows.stride + at;
@@ -164,8 +142,8 @@ static void launch_rows(const fp8flow_context *c, const fp8flow_permute_args *a)
     int64_t pieces = f8_ceil_div(rows.bytes, PIECES * F8_WARP * PIECE);
     dim3 grid(f8_grid(a->plan->capacity, ROWS_PER_BLOCK), pieces ? (unsigned)pieces : 1);
     if (a->rows && is_wide(a->x) && is_wide(a->rows))
-        permute_rows_kernel<F8_WIDE_REUSED><<<grid, ROWS_THREADS, 0, f8_stream(c)>>>(x, rows, routing_of(a));
-    else permute_rows_kernel<F8_BYTES><<<grid, ROWS_THREADS, 0, f8_stream(c)>>>(x, rows, routing_of(a));
+        permute_rows_kernel<F8_WIDE_REUSED><<<grid, ROWS_THREADS, 0, f8_stream(c)>>>(x, rows, f8_routing_of(a));
+    else permute_rows_kernel<F8_BYTES><<<grid, ROWS_THREADS, 0, f8_stream(c)>>>(x, rows, f8_routing_of(a));
 }
 
 template <fp8flow_dtype dtype, f8_access access>
@@ -176,19 +154,32 @@ static void launch_tiles(const fp8flow_context *c, const fp8flow_permute_args *a
     fp8flow_tensor rows = a->rows ? *a->rows : fp8flow_tensor{};
     if (a->columns->scaling == FP8FLOW_TILE128)
         permute_tile_kernel<dtype, FP8FLOW_TILE128, access><<<grid, F8_SHIFT_THREADS, 0, f8_stream(c)>>>(
-            *a->x, rows, *a->columns, routing_of(a), a->shift_histogram);
+            *a->x, rows, *a->columns, f8_routing_of(a), a->shift_histogram);
     else
         permute_tile_kernel<dtype, FP8FLOW_COL128, access><<<grid, F8_SHIFT_THREADS, 0, f8_stream(c)>>>(
-            *a->x, rows, *a->columns, routing_of(a), a->shift_histogram);
+            *a->x, rows, *a->columns, f8_routing_of(a), a->shift_histogram);
+}
+
+/* Both forms (rows.data NULL: the column form), TILE128, two row blocks and 256 columns at a time. */
+template <fp8flow_dtype dtype> static void launch_wide(const fp8flow_context *c, const fp8flow_permute_args *a)
+{
+    f8_gathered_lines lines = { *a->x, a->rows ? *a->rows : fp8flow_tensor{}, f8_routing_of(a) };
+    f8_wide_launch<dtype, 2, F8_WIDE_SLAB>(f8_stream(c), lines, *a->columns, a->plan->capacity / F8_BLOCK,
+                                           a->shift_histogram);
 }
 
 extern "C" fp8flow_status f8_cuda_permute(fp8flow_context *c, const fp8flow_permute_args *a)
 {
     if (a->columns && a->x->cols > 0) {
         if (a->plan->capacity < F8_BLOCK) return FP8FLOW_OK;
+        bool is_e4m3 = a->x->dtype == FP8FLOW_E4M3;
         bool wide = is_wide(a->x) && is_wide(a->columns) && (!a->rows || is_wide(a->rows));
-        if (a->x->dtype == FP8FLOW_E4M3 && wide) launch_tiles<FP8FLOW_E4M3, F8_WIDE_REUSED>(c, a);
-        else if (a->x->dtype == FP8FLOW_E4M3) launch_tiles<FP8FLOW_E4M3, F8_BYTES>(c, a);
+        bool by_tiles_of_256 = wide && a->columns->scaling == FP8FLOW_TILE128 &&
+                               f8_wide_pays(a->plan->capacity / F8_BLOCK, a->x->cols);
+        if (by_tiles_of_256 && is_e4m3) launch_wide<FP8FLOW_E4M3>(c, a);
+        else if (by_tiles_of_256) launch_wide<FP8FLOW_E5M2>(c, a);
+        else if (is_e4m3 && wide) launch_tiles<FP8FLOW_E4M3, F8_WIDE_REUSED>(c, a);
+        else if (is_e4m3) launch_tiles<FP8FLOW_E4M3, F8_BYTES>(c, a);
         else if (wide) launch_tiles<FP8FLOW_E5M2, F8_WIDE_REUSED>(c, a);
         else launch_tiles<FP8FLOW_E5M2, F8_BYTES>(c, a);
     } else {

@@ -1,7 +1,8 @@
 /* permute_plan.cu - CUDA side of permute_plan. Contract: fp8flow_ops.h. CPU side: permute_plan.c.
  *
- * A stable counting sort of the (token, slot) pairs by expert, in one launch of one cluster of blocks. Every counting
- * warp has a consecutive segment of the pairs and a table with one counter for each expert:
+ * A stable counting sort of the (token, slot) pairs by expert, in one launch of one cluster of blocks. Plans of the
+ * size of a layer are made by plan_sort.cuh; here is the kernel for any size. Every counting warp has a consecutive
+ * segment of the pairs and a table with one counter for each expert:
  *   1. a warp counts its segment into its table; a block adds up its tables and shows the sums to the cluster;
  *   2. every block forms the experts' offsets from all sums, and turns its tables into the rows at which its warps
  *      continue: first row of the expert, plus the counts of earlier blocks, plus those of earlier warps;
@@ -11,33 +12,19 @@
  * experts, the fewer counting warps. Tables of more than 28672 experts are in scratch memory.
  * Traffic: 4 bytes per pair twice (the second time from cache), 8 out.
  */
-#include "ops/launch.cuh"
-#include "ops/warp.cuh"
+#include "ops/plan_sort.cuh"
 
 enum {
-    PLAN_THREADS = 1024,
-    PLAN_WARPS = PLAN_THREADS / F8_WARP,
     PLAN_CLUSTER = 8,
-    PLAN_BATCH = 4,                 /* loads of 32 pairs in flight */
+    PLAN_FEW_ITEMS = 4, /* pairs of a thread that plan_sort_kernel holds */
+    PLAN_MANY_ITEMS = 16,
     PLAN_TABLES = 8,                /* tables that a thread reads before it writes them */
     PLAN_SHARED_BYTES = 224 * 1024, /* for tables and sums */
     PLAN_SCRATCH_WARPS = 1          /* counting warps of a block whose tables are in scratch memory */
 };
 
-struct plan_call {
-    const int32_t *expert;
-    int32_t *rows, *offset, *row_of, *source;
-    int64_t num_pairs, align;
-    int32_t num_experts, limit; /* limit: the capacity, rounded down to `align` */
-    int32_t warps;              /* counting warps of a block */
-    int64_t segment;            /* pairs of each of them, a multiple of 32 */
-    int32_t *scratch;           /* for tables; NULL: they are in shared memory */
-};
-
 /* Where the tables of a kernel are: shared memory has instructions of its own. */
 enum plan_place { PLAN_SHARED, PLAN_SCRATCH };
-
-static_assert((int)PLAN_WARPS == (int)F8_WARP, "one warp adds up the sums of all");
 
 /* A block's counters: one table [num_experts] for each counting warp, and their sums [num_experts]. */
 struct plan_tables {
@@ -50,13 +37,6 @@ __device__ static inline plan_tables plan_tables_of(const plan_call &call, int32
     int64_t tables = (int64_t)call.warps * call.num_experts;
     int32_t *base = PLACE == PLAN_SCRATCH ? call.scratch + block * (tables + call.num_experts) : shared;
     return { base, base + tables };
-}
-
-/* Expert of a pair, -1 where it has none here: ids that do not exist count as -1. */
-__device__ static inline int plan_expert(const plan_call &call, int64_t pair, int64_t end)
-{
-    int expert = pair < end ? call.expert[pair] : -1;
-    return (unsigned)expert < (unsigned)call.num_experts ? expert : -1;
 }
 
 /* The segment of a counting warp. */
@@ -76,12 +56,10 @@ __device__ static inline void count_segment(const plan_call &call, plan_segment 
     __syncwarp();
     for (int64_t first = segment.begin; first < segment.end; first += PLAN_BATCH * F8_WARP) {
         int expert[PLAN_BATCH];
+        plan_experts(call, first + f8_lane(), segment.end, expert);
 #pragma unroll
         for (int i = 0; i < PLAN_BATCH; i++)
-            expert[i] = plan_expert(call, first + i * F8_WARP + f8_lane(), segment.end);
-#pragma unroll
-        for (int i = 0; i < PLAN_BATCH; i++)
-            if (expert[i] >= 0) atomicAdd(table + expert[i], 1);
+            if (expert[i] < call.num_experts) atomicAdd(table + expert[i], 1);
     }
 }
 
@@ -90,19 +68,20 @@ __device__ static inline void place_segment(const plan_call &call, plan_segment 
 {
     for (int64_t first = segment.begin; first < segment.end; first += PLAN_BATCH * F8_WARP) {
         int expert[PLAN_BATCH];
-#pragma unroll
-        for (int i = 0; i < PLAN_BATCH; i++)
-            expert[i] = plan_expert(call, first + i * F8_WARP + f8_lane(), segment.end);
+        unsigned same[PLAN_BATCH];
+        plan_experts(call, first + f8_lane(), segment.end, expert);
+        plan_same_lanes(expert, call.bits, same);
 #pragma unroll
         for (int i = 0; i < PLAN_BATCH; i++) {
             int64_t pair = first + i * F8_WARP + f8_lane();
-            unsigned same = __match_any_sync(F8_ALL_LANES, expert[i]), before = same & ((1u << f8_lane()) - 1);
-            uint32_t next = expert[i] >= 0 ? table[expert[i]] : 0;
+            unsigned before = same[i] & ((1u << f8_lane()) - 1);
+            bool counts = expert[i] < call.num_experts;
+            uint32_t next = counts ? table[expert[i]] : 0;
             __syncwarp();
-            if (expert[i] >= 0 && before == 0) table[expert[i]] = next + __popc(same);
+            if (counts && before == 0) table[expert[i]] = next + __popc(same[i]);
             __syncwarp();
             uint32_t row = next + __popc(before);
-            bool has_row = expert[i] >= 0 && row < (uint32_t)call.limit;
+            bool has_row = counts && row < (uint32_t)call.limit;
             if (pair < segment.end) call.row_of[pair] = has_row ? (int32_t)row : -1;
             if (has_row) call.source[row] = (int32_t)pair;
         }
@@ -237,50 +216,80 @@ static plan_call plan_call_of(const fp8flow_permute_plan_args *a)
 {
     const fp8flow_plan *plan = a->plan;
     int64_t limit = plan->capacity / plan->align * plan->align;
-    return { a->expert,
-             plan->rows,
-             plan->offset,
-             plan->row_of,
-             plan->source,
-             plan->num_tokens * plan->top_k,
-             plan->align,
-             (int32_t)plan->num_experts,
-             (int32_t)limit,
-             0,
-             0,
-             NULL };
+    plan_call call = {};
+    call.expert = a->expert;
+    call.rows = plan->rows;
+    call.offset = plan->offset;
+    call.row_of = plan->row_of;
+    call.source = plan->source;
+    call.num_pairs = plan->num_tokens * plan->top_k;
+    call.align = plan->align;
+    call.num_experts = (int32_t)plan->num_experts;
+    call.limit = (int32_t)limit;
+    while (call.num_experts >> call.bits) call.bits++;
+    return call;
+}
+
+typedef void plan_kernel(plan_call call);
+
+/* One cluster. */
+static void plan_launch_cluster(cudaStream_t stream, plan_kernel *kernel, int cluster, int64_t shared_bytes,
+                                const plan_call &call)
+{
+    cudaLaunchAttribute attribute = {};
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = (unsigned)cluster;
+    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3((unsigned)cluster);
+    config.blockDim = dim3(PLAN_THREADS);
+    config.dynamicSmemBytes = (size_t)shared_bytes;
+    config.stream = stream;
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    f8_allow_shared(kernel, (int)shared_bytes);
+    cudaLaunchKernelEx(&config, kernel, call);
 }
 
 /* Tables in shared memory for as many counting warps as possible, else in `scratch`. Returns the bytes of shared
  * memory that a block needs. */
-static size_t plan_divide(plan_call *call, int cluster, int32_t *scratch)
+static int64_t plan_divide(plan_call *call, int cluster, int32_t *scratch)
 {
     int64_t table_bytes = call->num_experts * (int64_t)sizeof(int32_t);
     int64_t fitting = table_bytes ? PLAN_SHARED_BYTES / table_bytes - 1 : PLAN_WARPS;
     call->scratch = fitting < 1 ? scratch : NULL;
     call->warps = fitting < 1 ? PLAN_SCRATCH_WARPS : (int32_t)(fitting < PLAN_WARPS ? fitting : PLAN_WARPS);
     call->segment = f8_ceil_div(f8_ceil_div(call->num_pairs, (int64_t)cluster * call->warps), F8_WARP) * F8_WARP;
-    return call->scratch ? 0 : (size_t)((call->warps + 1) * table_bytes);
+    return call->scratch ? 0 : (call->warps + 1) * table_bytes;
 }
 
-template <int CLUSTER> static void plan_launch(cudaStream_t stream, plan_call call, int32_t *scratch)
+/* The kernel for plans of any size. */
+template <int CLUSTER> static void plan_launch_any(cudaStream_t stream, plan_call call, int32_t *scratch)
 {
-    size_t shared_bytes = plan_divide(&call, CLUSTER, scratch);
-    cudaLaunchAttribute cluster = {};
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim.x = CLUSTER;
-    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(CLUSTER);
-    config.blockDim = dim3(PLAN_THREADS);
-    config.dynamicSmemBytes = shared_bytes;
-    config.stream = stream;
-    config.attrs = &cluster;
-    config.numAttrs = 1;
+    int64_t shared_bytes = plan_divide(&call, CLUSTER, scratch);
     auto *kernel = permute_plan_kernel<CLUSTER, PLAN_SHARED>;
     if (call.scratch) kernel = permute_plan_kernel<CLUSTER, PLAN_SCRATCH>;
-    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes);
-    cudaLaunchKernelEx(&config, kernel, call);
+    plan_launch_cluster(stream, kernel, CLUSTER, shared_bytes, call);
+}
+
+/* Whether plan_sort_kernel can make the plan; its rows are 32-bit numbers even before they are limited. */
+static bool plan_fits_sort(const plan_call &call, int cluster, int items)
+{
+    return call.num_pairs <= (int64_t)cluster * items * PLAN_THREADS && call.num_experts <= SORT_EXPERTS &&
+           (int64_t)call.num_experts * call.align + call.num_pairs <= INT32_MAX;
+}
+
+template <int CLUSTER, int ITEMS> static void plan_launch_sort(cudaStream_t stream, const plan_call &call)
+{
+    plan_launch_cluster(stream, plan_sort_kernel<CLUSTER, ITEMS>, CLUSTER,
+                        sort_bytes(call.num_experts, CLUSTER, ITEMS), call);
+}
+
+template <int CLUSTER> static void plan_launch(cudaStream_t stream, const plan_call &call, int32_t *scratch)
+{
+    if (plan_fits_sort(call, CLUSTER, PLAN_FEW_ITEMS)) plan_launch_sort<CLUSTER, PLAN_FEW_ITEMS>(stream, call);
+    else if (plan_fits_sort(call, CLUSTER, PLAN_MANY_ITEMS)) plan_launch_sort<CLUSTER, PLAN_MANY_ITEMS>(stream, call);
+    else plan_launch_any<CLUSTER>(stream, call, scratch);
 }
 
 extern "C" fp8flow_status f8_cuda_permute_plan(fp8flow_context *c, const fp8flow_permute_plan_args *a)

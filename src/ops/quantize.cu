@@ -1,56 +1,18 @@
 /* quantize.cu - CUDA side of quantize. Contract: fp8flow_ops.h. CPU side: quantize.c.
  *
- * Three kernels. Lanes hold pieces of eight columns (piece.cuh).
+ * Three kernels. Lanes hold pieces of eight columns (piece.cuh), or two of them side by side.
  *   amax   TENSOR scales need the largest value of a group before the first code: a pass of its own. A warp reads
  *          16 rows x 256 columns and raises the group's maximum, which lies where the scale will be.
- *   rows   row form in ROW128 or TENSOR alone: a warp takes eight blocks of one row, a half-warp each at a time.
- *          BF16: 3.01 bytes per element.
+ *   rows   row form in ROW128 or TENSOR alone (quantize_rows.cuh): eight lanes take a block of 128 columns, so that
+ *          each writes 16 bytes of codes; a warp four units of four blocks, or two of FP32. BF16: 3.01 bytes per
+ *          element.
  *   tiles  everything else: a block of threads holds a 128 x 128 tile in registers, eight rows of a piece per thread,
  *          and writes both forms from them. The row form leaves from registers; the column form is encoded down the
  *          rows, eight bytes of a column per thread, and turned into lines of 128 bytes in shared memory.
  *          BF16, both forms: 4 bytes per element.
  * Each kernel reads x once; padding rows are zeros that no load has touched.
  */
-#include "ops/launch.cuh"
-#include "ops/piece.cuh"
-#include "ops/row_states.cuh"
-
-#include <limits.h>
-
-enum {
-    THREADS = 256,
-    WARPS = THREADS / F8_WARP,
-    ROW_PIECES = 4,                    /* of a thread in the rows kernel, all in flight at once */
-    WARP_COLUMNS = F8_WARP * F8_PIECE, /* of one load of a warp that has one row */
-    TILE_ROWS = 8                      /* of a thread in the tiles kernel */
-};
-
-/* What the kernels work on; rows.data or columns.data may be NULL. */
-struct quantize_job {
-    fp8flow_tensor x, rows, columns;
-    f8_grouping grouping;
-    unsigned long long *nonfinite;
-};
-
-/* f8_scale_byte, whose case of an empty block the clamp covers. Returns the factor of the values. */
-__device__ static float block_factor(uint32_t amax, fp8flow_dtype out, uint8_t *byte)
-{
-    *byte = (uint8_t)min(max(f8_scale_exponent(amax, out), 1), 254);
-    return f8_scale_inverse(*byte);
-}
-
-/* Columns from `col` on; more than a thread can have count as many. */
-__device__ static int columns_left(const fp8flow_tensor &x, int64_t col)
-{
-    return (int)min(x.cols - col, (int64_t)INT_MAX);
-}
-
-/* Sums of integers have no order, and nearly every warp has nothing to add. */
-__device__ static void count_nonfinite(unsigned long long *counter, uint32_t count)
-{
-    uint32_t sum = __reduce_add_sync(F8_ALL_LANES, count);
-    if (counter && sum > 0 && f8_lane() == 0) atomicAdd(counter, sum);
-}
+#include "ops/quantize_rows.cuh"
 
 /* ---- TENSOR scales ---- */
 
@@ -108,48 +70,6 @@ __global__ static void quantize_scale_kernel(const uint32_t *amax, int64_t count
     uint32_t largest = amax[group];
     if (rows) rows[group] = f8_tensor_scale(largest, row_dtype);
     if (columns) columns[group] = f8_tensor_scale(largest, column_dtype);
-}
-
-/* ---- Row form alone ---- */
-
-template <fp8flow_dtype in, fp8flow_dtype out, fp8flow_scaling scaling, bool wide>
-__global__ static void __launch_bounds__(THREADS) quantize_rows_kernel(const __grid_constant__ quantize_job job)
-{
-    const fp8flow_tensor &x = job.x, &y = job.rows;
-    const uint32_t strips = (uint32_t)f8_ceil_div(x.cols, ROW_PIECES * WARP_COLUMNS);
-    uint32_t warp = blockIdx.x * WARPS + threadIdx.x / F8_WARP;
-    int64_t row = warp / strips, col = (int64_t)(warp % strips) * ROW_PIECES * WARP_COLUMNS + f8_lane() * F8_PIECE;
-    if (row >= x.rows) return;
-    f8_device_span span = f8_span_from(job.grouping, (int)row, 1);
-    if (span.rows == 0) return;
-    const char *from = (const char *)x.data + (row * x.stride + col) * f8_value_bytes<in>;
-    uint8_t *to = (uint8_t *)y.data + row * y.stride + col;
-    int left = columns_left(x, col);
-    bool stores_scale = f8_lane() % F8_PIECE_LANES == 0;
-    f8_piece<in> piece[ROW_PIECES];
-#pragma unroll
-    for (int i = 0; i < ROW_PIECES; i++)
-        piece[i] = f8_piece_load<in, wide>(from + i * WARP_COLUMNS * f8_value_bytes<in>,
-                                           span.valid > 0 ? left - i * WARP_COLUMNS : 0);
-    uint8_t *scale = (uint8_t *)y.scale + row * f8_ceil_div(x.cols, F8_BLOCK) + col / F8_BLOCK;
-    float factor = 0.0f;
-    if (scaling == FP8FLOW_TENSOR) {
-        int group = y.group_rows > 0 ? (int)row / (int)y.group_rows : span.group;
-        factor = 1.0f / ((const float *)y.scale)[group];
-    }
-    uint32_t nonfinite = 0;
-#pragma unroll
-    for (int i = 0; i < ROW_PIECES; i++) {
-        f8_piece<in> magnitudes = f8_piece_magnitudes(piece[i], nonfinite);
-        if (scaling == FP8FLOW_ROW128) {
-            uint8_t byte;
-            factor = block_factor(f8_warp_max<F8_PIECE_LANES>(f8_piece_largest(magnitudes)), out, &byte);
-            if (stores_scale && left > i * WARP_COLUMNS) scale[i * WARP_COLUMNS / F8_BLOCK] = byte;
-        }
-        f8_piece_store<wide>(to + i * WARP_COLUMNS, left - i * WARP_COLUMNS,
-                             f8_piece_encode<in, out>(piece[i], factor));
-    }
-    count_nonfinite(job.nonfinite, nonfinite);
 }
 
 /* ---- Tiles ---- */
@@ -408,6 +328,14 @@ static void launch_amax(fp8flow_context *c, const quantize_job &job, uint32_t *t
     quantize_amax_kernel<in, wide><<<f8_grid(warps, WARPS), THREADS, 0, f8_stream(c)>>>(job.x, job.grouping, to);
 }
 
+/* What quantize_dense_kernel can do, of wide jobs for the row form alone. */
+static bool is_dense(const quantize_job &job)
+{
+    const fp8flow_tensor &x = job.x, &y = job.rows;
+    return x.dtype == FP8FLOW_BF16 && y.scaling == FP8FLOW_ROW128 && !job.grouping.is_grouped &&
+           x.cols % F8_BLOCK == 0 && x.stride == x.cols && y.stride == y.cols;
+}
+
 template <fp8flow_dtype in, fp8flow_dtype out, bool wide>
 static void launch_codes(fp8flow_context *c, const quantize_job &job)
 {
@@ -415,9 +343,11 @@ static void launch_codes(fp8flow_context *c, const quantize_job &job)
     if (job.columns.data || job.rows.scaling == FP8FLOW_TILE128) {
         int64_t tiles = f8_capacity_blocks(&shape) * f8_ceil_div(shape.cols, F8_BLOCK);
         quantize_tiles_kernel<in, out, wide><<<f8_grid(tiles, 1), THREADS, 0, f8_stream(c)>>>(job);
+    } else if (wide && is_dense(job)) {
+        int64_t num_blocks = shape.rows * (shape.cols / F8_BLOCK);
+        quantize_dense_kernel<out><<<f8_grid(num_blocks, DENSE_BLOCKS), THREADS, 0, f8_stream(c)>>>(job, num_blocks);
     } else {
-        int64_t warps = shape.rows * f8_ceil_div(shape.cols, ROW_PIECES * WARP_COLUMNS);
-        unsigned grid = f8_grid(warps, WARPS);
+        unsigned grid = f8_grid(shape.rows * f8_ceil_div(shape.cols, UNIT_COLUMNS), row_units<in, wide> * WARPS);
         if (shape.scaling == FP8FLOW_TENSOR)
             quantize_rows_kernel<in, out, FP8FLOW_TENSOR, wide><<<grid, THREADS, 0, f8_stream(c)>>>(job);
         else quantize_rows_kernel<in, out, FP8FLOW_ROW128, wide><<<grid, THREADS, 0, f8_stream(c)>>>(job);

@@ -9,7 +9,7 @@
 #include "ops/rope.h"
 #include "ops/warp.cuh"
 
-enum { THREADS = 256, WIDE = 8, MAX_ENTRIES = F8_ROPE_MAX_HALF, MAX_ROWS = 2, DEPTH = 2 };
+enum { THREADS = 256, WIDE = 8, MAX_ENTRIES = F8_ROPE_MAX_HALF, MAX_ROWS = 8, BLOCK_ELEMENTS = 8192, DEPTH = 2 };
 
 struct rope_call {
     uint16_t *x;
@@ -135,8 +135,10 @@ __global__ static void __launch_bounds__(THREADS) rope_wide_kernel(rope_call a)
 
 extern "C" fp8flow_status f8_cuda_rope(fp8flow_context *c, const fp8flow_rope_args *a)
 {
-    int64_t half = a->head_dim / 2, fitting = MAX_ENTRIES / half;
-    int32_t rows_per_block = (int32_t)(fitting < MAX_ROWS ? fitting : MAX_ROWS);
+    /* A block makes the angles of its rows once: more rows are more memory under way, fewer are less to wait for. */
+    int64_t half = a->head_dim / 2, fitting = MAX_ENTRIES / half, wanted = BLOCK_ELEMENTS / (a->x->cols + 1) + 1;
+    int64_t most = wanted < MAX_ROWS ? wanted : MAX_ROWS;
+    int32_t rows_per_block = (int32_t)(fitting < most ? fitting : most);
     rope_call call = { (uint16_t *)a->x->data, a->x->stride, a->x->rows, a->x->cols / a->head_dim, a->sequence_length,
                        a->first_position, (int32_t)half, rows_per_block, a->theta, a->rotation };
     if (a->x->rows == 0 || a->x->cols == 0) return FP8FLOW_OK;

@@ -1,22 +1,23 @@
 /* swiglu.cu - CUDA side of swiglu. Contract: fp8flow_ops.h. CPU side: swiglu.c.
  *
  * Rows only: eight lanes share a block of 128 activations of one row, two pieces of eight each; blocks go round the
- * warps of one thread block per multiprocessor, which has the table of sigmoids (swiglu.cuh). 5.01 bytes per activation
- * for FP8, about 18 instructions.
+ * warps of the grid, one thread block per multiprocessor, which has the table of sigmoids (swiglu.cuh). 5.01 bytes per
+ * activation for FP8, about 16 instructions.
  * With columns (TILE128): tiles of 128 x 128 (swiglu_tile.cuh), 6.01 bytes. Everything else: swiglu_any.cuh.
  */
 #include "ops/swiglu_any.cuh"
 #include "ops/swiglu_tile.cuh"
 
 enum {
-    ROW_THREADS = 1024,
-    LANES = 8,  /* of a block of 128 activations */
-    PIECE = 8,  /* activations of one 16-byte load */
+    ROW_THREADS = 768,
+    LANES = 8, /* of a block of 128 activations */
+    PIECE = 8, /* activations of one 16-byte load */
     PIECES = 2, /* of a thread: LANES * PIECE apart */
-    SETS = ROW_THREADS / LANES
+    TILE_BLOCKS = 2 /* of the tile kernel on a multiprocessor, which has 228 KB, 1 of them per block for the system */
 };
 
 struct swiglu_job {
+    CUtensorMap a_map, b_map, columns_map; /* of the tile kernel */
     fp8flow_tensor h, rows, columns; /* data NULL: not wanted */
     const float *gate;
     f8_grouping groups;
@@ -63,9 +64,9 @@ template <fp8flow_dtype dtype>
 __device__ static float scale_block(const fp8flow_tensor &y, int64_t unit, uint32_t magnitude, bool inside)
 {
     if (dtype == FP8FLOW_F32 || dtype == FP8FLOW_BF16) return 1.0f;
-    uint8_t byte = f8_scale_byte(f8_warp_max<LANES>(magnitude), dtype);
-    if (inside && f8_lane() % LANES == 0) ((uint8_t *)y.scale)[unit] = byte;
-    return f8_scale_inverse(byte);
+    uint32_t byte = f8_scale_byte_quick<dtype>(f8_warp_max<LANES>(magnitude));
+    if (inside && f8_lane() % LANES == 0) ((uint8_t *)y.scale)[unit] = (uint8_t)byte;
+    return f8_inverse_low(byte);
 }
 
 /* A thread's part of one block of one row. */
@@ -107,7 +108,11 @@ __device__ static uint32_t store_block(const swiglu_job &job, const float *table
 {
     float v[PIECES * PIECE];
 #pragma unroll
-    for (int i = 0; i < PIECES; i++) values_of(table, in.a[i], in.b[i], in.w, v + i * PIECE);
+    for (int i = 0; i < PIECES; i++) {
+        /* 0 * NaN is not to be counted behind the last column. */
+        float w = column_of(at, i) < job.cols ? in.w : 0.0f;
+        values_of(table, in.a[i], in.b[i], w, v + i * PIECE);
+    }
     uint32_t nonfinite = 0, magnitude = f8_magnitude_of(v, &nonfinite);
     float s = scale_block<dtype>(job.rows, (int64_t)at.row * job.num_blocks + at.block, magnitude, at.inside);
 #pragma unroll
@@ -119,113 +124,152 @@ __device__ static uint32_t store_block(const swiglu_job &job, const float *table
     return nonfinite;
 }
 
-/* Blocks are numbered along the rows; a thread block has a contiguous range of them. */
-template <fp8flow_dtype dtype>
-__global__ static void __launch_bounds__(ROW_THREADS, 1) swiglu_rows_kernel(swiglu_job job)
+/* The blocks of LANES lanes: `first`, first + step, ... of all blocks, numbered along the rows. */
+struct block_walk {
+    f8_row_cursor cursor;
+    int64_t unit, units, step;
+    int32_t row, block, step_rows, step_blocks;
+};
+
+__device__ static block_walk walk_from(const swiglu_job &job, int64_t first, int64_t step)
+{
+    block_walk walk = {};
+    walk.unit = first;
+    walk.units = (int64_t)f8_used_rows(job.groups) * job.num_blocks;
+    walk.step = step;
+    walk.row = (int32_t)(first / job.num_blocks);
+    walk.block = (int32_t)(first % job.num_blocks);
+    walk.step_rows = (int32_t)(step / job.num_blocks);
+    walk.step_blocks = (int32_t)(step % job.num_blocks);
+    walk.cursor = f8_cursor_at(job.groups, __shfl_sync(F8_ALL_LANES, walk.row, 0));
+    return walk;
+}
+
+/* The block that the walk stands at; it moves on. */
+__device__ static block_place take_block(const swiglu_job &job, block_walk *walk)
+{
+    f8_cursor_seek(job.groups, walk->row, &walk->cursor);
+    bool inside = walk->unit < walk->units && walk->row >= walk->cursor.begin && walk->row < walk->cursor.end;
+    block_place at = { walk->row, walk->block, inside, inside && walk->row < walk->cursor.valid_end };
+    walk->unit += walk->step;
+    walk->row += walk->step_rows;
+    walk->block += walk->step_blocks;
+    if (walk->block >= job.num_blocks) {
+        walk->block -= job.num_blocks;
+        walk->row++;
+    }
+    return at;
+}
+
+/* Blocks go round all threads of the grid, which so sweeps over memory; loads are one block ahead. */
+template <fp8flow_dtype dtype, int threads>
+__global__ static void __launch_bounds__(threads, 1) swiglu_rows_kernel(const __grid_constant__ swiglu_job job)
 {
     extern __shared__ float table[];
-    int64_t units = (int64_t)f8_used_rows(job.groups) * job.num_blocks;
-    int64_t begin = units * blockIdx.x / gridDim.x, end = units * (blockIdx.x + 1) / gridDim.x;
-    if (begin >= end) return;
+    int64_t first = (int64_t)blockIdx.x * (threads / LANES) + threadIdx.x / LANES;
+    block_walk walk = walk_from(job, first, (int64_t)gridDim.x * (threads / LANES));
+    int64_t warp_unit = first - f8_lane() / LANES;
+    block_place at = take_block(job, &walk);
+    block_inputs in = load_block(job, at);
     f8_sigmoid_fill(table);
     __syncthreads();
-    int set = (int)threadIdx.x / LANES, warp_set = set / (F8_WARP / LANES) * (F8_WARP / LANES);
-    int row = (int)((begin + set) / job.num_blocks), block = (int)((begin + set) % job.num_blocks);
-    int step_rows = SETS / job.num_blocks, step_blocks = SETS % job.num_blocks;
-    f8_row_cursor cursor = f8_cursor_at(job.groups, (int)((begin + warp_set) / job.num_blocks));
     uint32_t nonfinite = 0;
-    for (int64_t unit = begin; unit + warp_set < end; unit += SETS) {
-        f8_cursor_seek(job.groups, row, &cursor);
-        bool inside = unit + set < end && row >= cursor.begin && row < cursor.end;
-        block_place at = { row, block, inside, inside && row < cursor.valid_end };
-        nonfinite += store_block<dtype>(job, table, at, load_block(job, at));
-        row += step_rows;
-        block += step_blocks;
-        if (block >= job.num_blocks) {
-            block -= job.num_blocks;
-            row++;
-        }
+    for (; warp_unit < walk.units; warp_unit += walk.step) {
+        block_place next = take_block(job, &walk);
+        block_inputs after = load_block(job, next);
+        nonfinite += store_block<dtype>(job, table, at, in);
+        at = next;
+        in = after;
     }
     f8_add_nonfinite(job.nonfinite, nonfinite);
 }
 
 /* ---- Rows and columns ---- */
 
-struct swiglu_shared {
-    uint4 slot[F8_PATCH_ROWS][2][F8_TILE_THREADS];
-    float gate[F8_PATCH_ROWS][F8_TILE_THREADS];
-    uint32_t stage[F8_STAGE_BYTES / 4];
-    float table[F8_SIGMOID_ENTRIES];
-    f8_tile_maxima<1> maxima;
-};
+typedef f8_tile_shared<2, 1, float> swiglu_shared;
+static_assert(TILE_BLOCKS * (sizeof(swiglu_shared) + 1024) <= 228 * 1024, "blocks of a multiprocessor");
 
-/* Ask for row i of the patch in a tile. */
-__device__ static void request_row(const swiglu_job &job, const f8_tile_place &tile, const f8_patch_place &place, int i,
-                                   swiglu_shared *shared)
+__device__ static void request_strip(const swiglu_job &job, const f8_tile_place &tile, swiglu_shared *shared)
 {
-    int64_t col = (int64_t)tile.block * F8_BLOCK + place.col;
-    bool wanted = place.row + i < tile.valid && col < job.cols;
-    const uint16_t *from = (const uint16_t *)job.h.data;
-    if (wanted) from += (int64_t)(tile.row0 + place.row + i) * job.h.stride + col;
-    f8_copy_async(&shared->slot[i][0][threadIdx.x], from, wanted);
-    f8_copy_async(&shared->slot[i][1][threadIdx.x], wanted ? from + job.cols : from, wanted);
-    f8_copy_gate(&shared->gate[i][threadIdx.x], job.gate, tile, place.row + i);
-    f8_copy_commit();
+    const CUtensorMap *const maps[2] = { &job.a_map, &job.b_map };
+    f8_strip_request(maps, tile, shared);
 }
 
-/* Row i of the patch: its values, its row form. Returns the magnitude of these values. */
+/* Row form of rows i and i + 1 of the patch. Lane 0 of these rows stores the first scale, lane 1 the second. */
 template <fp8flow_dtype dtype>
-__device__ static uint32_t compute_row(const swiglu_job &job, const f8_tile_place &tile, const f8_patch_place &place,
-                                       int i, const swiglu_shared *shared, float (&v)[F8_PATCH_COLS],
-                                       uint32_t *nonfinite)
+__device__ static void store_row_pair(const swiglu_job &job, const f8_tile_place &tile, int i, const f8_patch &v,
+                                      const uint32_t (&magnitude)[2])
 {
-    int64_t row = tile.row0 + place.row + i, col = (int64_t)tile.block * F8_BLOCK + place.col;
-    float w = job.gate ? shared->gate[i][threadIdx.x] : 1.0f;
-    values_of(shared->table, shared->slot[i][0][threadIdx.x], shared->slot[i][1][threadIdx.x], w, v);
-    uint32_t magnitude = f8_magnitude_of(v, nonfinite);
-    if (!job.rows.data) return magnitude;
-    uint32_t of_row = f8_warp_max<16>(magnitude);
-    if (place.row + i < tile.rows && col < job.cols)
-        f8_tile_store_row<dtype>(job.rows, row * job.rows.stride + col, row * job.num_blocks + tile.block, of_row, v);
+    uint32_t bytes = f8_scale_byte_pair<dtype, F8_ROW_PIECES>(magnitude[0], magnitude[1]);
+    int in_tile = f8_patch_row() + i, lane = f8_lane() % F8_ROW_PIECES;
+    int64_t row = tile.row0 + in_tile, col = (int64_t)tile.block * F8_BLOCK + f8_patch_col();
+    uint8_t *to = (uint8_t *)job.rows.data + row * job.rows.stride + col;
+    if (in_tile < tile.rows && col < job.cols) f8_store_codes<dtype>(to, v[i], f8_inverse_low(bytes));
+    if (in_tile + 1 < tile.rows && col < job.cols)
+        f8_store_codes<dtype>(to + job.rows.stride, v[i + 1], f8_inverse_high(bytes));
+    if (lane < 2 && in_tile + lane < tile.rows)
+        ((uint8_t *)job.rows.scale)[(row + lane) * job.num_blocks + tile.block] = (uint8_t)(bytes >> lane * 16);
+}
+
+/* Values of the patch and its row form. Returns the magnitude of the patch. */
+template <fp8flow_dtype dtype>
+__device__ static uint32_t compute_patch(const swiglu_job &job, const f8_tile_place &tile, float gates,
+                                         const swiglu_shared *shared, f8_patch &v, uint32_t *nonfinite)
+{
+    bool inside = (int64_t)tile.block * F8_BLOCK + f8_patch_col() < job.cols;
+    uint32_t magnitude = 0;
+#pragma unroll
+    for (int i = 0; i < F8_PATCH_ROWS; i += 2) {
+        uint32_t of_row[2];
+#pragma unroll
+        for (int k = 0; k < 2; k++) {
+            float w = f8_patch_gate(gates, i + k);
+            values_of(shared->table, f8_strip_piece(shared, 0, i + k), f8_strip_piece(shared, 1, i + k),
+                      inside ? w : 0.0f, v[i + k]);
+            of_row[k] = f8_magnitude_of(v[i + k], nonfinite);
+            magnitude = max(magnitude, of_row[k]);
+        }
+        if (job.rows.data) store_row_pair<dtype>(job, tile, i, v, of_row);
+    }
     return magnitude;
 }
 
-template <fp8flow_dtype dtype>
-__global__ static void __launch_bounds__(F8_TILE_THREADS, 1) swiglu_tiles_kernel(swiglu_job job)
+/* Two blocks of a multiprocessor wait for their barriers at different times. */
+template <fp8flow_dtype dtype, int per_multiprocessor>
+__global__ static void __launch_bounds__(F8_TILE_THREADS, per_multiprocessor)
+    swiglu_tiles_kernel(const __grid_constant__ swiglu_job job)
 {
-    extern __shared__ __align__(16) unsigned char memory[];
+    extern __shared__ __align__(1024) unsigned char memory[];
     swiglu_shared *shared = (swiglu_shared *)memory;
-    f8_tile_range range = f8_tiles_of_block(job.groups, job.num_blocks);
-    if (range.begin >= range.end) return;
-    f8_patch_place place = f8_patch_of_thread();
-    f8_row_cursor cursor = f8_cursor_at(job.groups, (int)(range.begin / job.num_blocks) * F8_BLOCK);
-    f8_tile_place tile = f8_tile_at(job.groups, range.begin, job.num_blocks, &cursor);
-#pragma unroll
-    for (int i = 0; i < F8_PATCH_ROWS; i++) request_row(job, tile, place, i, shared);
+    f8_tile_prepare(job.groups, job.num_blocks, shared);
+    if (shared->place[0].block < 0) return;
+    request_strip(job, shared->place[0], shared);
+    float gates = f8_strip_gates(job.gate, shared->place[0]);
     f8_sigmoid_fill(shared->table);
-    if (threadIdx.x < 2) shared->maxima.at[threadIdx.x][0] = 0;
     __syncthreads();
     uint32_t nonfinite = 0;
-    for (int64_t t = range.begin; t < range.end; t++) {
-        f8_tile_place next = { 0, 0, 0, 0 };
-        if (t + 1 < range.end) next = f8_tile_at(job.groups, t + 1, job.num_blocks, &cursor);
-        uint32_t magnitude = 0, *largest = &shared->maxima.at[(t - range.begin) % 2][0];
+    for (uint32_t t = 0; shared->place[t % 4].block >= 0; t++) {
         f8_patch v;
-#pragma unroll
-        for (int i = 0; i < F8_PATCH_ROWS; i++) {
-            f8_copy_wait<F8_PATCH_ROWS - 1>();
-            magnitude = max(magnitude, compute_row<dtype>(job, tile, place, i, shared, v[i], &nonfinite));
-            request_row(job, next, place, i, shared);
-        }
-        f8_tile_gather(magnitude, largest);
+        f8_strip_wait(shared->place[t % 4], t, shared);
+        uint32_t magnitude[1] = { compute_patch<dtype>(job, shared->place[t % 4], gates, shared, v, &nonfinite) };
+        request_strip(job, shared->place[(t + 1) % 4], shared);
+        gates = f8_strip_gates(job.gate, shared->place[(t + 1) % 4]);
+        f8_tile_gather(magnitude, shared->largest[t % 2]);
+        if (threadIdx.x == 0) f8_store_wait_read<0>();
         __syncthreads();
-        uint8_t byte = f8_scale_byte(*largest, dtype);
-        if (threadIdx.x == 0) shared->maxima.at[(t - range.begin + 1) % 2][0] = 0;
-        f8_tile_stage<dtype>(v, place, f8_scale_inverse(byte), shared->stage);
+        f8_tile_stage<dtype>(v, f8_inverse_low(f8_scale_byte_quick<dtype>(shared->largest[t % 2][0])),
+                             shared->stage[0]);
+        f8_tile_clear(t, shared);
+        f8_async_fence();
         __syncthreads();
-        f8_tile_store_columns(job.columns, tile, (int64_t)tile.block * F8_BLOCK, byte, shared->stage);
-        tile = next;
+        f8_tile_advance(job.groups, t, shared);
+        const f8_tile_place &tile = shared->place[t % 4];
+        if (threadIdx.x != 0 || tile.rows == 0) continue;
+        f8_tile_store<dtype>(&job.columns_map, job.columns, tile, tile.block * F8_BLOCK, shared->largest[t % 2][0],
+                             shared->stage[0]);
+        f8_store_commit();
     }
+    if (threadIdx.x == 0) f8_store_wait_read<0>();
     f8_add_nonfinite(job.nonfinite, nonfinite);
 }
 
@@ -245,7 +289,7 @@ static bool is_wide(const fp8flow_swiglu_args *a)
 template <fp8flow_dtype dtype>
 static fp8flow_status launch_rows_of(const fp8flow_context *c, const swiglu_job &job, int blocks)
 {
-    swiglu_rows_kernel<dtype><<<blocks, ROW_THREADS, F8_SIGMOID_BYTES, f8_stream(c)>>>(job);
+    swiglu_rows_kernel<dtype, ROW_THREADS><<<blocks, ROW_THREADS, F8_SIGMOID_BYTES, f8_stream(c)>>>(job);
     return f8_launched("swiglu");
 }
 
@@ -259,27 +303,42 @@ static fp8flow_status launch_rows(const fp8flow_context *c, const swiglu_job &jo
     }
 }
 
-template <fp8flow_dtype dtype>
-static fp8flow_status launch_tiles(const fp8flow_context *c, const swiglu_job &job, int blocks)
+template <fp8flow_dtype dtype, int per_multiprocessor>
+static fp8flow_status launch_tiles(const fp8flow_context *c, swiglu_job job, int multiprocessors)
 {
-    F8_TRY(f8_allow_shared("swiglu", swiglu_tiles_kernel<dtype>, (int)sizeof(swiglu_shared)));
-    swiglu_tiles_kernel<dtype><<<blocks, F8_TILE_THREADS, sizeof(swiglu_shared), f8_stream(c)>>>(job);
+    F8_TRY(f8_strip_map("swiglu", &job.a_map, &job.h, 0, job.cols));
+    F8_TRY(f8_strip_map("swiglu", &job.b_map, &job.h, job.cols, job.cols));
+    F8_TRY(f8_tile_map("swiglu", &job.columns_map, &job.columns));
+    F8_TRY(f8_allow_shared("swiglu", swiglu_tiles_kernel<dtype, per_multiprocessor>, (int)sizeof(swiglu_shared)));
+    swiglu_tiles_kernel<dtype, per_multiprocessor>
+        <<<multiprocessors * per_multiprocessor, F8_TILE_THREADS, sizeof(swiglu_shared), f8_stream(c)>>>(job);
     return f8_launched("swiglu");
+}
+
+static swiglu_job job_of(const fp8flow_swiglu_args *a)
+{
+    swiglu_job job = {};
+    job.h = *a->h;
+    if (a->rows) job.rows = *a->rows;
+    if (a->columns) job.columns = *a->columns;
+    job.gate = a->gate;
+    job.groups = f8_grouping_of(a->h, a->groups);
+    job.cols = a->h->cols / 2;
+    job.num_blocks = (int32_t)f8_ceil_div(job.cols, F8_BLOCK);
+    job.nonfinite = a->nonfinite;
+    return job;
 }
 
 extern "C" fp8flow_status f8_cuda_swiglu(fp8flow_context *c, const fp8flow_swiglu_args *a)
 {
-    const fp8flow_tensor none = {};
-    int64_t cols = a->h->cols / 2;
-    if (a->h->rows == 0 || cols == 0) return FP8FLOW_OK;
-    swiglu_job job = { *a->h, a->rows ? *a->rows : none, a->columns ? *a->columns : none, a->gate,
-                       f8_grouping_of(a->h, a->groups), cols, (int32_t)f8_ceil_div(cols, F8_BLOCK), a->nonfinite };
+    if (a->h->rows == 0 || a->h->cols == 0) return FP8FLOW_OK;
+    swiglu_job job = job_of(a);
     if (!is_wide(a))
-        return f8_any_launch(c, "swiglu", f8_any_outputs{ job.rows, job.columns, job.groups, cols, a->nonfinite },
+        return f8_any_launch(c, "swiglu", f8_any_outputs{ job.rows, job.columns, job.groups, job.cols, a->nonfinite },
                              f8_value_at{ *a->h, a->gate });
-    int blocks = 0;
-    F8_TRY(f8_multiprocessors("swiglu", &blocks));
-    if (!a->columns) return launch_rows(c, job, blocks);
-    return a->columns->dtype == FP8FLOW_E5M2 ? launch_tiles<FP8FLOW_E5M2>(c, job, blocks)
-                                             : launch_tiles<FP8FLOW_E4M3>(c, job, blocks);
+    int multiprocessors = 0;
+    F8_TRY(f8_multiprocessors("swiglu", &multiprocessors));
+    if (!a->columns) return launch_rows(c, job, multiprocessors);
+    return a->columns->dtype == FP8FLOW_E5M2 ? launch_tiles<FP8FLOW_E5M2, TILE_BLOCKS>(c, job, multiprocessors)
+                                             : launch_tiles<FP8FLOW_E4M3, TILE_BLOCKS>(c, job, multiprocessors);
 }

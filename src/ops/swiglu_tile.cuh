@@ -1,176 +1,267 @@
 /* swiglu_tile.cuh - row form and column form of a 128 x 128 tile from one computation: what the fused kernels of
  * swiglu and swiglu_backward share.
  *
- * One block of 512 threads per multiprocessor, a contiguous range of tiles each. Thread (warp w, lane l) owns the patch
- * of rows 8w + 4(l/16) + 0..3 and columns 8(l%16) + 0..7:
+ * One block of 512 threads per multiprocessor; tiles go round the blocks, so that all of them work in one part of
+ * memory. Warp w has the strip of rows 8w .. 8w + 7; its lane l owns the patch of rows 8w + 4(l/16) + 0..3 and columns
+ * 8(l%16) + 0..7:
  *   - a row of the patch is 16 bytes of BF16 and 8 bytes of codes; 16 lanes share a row of 256 and 128 bytes;
  *   - four rows of a column are the four bytes of one word of the column form: no transpose of bytes is needed.
- * Inputs come by cp.async into 16-byte slots of shared memory that only their own thread reads, and a slot is asked for
- * again as soon as it has been read: loads are always under way and need no barrier. Values stay in registers in FP32
- * until the scale of the tile is known (barrier 1), column words go through shared memory (barrier 2) to lines.
+ * A warp asks the copy engine for its strip of the next tile as soon as it has read this one's: no other warp is
+ * concerned. Values stay in registers in FP32 until the scale of the tile is known (barrier 1); column words go to
+ * shared memory (barrier 2), and the copy engine takes whole tiles from there.
  */
 #ifndef F8_OPS_SWIGLU_TILE_CUH
 #define F8_OPS_SWIGLU_TILE_CUH
 
+#include "ops/hopper.cuh"
 #include "ops/swiglu.cuh"
+#include "ops/tensor_map.cuh"
 
 enum {
     F8_TILE_THREADS = 512,
+    F8_TILE_WARPS = F8_TILE_THREADS / F8_WARP,
+    F8_STRIP_ROWS = F8_BLOCK / F8_TILE_WARPS,
+    F8_ROW_PIECES = 16, /* of 16 bytes: a row of a strip in BF16; lanes that share a row */
     F8_PATCH_ROWS = 4,
     F8_PATCH_COLS = 8,
-    F8_STAGE_BYTES = F8_BLOCK * F8_BLOCK,
-    F8_LINE_WORDS = F8_BLOCK / 4,
-    F8_PIECE = 16 /* bytes of one access */
+    F8_STAGE_BYTES = F8_BLOCK * F8_BLOCK
 };
 
 typedef float f8_patch[F8_PATCH_ROWS][F8_PATCH_COLS];
-
-/* Where this thread's patch lies in a tile. */
-struct f8_patch_place {
-    int row, col, row_word; /* row_word: index of its word in a line of the column form */
-};
-
-__device__ static inline f8_patch_place f8_patch_of_thread()
-{
-    int warp = (int)threadIdx.x / F8_WARP, half = f8_lane() / 16;
-    return { warp * 8 + half * F8_PATCH_ROWS, f8_lane() % 16 * F8_PATCH_COLS, warp * 2 + half };
-}
-
-/* ---- Tiles of a block, row blocks outermost ---- */
-
-struct f8_tile_range {
-    int64_t begin, end;
-};
-
-__device__ static inline f8_tile_range f8_tiles_of_block(const f8_grouping &g, int64_t num_blocks)
-{
-    int64_t tiles = (int64_t)((f8_used_rows(g) + F8_BLOCK - 1) / F8_BLOCK) * num_blocks;
-    return { tiles * blockIdx.x / gridDim.x, tiles * (blockIdx.x + 1) / gridDim.x };
-}
 
 /* A tile: its place, and how many of its rows are in use and exist. */
 struct f8_tile_place {
     int32_t row0, block, valid, rows;
 };
 
-__device__ static inline f8_tile_place f8_tile_at(const f8_grouping &g, int64_t tile, int num_blocks,
-                                                  f8_row_cursor *cursor)
-{
-    int row0 = (int)(tile / num_blocks) * F8_BLOCK;
-    f8_cursor_seek(g, row0, cursor);
-    if (row0 < cursor->begin) return { row0, 0, 0, 0 };
-    return { row0, (int)(tile % num_blocks), min(max(cursor->valid_end - row0, 0), (int)F8_BLOCK),
-             min(max(cursor->end - row0, 0), (int)F8_BLOCK) };
-}
-
-/* ---- Asynchronous loads into a thread's own slots ---- */
-
-/* 16 bytes to shared memory past L1; zeros, and no access, unless `wanted`. */
-__device__ static inline void f8_copy_async(void *to, const void *from, bool wanted)
-{
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((uint32_t)__cvta_generic_to_shared(to)),
-                 "l"(from), "r"(wanted ? 16 : 0)
-                 : "memory");
-}
-
-/* The gate weight of row `row` of a tile, 0 in padding; there may be no gate. */
-__device__ static inline void f8_copy_gate(float *to, const float *gate, const f8_tile_place &tile, int row)
-{
-    if (!gate) return;
-    bool wanted = row < tile.valid;
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"((uint32_t)__cvta_generic_to_shared(to)),
-                 "l"(wanted ? gate + tile.row0 + row : gate), "r"(wanted ? 4 : 0)
-                 : "memory");
-}
-
-__device__ static inline void f8_copy_commit()
-{
-    asm volatile("cp.async.commit_group;" ::: "memory");
-}
-
-/* All groups but the latest `pending` have arrived. */
-template <int pending> __device__ static inline void f8_copy_wait()
-{
-    asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
-}
-
-/* ---- Row form ---- */
-
-/* 16 lanes hold one row of a tile, 8 values each. `index`: of the first code; `scale_index`: of the row's block. */
-template <fp8flow_dtype dtype>
-__device__ static inline void f8_tile_store_row(const fp8flow_tensor &y, int64_t index, int64_t scale_index,
-                                                uint32_t magnitude, const float (&x)[F8_PATCH_COLS])
-{
-    uint8_t byte = f8_scale_byte(magnitude, dtype);
-    float s = f8_scale_inverse(byte);
-    uint2 codes = make_uint2(f8_encode4<dtype>(x[0] * s, x[1] * s, x[2] * s, x[3] * s),
-                             f8_encode4<dtype>(x[4] * s, x[5] * s, x[6] * s, x[7] * s));
-    __stcs((uint2 *)((uint8_t *)y.data + index), codes);
-    if (f8_lane() % 16 == 0) ((uint8_t *)y.scale)[scale_index] = byte;
-}
-
-/* ---- Column form ---- */
-
-/* Tile maxima of `count` matrices for two tiles in turn: one is gathered while the other is cleared. */
-template <int count> struct f8_tile_maxima {
-    uint32_t at[2][count];
+/* Tiles blockIdx.x, blockIdx.x + gridDim.x, ..., row blocks outermost. */
+struct f8_tile_walk {
+    int32_t row_block, block, row_blocks, num_blocks, step_row_blocks, step_blocks;
+    f8_row_cursor cursor;
 };
 
-/* Word of column `col`: columns of different lanes are turned against each other, free of bank conflicts. */
-__device__ static inline int f8_stage_word(int col, int row_word)
+/* Shared memory of a block. Stages come first: their swizzle goes by address bits 7 to 9. */
+template <int inputs, int outputs, class Entry> struct f8_tile_shared {
+    uint8_t stage[outputs][F8_STAGE_BYTES];
+    uint4 strip[F8_TILE_WARPS][inputs][F8_STRIP_ROWS][F8_ROW_PIECES];
+    Entry table[F8_SIGMOID_ENTRIES];
+    uint64_t arrived[F8_TILE_WARPS];
+    uint32_t largest[2][outputs]; /* of two tiles in turn: one is gathered while the other is cleared */
+    f8_tile_place place[4];       /* of tile t in place t % 4; written three tiles ahead */
+    f8_tile_walk walk;
+    uint32_t nonfinite;
+};
+
+/* ---- Tensor maps, on the host ---- */
+
+/* Boxes of 8 rows of 128 BF16 numbers of a matrix; columns and rows outside are read as zeros. */
+static inline fp8flow_status f8_strip_map(const char *op, CUtensorMap *map, const fp8flow_tensor *t, int64_t first_col,
+                                          int64_t cols)
 {
-    return col * F8_LINE_WORDS + (row_word ^ (col / F8_PATCH_COLS * 2));
+    f8_box_shape shape = { 2,
+                           { (cuuint64_t)cols * 2, (cuuint64_t)t->rows },
+                           { (cuuint64_t)t->stride * 2 },
+                           { F8_BLOCK * 2, F8_STRIP_ROWS },
+                           CU_TENSOR_MAP_SWIZZLE_NONE };
+    return f8_tensor_map(op, map, (uint16_t *)t->data + first_col, shape);
 }
 
+/* Tiles of a column form whose columns are a multiple of 8: rows, columns / 8, columns % 8. Lines of the stage are in
+ * this order, which with the swizzle spreads the words of a warp over the banks. */
+static inline fp8flow_status f8_tile_map(const char *op, CUtensorMap *map, const fp8flow_tensor *t)
+{
+    const cuuint64_t group = F8_PATCH_COLS, stride = (cuuint64_t)t->stride;
+    f8_box_shape shape = { 3,
+                           { (cuuint64_t)t->rows, (cuuint64_t)t->cols / group, group },
+                           { stride * group, stride },
+                           { F8_BLOCK, F8_BLOCK / F8_PATCH_COLS, F8_PATCH_COLS },
+                           CU_TENSOR_MAP_SWIZZLE_128B };
+    return f8_tensor_map(op, map, t->data, shape);
+}
+
+/* ---- Tiles of a block ---- */
+
+__device__ static inline f8_tile_walk f8_tile_walk_of(const f8_grouping &g, int num_blocks)
+{
+    int row_block = (int)blockIdx.x / num_blocks;
+    f8_tile_walk walk = { row_block, (int)blockIdx.x % num_blocks, (f8_used_rows(g) + F8_BLOCK - 1) / F8_BLOCK,
+                          num_blocks, (int)gridDim.x / num_blocks, (int)gridDim.x % num_blocks,
+                          f8_cursor_at(g, row_block * F8_BLOCK) };
+    return walk;
+}
+
+/* The tile that the walk stands at; it moves on. Behind the last tile there are tiles with block -1. */
+__device__ static inline f8_tile_place f8_tile_take(const f8_grouping &g, f8_tile_walk *walk)
+{
+    f8_tile_place tile = { walk->row_block * F8_BLOCK, walk->block, 0, 0 };
+    if (walk->row_block >= walk->row_blocks) return { 0, -1, 0, 0 };
+    f8_cursor_seek(g, tile.row0, &walk->cursor);
+    if (tile.row0 >= walk->cursor.begin) {
+        tile.valid = min(max(walk->cursor.valid_end - tile.row0, 0), (int)F8_BLOCK);
+        tile.rows = min(max(walk->cursor.end - tile.row0, 0), (int)F8_BLOCK);
+    }
+    walk->row_block += walk->step_row_blocks;
+    walk->block += walk->step_blocks;
+    if (walk->block >= walk->num_blocks) {
+        walk->block -= walk->num_blocks;
+        walk->row_block++;
+    }
+    return tile;
+}
+
+/* ---- Strips ---- */
+
+__device__ static inline int f8_strip_row()
+{
+    return (int)threadIdx.x / F8_WARP * F8_STRIP_ROWS;
+}
+
+/* First row and column of this thread's patch in a tile. */
+__device__ static inline int f8_patch_row()
+{
+    return f8_strip_row() + f8_lane() / F8_ROW_PIECES * F8_PATCH_ROWS;
+}
+
+__device__ static inline int f8_patch_col()
+{
+    return f8_lane() % F8_ROW_PIECES * F8_PATCH_COLS;
+}
+
+/* Called by whole warps that have read their last strip: ask for that of a tile. Where no row is in use nothing comes,
+ * but the phase of the barrier ends. */
+template <int inputs, int outputs, class Entry>
+__device__ static inline void f8_strip_request(const CUtensorMap *const (&maps)[inputs], const f8_tile_place &tile,
+                                               f8_tile_shared<inputs, outputs, Entry> *shared)
+{
+    const int warp = (int)threadIdx.x / F8_WARP;
+    __syncwarp();
+    if (f8_lane() != 0) return;
+    if (f8_strip_row() >= tile.valid) {
+        f8_barrier_arrive(&shared->arrived[warp]);
+        return;
+    }
+    f8_barrier_expect(&shared->arrived[warp], (uint32_t)sizeof shared->strip[0]);
+#pragma unroll
+    for (int i = 0; i < inputs; i++)
+        f8_copy_tile(shared->strip[warp][i], maps[i], &shared->arrived[warp], tile.block * F8_BLOCK * 2,
+                     tile.row0 + f8_strip_row());
+}
+
+/* Called by whole warps: wait for the strip of tile t; padding is zeros. The copy engine writes next where threads have
+ * written zeros: hence the fence. */
+template <int inputs, int outputs, class Entry>
+__device__ static inline void f8_strip_wait(const f8_tile_place &tile, uint32_t t,
+                                            f8_tile_shared<inputs, outputs, Entry> *shared)
+{
+    const int warp = (int)threadIdx.x / F8_WARP;
+    f8_barrier_wait(&shared->arrived[warp], t % 2);
+    if (f8_strip_row() + F8_STRIP_ROWS <= tile.valid) return;
+    int first = max(tile.valid - f8_strip_row(), 0) * F8_ROW_PIECES;
+#pragma unroll 1
+    for (int i = 0; i < inputs; i++)
+#pragma unroll 1
+        for (int at = first + f8_lane(); at < F8_STRIP_ROWS * F8_ROW_PIECES; at += F8_WARP)
+            (&shared->strip[warp][i][0][0])[at] = make_uint4(0, 0, 0, 0);
+    __syncwarp();
+    f8_async_fence();
+}
+
+/* Piece of input `input` in row i of the patch. */
+template <int inputs, int outputs, class Entry>
+__device__ static inline uint4 f8_strip_piece(const f8_tile_shared<inputs, outputs, Entry> *shared, int input, int i)
+{
+    const int half = f8_lane() / F8_ROW_PIECES, piece = f8_lane() % F8_ROW_PIECES;
+    return shared->strip[threadIdx.x / F8_WARP][input][half * F8_PATCH_ROWS + i][piece];
+}
+
+/* The gate weight of row lane % 8 of the strip, 0 in padding, 1 without gate. */
+__device__ static inline float f8_strip_gates(const float *gate, const f8_tile_place &tile)
+{
+    int row = f8_strip_row() + f8_lane() % F8_STRIP_ROWS;
+    if (!gate) return 1.0f;
+    return row < tile.valid ? __ldg(gate + tile.row0 + row) : 0.0f;
+}
+
+/* That of row i of the patch. */
+__device__ static inline float f8_patch_gate(float gates, int i)
+{
+    return __shfl_sync(F8_ALL_LANES, gates, f8_lane() / F8_ROW_PIECES * F8_PATCH_ROWS + i);
+}
+
+/* ---- Outputs ---- */
+
+/* Eight codes of a row. */
 template <fp8flow_dtype dtype>
-__device__ static inline void f8_tile_stage(const f8_patch &x, const f8_patch_place &place, float s, uint32_t *stage)
+__device__ static inline void f8_store_codes(uint8_t *to, const float (&x)[F8_PATCH_COLS], float s)
 {
-#pragma unroll
-    for (int c = 0; c < F8_PATCH_COLS; c++)
-        stage[f8_stage_word(place.col + c, place.row_word)] =
-            f8_encode4<dtype>(x[0][c] * s, x[1][c] * s, x[2][c] * s, x[3][c] * s);
+    __stcs((uint2 *)to, make_uint2(f8_encode4<dtype>(x[0] * s, x[1] * s, x[2] * s, x[3] * s),
+                                   f8_encode4<dtype>(x[4] * s, x[5] * s, x[6] * s, x[7] * s)));
 }
 
-/* 16 bytes of a staged line. */
-__device__ static inline uint4 f8_stage_piece(const uint32_t *stage, int col, int piece)
+/* Largest magnitudes of the patches to the tile's. */
+template <int outputs>
+__device__ static inline void f8_tile_gather(const uint32_t (&magnitude)[outputs], uint32_t *largest)
 {
-    int turn = col / F8_PATCH_COLS;
-    uint4 p = ((const uint4 *)stage)[col * (F8_LINE_WORDS / 4) + (piece ^ (turn / 2))];
-    return turn % 2 ? make_uint4(p.z, p.w, p.x, p.y) : p;
-}
-
-/* The first `rows` codes of a piece: the end of a tensor whose rows are no multiple of 16. */
-__device__ static inline void f8_store_some(uint8_t *to, uint4 piece, int rows)
-{
-    const uint32_t words[4] = { piece.x, piece.y, piece.z, piece.w };
 #pragma unroll
-    for (int i = 0; i < F8_PIECE; i++)
-        if (i < rows) to[i] = (uint8_t)(words[i / 4] >> i % 4 * 8);
-}
-
-/* The staged lines of columns col0 .. col0 + 127 to y, and the scale byte. */
-__device__ static inline void f8_tile_store_columns(const fp8flow_tensor &y, const f8_tile_place &tile, int64_t col0,
-                                                    uint8_t byte, const uint32_t *stage)
-{
-    const int pieces = F8_BLOCK / F8_PIECE;
-    if (threadIdx.x == 0 && tile.rows > 0)
-        ((uint8_t *)y.scale)[tile.row0 / F8_BLOCK * f8_ceil_div(y.cols, F8_BLOCK) + col0 / F8_BLOCK] = byte;
-#pragma unroll
-    for (int i = 0; i < F8_BLOCK * pieces / F8_TILE_THREADS; i++) {
-        int index = i * F8_TILE_THREADS + (int)threadIdx.x, col = index / pieces, row = index % pieces * F8_PIECE;
-        if (row >= tile.rows || col0 + col >= y.cols) continue;
-        uint8_t *to = (uint8_t *)y.data + (col0 + col) * y.stride + tile.row0 + row;
-        uint4 piece = f8_stage_piece(stage, col, row / F8_PIECE);
-        if (row + F8_PIECE <= tile.rows) f8_store16(to, piece);
-        else f8_store_some(to, piece, tile.rows - row);
+    for (int i = 0; i < outputs; i++) {
+        uint32_t of_warp = __reduce_max_sync(F8_ALL_LANES, magnitude[i]);
+        if (f8_lane() == 0) atomicMax(largest + i, of_warp);
     }
 }
 
-/* Largest of the warp to the tile's. */
-__device__ static inline void f8_tile_gather(uint32_t magnitude, uint32_t *largest)
+/* The patch to a stage in column form: line 16c + l for column 8l + c, 16-byte pieces turned by the swizzle. */
+template <fp8flow_dtype dtype>
+__device__ static inline void f8_tile_stage(const f8_patch &x, float s, uint8_t *stage)
 {
-    magnitude = __reduce_max_sync(F8_ALL_LANES, magnitude);
-    if (f8_lane() == 0) atomicMax(largest, magnitude);
+    const int line = f8_lane() % F8_ROW_PIECES, row = f8_patch_row();
+    uint8_t *to = stage + line * F8_BLOCK + ((row / 16) ^ (line % 8)) * 16 + row % 16;
+#pragma unroll
+    for (int c = 0; c < F8_PATCH_COLS; c++)
+        *(uint32_t *)(to + c * F8_ROW_PIECES * F8_BLOCK) =
+            f8_encode4<dtype>(x[0][c] * s, x[1][c] * s, x[2][c] * s, x[3][c] * s);
+}
+
+/* One thread: a stage to the tile whose first column is `col`, and the scale byte. */
+template <fp8flow_dtype dtype>
+__device__ static inline void f8_tile_store(const CUtensorMap *map, const fp8flow_tensor &y, const f8_tile_place &tile,
+                                            int col, uint32_t largest, const uint8_t *stage)
+{
+    int64_t scale = tile.row0 / F8_BLOCK * f8_ceil_div(y.cols, F8_BLOCK) + col / F8_BLOCK;
+    ((uint8_t *)y.scale)[scale] = (uint8_t)f8_scale_byte_quick<dtype>(largest);
+    f8_store_box(map, stage, tile.row0, col / F8_PATCH_COLS, 0);
+}
+
+/* Barriers, maxima, the first three tiles. Called by all threads, which then are synchronised. */
+template <int inputs, int outputs, class Entry>
+__device__ static inline void f8_tile_prepare(const f8_grouping &groups, int num_blocks,
+                                              f8_tile_shared<inputs, outputs, Entry> *shared)
+{
+    if (threadIdx.x < F8_TILE_WARPS) f8_barrier_init(&shared->arrived[threadIdx.x], 1);
+    if (threadIdx.x < 2 * outputs) (&shared->largest[0][0])[threadIdx.x] = 0;
+    f8_barrier_fence();
+    f8_tile_walk walk = f8_tile_walk_of(groups, num_blocks);
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < 3; i++) shared->place[i] = f8_tile_take(groups, &walk);
+        shared->walk = walk;
+        shared->nonfinite = 0;
+    }
+    __syncthreads();
+}
+
+/* After the second barrier of tile t: the place of tile t + 3, which others read after the first barrier of tile t + 1.
+ * One lane of warp 1, since warp 0 has the outputs to see to. */
+template <int inputs, int outputs, class Entry>
+__device__ static inline void f8_tile_advance(const f8_grouping &groups, uint32_t t,
+                                              f8_tile_shared<inputs, outputs, Entry> *shared)
+{
+    if (threadIdx.x == F8_WARP) shared->place[(t + 3) % 4] = f8_tile_take(groups, &shared->walk);
+}
+
+/* Between the two barriers of tile t: the maxima of tile t + 1 are to be gathered. */
+template <int inputs, int outputs, class Entry>
+__device__ static inline void f8_tile_clear(uint32_t t, f8_tile_shared<inputs, outputs, Entry> *shared)
+{
+    if (threadIdx.x < outputs) shared->largest[(t + 1) % 2][threadIdx.x] = 0;
 }
 
 #endif

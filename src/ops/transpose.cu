@@ -1,10 +1,11 @@
 /* transpose.cu - CUDA side of transpose. Contract: fp8flow_ops.h. CPU side: transpose.c.
  *
- * One block turns one tile of 128 x 128 codes (shift.cuh). Traffic: 2 bytes per element and 1/128 for the scales of
- * the rows.
+ * ROW128 to TILE128: one block turns 256 x 256 codes (wide.cuh). The rest, and lines that are not whole pieces of 16
+ * bytes: one block turns one tile of 128 x 128 codes (shift.cuh). Traffic: 2 bytes per element and 1/128 for the
+ * scales of the rows.
  */
 #include "ops/launch.cuh"
-#include "ops/shift.cuh"
+#include "ops/wide_lines.cuh"
 
 /* Bit r: row r of this thread's patch is in use. */
 __device__ static uint32_t used_rows(int used)
@@ -124,6 +125,13 @@ static void launch(const fp8flow_context *c, const fp8flow_transpose_args *a)
             <<<grid, F8_SHIFT_THREADS, 0, f8_stream(c)>>>(*a->x, *a->y, groups, a->shift_histogram);
 }
 
+/* ROW128 to TILE128, two row blocks and 256 columns at a time. */
+template <fp8flow_dtype dtype> static void launch_wide(const fp8flow_context *c, const fp8flow_transpose_args *a)
+{
+    f8_grouped_lines lines = { *a->x, f8_grouping_of(a->y, a->groups) };
+    f8_wide_launch<dtype, 2, F8_WIDE_SLAB>(f8_stream(c), lines, *a->y, f8_capacity_blocks(a->y), a->shift_histogram);
+}
+
 /* TENSOR scales belong to groups, with or without elements. */
 static fp8flow_status copy_tensor_scales(const fp8flow_context *c, const fp8flow_transpose_args *a)
 {
@@ -141,7 +149,12 @@ extern "C" fp8flow_status f8_cuda_transpose(fp8flow_context *c, const fp8flow_tr
     if (y->scaling == FP8FLOW_TENSOR) F8_TRY(copy_tensor_scales(c, a));
     if (y->rows == 0 || y->cols == 0) return FP8FLOW_OK;
     bool wide = is_wide(x, y, a->groups);
-    if (x->dtype == FP8FLOW_E4M3 && wide) launch<FP8FLOW_E4M3, F8_WIDE>(c, a);
+    bool is_shift_to_tiles = x->scaling == FP8FLOW_ROW128 && y->scaling == FP8FLOW_TILE128;
+    bool by_tiles_of_256 =
+        wide && is_shift_to_tiles && y->group_rows == 0 && f8_wide_pays(f8_capacity_blocks(y), y->cols);
+    if (by_tiles_of_256 && x->dtype == FP8FLOW_E4M3) launch_wide<FP8FLOW_E4M3>(c, a);
+    else if (by_tiles_of_256) launch_wide<FP8FLOW_E5M2>(c, a);
+    else if (x->dtype == FP8FLOW_E4M3 && wide) launch<FP8FLOW_E4M3, F8_WIDE>(c, a);
     else if (x->dtype == FP8FLOW_E4M3) launch<FP8FLOW_E4M3, F8_BYTES>(c, a);
     else if (wide) launch<FP8FLOW_E5M2, F8_WIDE>(c, a);
     else launch<FP8FLOW_E5M2, F8_BYTES>(c, a);

@@ -1,0 +1,42 @@
+/* tensor_map.cuh - tensor maps, which tell the copy engine of sm_90a where the boxes of a tensor lie.
+ *
+ * A map is host memory, made anew for every call, and goes to kernels by value as a __grid_constant__ parameter.
+ */
+#ifndef F8_OPS_TENSOR_MAP_CUH
+#define F8_OPS_TENSOR_MAP_CUH
+
+#include <cuda.h>
+#include <cudaTypedefs.h>
+#include <cuda_runtime.h>
+
+#include "ops/ops.h"
+
+/* `rank` dimensions of bytes, the innermost first; stride[i] is the distance in bytes of dimension i + 1. Data and
+ * strides are multiples of 16. */
+struct f8_box_shape {
+    cuuint32_t rank;
+    cuuint64_t size[3], stride[2];
+    cuuint32_t box[3];
+    CUtensorMapSwizzle swizzle;
+};
+
+static inline fp8flow_status f8_tensor_map(const char *op, CUtensorMap *map, void *data, const f8_box_shape &shape)
+{
+    static PFN_cuTensorMapEncodeTiled_v12000 encode; /* the driver's; threads that race store the same value */
+    if (!encode) {
+        void *function = NULL;
+        cudaDriverEntryPointQueryResult found;
+        cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000,
+                                                             cudaEnableDefault, &found);
+        F8_REQUIRE(error == cudaSuccess && function, EBACKEND, "%s: cuda: the driver has no tensor maps", op);
+        encode = (PFN_cuTensorMapEncodeTiled_v12000)function;
+    }
+    const cuuint32_t steps[3] = { 1, 1, 1 };
+    CUresult result = encode(map, CU_TENSOR_MAP_DATA_TYPE_UINT8, shape.rank, data, shape.size, shape.stride, shape.box,
+                             steps, CU_TENSOR_MAP_INTERLEAVE_NONE, shape.swizzle, CU_TENSOR_MAP_L2_PROMOTION_NONE,
+                             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    F8_REQUIRE(result == CUDA_SUCCESS, EBACKEND, "%s: cuda: tensor map: error %d", op, (int)result);
+    return FP8FLOW_OK;
+}
+
+#endif
