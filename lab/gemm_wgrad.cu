@@ -494,7 +494,7 @@ __global__ static void check_kernel(problem p, const uint8_t *a, const uint8_t *
     magnitude = f8_warp_sum(magnitude);
     if (threadIdx.x) return;
     double old = p.write == OVERWRITE ? 0.0 : (double)before(element), got = p.c[element];
-    double bound = 0x1p-13 * magnitude + 0x1p-23 * fabs(old + sum) + 1e-30;
+    double bound = 4 * 0x1p-13 * magnitude + 0x1p-23 * fabs(old + sum) + 1e-30;
     worst[index] = got == got ? (float)(fabs(got - (old + sum)) / bound) : 1e30f;
 }
 

@@ -118,13 +118,6 @@ __device__ static inline void f8_barrier_arrive_at(uint32_t barrier, uint32_t ra
                  : "memory");
 }
 
-__device__ static inline uint32_t f8_cluster_rank()
-{
-    uint32_t rank;
-    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-    return rank;
-}
-
 /* All threads of all blocks of the cluster; the lanes of a warp together. */
 __device__ static inline void f8_cluster_barrier()
 {
