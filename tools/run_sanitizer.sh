@@ -17,6 +17,8 @@ run_one() # tool, program: one line, the report where something was found
         options="--padding 512"
         export FP8FLOW_TEST_MEMORY=exact
     fi
+    # Each block of a kernel that works with the copy engine has some twenty barriers of its own.
+    [ "$1" != synccheck ] || options="--num-cuda-barriers 65536"
     # shellcheck disable=SC2086
     timeout -k 10 "$limit_s" "$SANITIZER" --tool "$1" --error-exitcode 9 --print-limit 20 $options "$2" \
         </dev/null >"$log" 2>&1
