@@ -1,5 +1,5 @@
-/* hopper_more.cuh - further instructions of sm_90a, under trial in this folder: boxes of 3-D and 5-D tensor maps,
- * adding stores, prefetch to L2, clusters of blocks. What the library ends up using moves to ops/hopper.cuh.
+/* hopper_more.cuh - further instructions of sm_90a, under trial in this folder: boxes of 3-D tensor maps, adding
+ * stores, prefetch to L2, clusters of blocks. What the library ends up using moves to ops/hopper.cuh.
  */
 #ifndef F8_LAB_HOPPER_MORE_CUH
 #define F8_LAB_HOPPER_MORE_CUH
@@ -47,25 +47,6 @@ __device__ static inline void f8_add_box(const CUtensorMap *map, const void *fro
 __device__ static inline void f8_prefetch_box(const CUtensorMap *map, int x, int y, int z)
 {
     asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global [%0, {%1, %2, %3}];" ::"l"(map), "r"(x), "r"(y), "r"(z)
-                 : "memory");
-}
-
-/* Box of a 5-D tensor map at (x, 0, 0, 0, w). */
-__device__ static inline void f8_copy_lines(void *to, const CUtensorMap *map, uint64_t *barrier, int x, int w)
-{
-    asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes "
-                 "[%0], [%1, {%3, %4, %4, %4, %5}], [%2];" ::"r"(f8_smem(to)),
-                 "l"(map), "r"(f8_smem(barrier)), "r"(x), "r"(0), "r"(w)
-                 : "memory");
-}
-
-/* The same to every block of the cluster in `mask`, at the same place; the bytes arrive at each block's barrier. */
-__device__ static inline void f8_copy_lines_all(void *to, const CUtensorMap *map, uint64_t *barrier, int x, int w,
-                                                uint16_t mask)
-{
-    asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
-                 "[%0], [%1, {%3, %4, %4, %4, %5}], [%2], %6;" ::"r"(f8_smem(to)),
-                 "l"(map), "r"(f8_smem(barrier)), "r"(x), "r"(0), "r"(w), "h"(mask)
                  : "memory");
 }
 
