@@ -1,0 +1,283 @@
+/* gemm_wgrad_data.cuh - what surrounds the kernel of gemm_wgrad.cu: the problem and its shapes, random operands, the
+ * check against FP64, timing, and the run of all versions in child processes, so that one that crashes or hangs does
+ * not stop the others.
+ */
+#ifndef F8_LAB_GEMM_WGRAD_DATA_CUH
+#define F8_LAB_GEMM_WGRAD_DATA_CUH
+
+#include <cmath>
+#include <csignal>
+
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "lab.cuh"
+#include "ops/warp.cuh"
+
+enum write_mode { OVERWRITE, ADD, REDUCE };
+
+struct problem {
+    const uint8_t *a_scale, *b_scale; /* [row blocks][N/128], [row blocks][K/128] */
+    float *c;                         /* [experts * N, K] */
+    const int32_t *offset, *rows;
+    int32_t experts, n, k;
+    write_mode write;
+    int32_t prefetch;
+};
+
+struct operands {
+    const char *name;
+    problem p;
+    const uint8_t *a, *b;
+    int64_t capacity;
+    double flops, sustained_ms; /* 0: only check */
+};
+
+struct result {
+    double error, cool, sustained;
+    unsigned long long nan;
+};
+
+enum { FLUSHED = 0, SUSTAINED = 1, OVERWRITES = 2, PREFETCH = 4 };
+
+struct version {
+    const char *name;
+    result (*run)(const operands &, write_mode, int);
+    write_mode write; /* how it adds */
+    int also;
+};
+
+/* ---- Operands ---- */
+
+__global__ static void fill_codes(uint8_t *codes, int64_t count, const uint8_t *used, int64_t capacity, uint64_t seed)
+{
+    int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= count) return;
+    uint64_t bits = lab_mix(seed + i);
+    float u = ((bits >> 40) + 1) * 0x1p-24f, angle = (uint32_t)bits * 0x1p-32f * 6.2831853f;
+    codes[i] = used[i % capacity] ? f8_encode(sqrtf(-2.0f * logf(u)) * cosf(angle) * 100.0f, FP8FLOW_E4M3) : 0x7F;
+}
+
+__global__ static void fill_scales(uint8_t *scales, int64_t count, uint64_t seed)
+{
+    int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < count) scales[i] = 118 + lab_mix(seed + i) % 4;
+}
+
+__device__ static float before(int64_t index)
+{
+    return ((lab_mix(index + 99) >> 40) * 0x1p-24f - 0.5f) * 64.0f;
+}
+
+__global__ static void fill_before(float *c, int64_t count, write_mode write)
+{
+    int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < count) c[i] = write == OVERWRITE ? nanf("") : before(i);
+}
+
+static unsigned blocks_of(int64_t count)
+{
+    return (unsigned)((count + 255) / 256);
+}
+
+struct shape {
+    const char *name;
+    int experts, mean, n, k; /* mean 0: the small expert sizes below */
+    double sustained_ms;
+};
+
+static const shape shapes[] = {
+    { "small", 8, 0, 384, 384, 0 },
+    { "V3 wgrad1", 8, 4096, 4096, 7168, 250 },
+    { "V3 wgrad2", 8, 4096, 7168, 2048, 250 },
+    { "V2-Lite wgrad1", 64, 768, 2816, 2048, 80 },
+    { "V2-Lite wgrad2", 64, 768, 2048, 1408, 80 },
+};
+enum { SHAPES = sizeof shapes / sizeof shapes[0] };
+
+static const int small_rows[8] = { 0, 1, 127, 128, 129, 0, 300, 33 };
+
+static operands make_operands(const shape &s)
+{
+    std::vector<int32_t> offset(s.experts + 1), rows(s.experts);
+    int64_t total = 0;
+    for (int e = 0; e < s.experts; e++) {
+        rows[e] = s.mean ? (int)(s.mean * (0.7 + 0.6 * ((e * 37 + 11) % s.experts) / s.experts)) : small_rows[e];
+        offset[e + 1] = offset[e] + (rows[e] + 127) / 128 * 128;
+        total += rows[e];
+    }
+    int64_t capacity = offset[s.experts];
+    std::vector<uint8_t> used(capacity, 0);
+    for (int e = 0; e < s.experts; e++) std::fill_n(used.begin() + offset[e], rows[e], 1);
+    uint8_t *valid = lab_upload(used), *a = lab_alloc<uint8_t>(capacity * s.n), *b = lab_alloc<uint8_t>(capacity * s.k);
+    int64_t a_scales = capacity / 128 * ((s.n + 127) / 128), b_scales = capacity / 128 * ((s.k + 127) / 128);
+    uint8_t *a_scale = lab_alloc<uint8_t>(a_scales), *b_scale = lab_alloc<uint8_t>(b_scales);
+    fill_codes<<<blocks_of(capacity * s.n), 256>>>(a, capacity * s.n, valid, capacity, 1);
+    fill_codes<<<blocks_of(capacity * s.k), 256>>>(b, capacity * s.k, valid, capacity, 1ull << 40);
+    fill_scales<<<blocks_of(a_scales), 256>>>(a_scale, a_scales, 3);
+    fill_scales<<<blocks_of(b_scales), 256>>>(b_scale, b_scales, 4);
+    LAB_TRY(cudaDeviceSynchronize());
+    LAB_TRY(cudaFree(valid));
+    float *c = lab_alloc<float>((int64_t)s.experts * s.n * s.k);
+    problem p = { a_scale,   b_scale, c,   lab_upload(offset), lab_upload(rows),
+                  s.experts, s.n,     s.k, OVERWRITE,          0 };
+    return { s.name, p, a, b, capacity, 2.0 * total * s.n * s.k, s.sustained_ms };
+}
+
+static void free_operands(const operands &o)
+{
+    const void *memory[] = { o.a, o.b, o.p.a_scale, o.p.b_scale, o.p.c, o.p.offset, o.p.rows };
+    for (const void *m : memory) LAB_TRY(cudaFree((void *)m));
+}
+
+/* ---- Check and time ---- */
+
+/* One warp per element: FP64 of the dequantised operands; error as a fraction of the bound. */
+__global__ static void check_kernel(problem p, const uint8_t *a, const uint8_t *b, int64_t capacity, int all,
+                                    float *worst)
+{
+    int64_t index = blockIdx.x, element = index;
+    if (!all) {
+        int64_t per_expert = (int64_t)p.n * p.k;
+        element = index % p.experts * per_expert + (int64_t)(lab_mix(index * 77 + 5) % per_expert);
+    }
+    int expert = (int)(element / p.k / p.n), n = (int)(element / p.k % p.n), k = (int)(element % p.k);
+    double sum = 0, magnitude = 0;
+    for (int m = threadIdx.x; m < p.rows[expert]; m += 32) {
+        int64_t row = p.offset[expert] + m;
+        double x = ldexp((double)f8_decode(a[n * capacity + row], FP8FLOW_E4M3),
+                         p.a_scale[row / 128 * ((p.n + 127) / 128) + n / 128] - 127);
+        double y = ldexp((double)f8_decode(b[k * capacity + row], FP8FLOW_E4M3),
+                         p.b_scale[row / 128 * ((p.k + 127) / 128) + k / 128] - 127);
+        sum += x * y;
+        magnitude += fabs(x * y);
+    }
+    sum = f8_warp_sum(sum);
+    magnitude = f8_warp_sum(magnitude);
+    if (threadIdx.x) return;
+    double old = p.write == OVERWRITE ? 0.0 : (double)before(element), got = p.c[element];
+    double bound = 4 * 0x1p-13 * magnitude + 0x1p-23 * fabs(old + sum) + 1e-30;
+    worst[index] = got == got ? (float)(fabs(got - (old + sum)) / bound) : 1e30f;
+}
+
+__global__ static void count_nan(const float *c, int64_t count, unsigned long long *found)
+{
+    unsigned long long mine = 0;
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += (int64_t)gridDim.x * blockDim.x)
+        mine += c[i] != c[i];
+    if (mine) atomicAdd(found, mine);
+}
+
+template <class Launch> static double sustain(Launch launch, double one, double milliseconds)
+{
+    cudaEvent_t start, stop;
+    float elapsed;
+    LAB_TRY(cudaEventCreate(&start));
+    LAB_TRY(cudaEventCreate(&stop));
+    int loops = std::max(8, (int)(1e3 * milliseconds / one));
+    for (int i = 0; i < loops / 3; i++) launch(0);
+    LAB_TRY(cudaEventRecord(start));
+    for (int i = 0; i < loops; i++) launch(0);
+    LAB_TRY(cudaEventRecord(stop));
+    LAB_TRY(cudaEventSynchronize(stop));
+    LAB_TRY(cudaEventElapsedTime(&elapsed, start, stop));
+    LAB_TRY(cudaEventDestroy(start));
+    LAB_TRY(cudaEventDestroy(stop));
+    return 1e3 * elapsed / loops;
+}
+
+/* launch(stream) solves p. */
+template <class Launch> static result measure(const operands &o, const problem &p, Launch launch, int also)
+{
+    result r = {};
+    int64_t count = (int64_t)p.experts * p.n * p.k;
+    int all = count < 1 << 21, samples = all ? (int)count : 8192;
+    float *worst = lab_alloc<float>(samples);
+    unsigned long long *nan = lab_alloc<unsigned long long>(1);
+    LAB_TRY(cudaMemset(nan, 0, sizeof *nan));
+    fill_before<<<blocks_of(count), 256>>>(p.c, count, p.write);
+    launch(0);
+    LAB_TRY(cudaDeviceSynchronize());
+    check_kernel<<<samples, 32>>>(p, o.a, o.b, o.capacity, all, worst);
+    count_nan<<<1056, 256>>>(p.c, count, nan);
+    LAB_TRY(cudaDeviceSynchronize());
+    std::vector<float> errors = lab_download(worst, samples);
+    r.error = *std::max_element(errors.begin(), errors.end());
+    r.nan = lab_download(nan, 1)[0];
+    LAB_TRY(cudaFree(worst));
+    LAB_TRY(cudaFree(nan));
+    if (o.sustained_ms == 0) return r;
+    r.cool = lab_time(launch, 11);
+    if (p.write != OVERWRITE && (also & SUSTAINED)) r.sustained = sustain(launch, r.cool, o.sustained_ms);
+    return r;
+}
+
+/* ---- Runs ---- */
+
+static bool one_run(const operands &o, const version &v, write_mode write)
+{
+    const char *how[] = { "overwrites", "adds", "adds (reduce)" };
+    result r = v.run(o, write, v.also);
+    bool good = r.error < 1 && r.nan == 0;
+    std::printf("%-42s %-14s %-13s", v.name, o.name, how[write]);
+    if (r.cool > 0) std::printf(" %8.1f us %6.0f TFLOP/s flushed", r.cool, o.flops / r.cool * 1e-6);
+    if (r.sustained > 0) std::printf(", %8.1f us %6.0f sustained", r.sustained, o.flops / r.sustained * 1e-6);
+    std::printf(", error %.3f%s\n", r.error, good ? "" : "  WRONG");
+    if (!good && r.nan) std::printf("    %llu NaN\n", r.nan);
+    return good;
+}
+
+/* What outlives a child that crashed or hung. */
+template <int count> struct progress {
+    volatile int position; /* shape * count + version */
+    volatile int broken[count];
+};
+
+template <int count> static void run_from(const version (&versions)[count], progress<count> *state)
+{
+    for (int s = state->position / count; s < SHAPES; s++) {
+        operands o = make_operands(shapes[s]);
+        for (int v = state->position % count; v < count; v++) {
+            state->position = s * count + v;
+            if (state->broken[v]) continue;
+            bool good = one_run(o, versions[v], versions[v].write);
+            if (versions[v].also & OVERWRITES) good = one_run(o, versions[v], OVERWRITE) && good;
+            if (!good && shapes[s].mean == 0) state->broken[v] = 1;
+        }
+        state->position = (s + 1) * count;
+        free_operands(o);
+    }
+}
+
+/* A version that crashes or hangs takes a child process with it; the next child goes on behind it. */
+template <int count> static int run_guarded(const version (&versions)[count])
+{
+    setvbuf(stdout, NULL, _IONBF, 0);
+    void *memory = mmap(NULL, sizeof(progress<count>), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) return 1;
+    progress<count> *state = (progress<count> *)memory;
+    while (state->position < SHAPES * count) {
+        pid_t child = fork();
+        if (child == 0) {
+            run_from(versions, state);
+            std::_Exit(0);
+        }
+        int status = 0, seen = -1, still = 0;
+        while (waitpid(child, &status, WNOHANG) == 0) {
+            still = state->position == seen ? still + 1 : 0;
+            seen = state->position;
+            if (still == 100) kill(child, SIGKILL); /* 10 s in one version */
+            usleep(100 * 1000);
+        }
+        if (state->position >= SHAPES * count) break;
+        int v = state->position % count;
+        std::printf("%-42s %-14s FAILED%s\n", versions[v].name, shapes[state->position / count].name,
+                    still >= 100 ? ": hung" : "");
+        state->broken[v] = 1;
+        state->position = state->position + 1;
+    }
+    return 0;
+}
+
+#endif
