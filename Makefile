@@ -207,8 +207,8 @@ check-all-floats: $(B)/tests/long_formats ## every one of the 2^32 floats throug
 check-cli: cli ## the command line from end to end (tests/cli_*.sh)
 	@$(run_tests) $(wildcard tests/cli_*.sh)
 
-check-cuda: ## compile and link the CUDA side, where nvcc is installed; no GPU needed
-	@$(if $(NVCC),$(MAKE) CUDA=1 lib cli lab,echo "  no nvcc here: the CUDA side is not compiled")
+check-cuda: ## gpu-check where there is a GPU; else compile and link the CUDA side, where nvcc is installed
+	@$(if $(NVCC),$(MAKE) $(if $(has_gpu),gpu-check,CUDA=1 lib cli lab),echo "  no nvcc: CUDA is not compiled")
 
 check-tools: ## the checks of lint find what they are for
 	@$(run_tests) tools/test_checks.sh
