@@ -1,5 +1,5 @@
 /* codes.cuh - FP8 codes with the conversion instructions of the hardware: the bits of f8_encode, f8_decode and
- * f8_shift of base/fp8.h, two and four at a time.
+ * f8_shift of base/fp8.h, two and four at a time (the shift itself: shift.cuh).
  *
  * The instructions round to nearest even, saturate (Inf too), keep subnormals and -0, and give 0x7F for NaN, as the
  * contract wants. Every FP8 value is exact in FP16.
@@ -33,8 +33,8 @@ template <fp8flow_dtype dtype> __device__ static inline __half2 f8_decode2(uint3
     return __half2(__nv_cvt_fp8x2_to_halfraw2((__nv_fp8x2_storage_t)codes, f8_interpretation<dtype>::value));
 }
 
-/* The factor of f8_shift4 for a shift by d: 2^-d in FP16. A product below FP16's smallest number has code 0 in any
- * case, and d < -15 saturates in any case but 0. */
+/* 2^-d in FP16, for E4M3 values and d >= 0: a product below FP16's smallest number has code 0 in any case. d < 0 occurs
+ * in rows of zeros only, and may be any power then. */
 __device__ static inline __half2 f8_shift_factor(int d)
 {
     int limited = min(max(d, -15), 24);
@@ -47,19 +47,6 @@ template <fp8flow_dtype dtype> __device__ static inline uint32_t f8_not_finite4(
 {
     const uint32_t above = 0x01010101u * (0x7Fu - f8_format_of(dtype).max_code);
     return ((codes & 0x7F7F7F7Fu) + above) & 0x80808080u;
-}
-
-/* f8_shift of four codes by one d; factor = f8_shift_factor(d). NaN and Inf keep their bytes. d = 0 keeps all. */
-template <fp8flow_dtype dtype> __device__ static inline uint32_t f8_shift4(uint32_t codes, __half2 factor)
-{
-    __half2 low = __hmul2(f8_decode2<dtype>(codes), factor), high = __hmul2(f8_decode2<dtype>(codes >> 16), factor);
-    uint32_t shifted = __nv_cvt_halfraw2_to_fp8x2(low, __NV_SATFINITE, f8_interpretation<dtype>::value) |
-                       (uint32_t)__nv_cvt_halfraw2_to_fp8x2(high, __NV_SATFINITE, f8_interpretation<dtype>::value)
-                           << 16;
-    uint32_t special = f8_not_finite4<dtype>(codes);
-    if (special == 0) return shifted;
-    uint32_t mask = (special >> 7) * 0xFFu;
-    return (codes & mask) | (shifted & ~mask);
 }
 
 /* Four rows of four codes to four columns: byte j of a, b, c, d becomes word j. */

@@ -126,7 +126,7 @@ template <fp8flow_dtype dtype> __device__ static inline uint32_t f8_keep_not_fin
     return (codes & mask) | (other & ~mask);
 }
 
-/* f8_shift of four codes, each with its own 2^-d, in FP32: any d. f8_shift4 does E4M3 with d >= 0 only. */
+/* f8_shift of four codes, each with its own 2^-d, in FP32: any d. f8_shift4_e4m3 needs d >= 0. */
 template <fp8flow_dtype dtype> __device__ static inline uint32_t f8_rescale4(uint32_t codes, const float factor[4])
 {
     float2 low = __half22float2(f8_decode2<dtype>(codes)), high = __half22float2(f8_decode2<dtype>(codes >> 16));
@@ -199,7 +199,8 @@ __device__ static inline void f8_count_rows(const f8_patch &p, uint32_t target, 
     }
 }
 
-/* f8_shift4 for E4M3 without a test for NaN: NaN becomes 0x7F on the way, and all codes get their sign back. */
+/* f8_shift of four E4M3 codes by one d, factor = f8_shift_factor(d), without a test for NaN: it becomes 0x7F on the
+ * way, and all codes get their sign back. */
 __device__ static inline uint32_t f8_shift4_e4m3(uint32_t codes, __half2 factor)
 {
     __half2 low = __hmul2(f8_decode2<FP8FLOW_E4M3>(codes), factor);
