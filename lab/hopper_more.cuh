@@ -59,44 +59,12 @@ __device__ static inline uint32_t f8_kept(const void *pointer)
     return address;
 }
 
-__device__ static inline void f8_barrier_wait(uint32_t barrier, uint32_t phase)
-{
-    asm volatile("{\n"
-                 ".reg .pred done;\n"
-                 "again:\n"
-                 "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-                 "@done bra end;\n"
-                 "bra again;\n"
-                 "end:\n"
-                 "}" ::"r"(barrier),
-                 "r"(phase)
-                 : "memory");
-}
-
-__device__ static inline void f8_barrier_arrive(uint32_t barrier)
-{
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-
 /* Low word of the operand descriptor; the high word is F8_OPERAND_HIGH. A step of 32 bytes adds 2. */
 static const uint64_t F8_OPERAND_HIGH = (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
 
 __device__ static inline uint32_t f8_operand_low(uint32_t address)
 {
     return (address & 0x3FFFFu) >> 4 | 1u << 16;
-}
-
-/* Arrival at the barrier at the same place of block `rank` of the cluster. Of block scope, which is enough to say that
- * tensor cores have read a stage; .release.cluster would be a MEMBAR.GPU per stage. */
-__device__ static inline void f8_barrier_arrive_at(uint32_t barrier, uint32_t rank)
-{
-    asm volatile("{\n"
-                 ".reg .b32 there;\n"
-                 "mapa.shared::cluster.u32 there, %0, %1;\n"
-                 "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
-                 "}" ::"r"(barrier),
-                 "r"(rank)
-                 : "memory");
 }
 
 /* All threads of all blocks of the cluster; the lanes of a warp together. */

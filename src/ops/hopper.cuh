@@ -29,9 +29,15 @@ __device__ static inline void f8_barrier_fence()
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
+/* By address, for kernels that keep addresses in registers. */
+__device__ static inline void f8_barrier_arrive(uint32_t barrier)
+{
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
 __device__ static inline void f8_barrier_arrive(uint64_t *barrier)
 {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(f8_smem(barrier)) : "memory");
+    f8_barrier_arrive(f8_smem(barrier));
 }
 
 __device__ static inline void f8_barrier_expect(uint64_t *barrier, uint32_t bytes)
@@ -40,7 +46,7 @@ __device__ static inline void f8_barrier_expect(uint64_t *barrier, uint32_t byte
                  : "memory");
 }
 
-__device__ static inline void f8_barrier_wait(uint64_t *barrier, uint32_t phase)
+__device__ static inline void f8_barrier_wait(uint32_t barrier, uint32_t phase)
 {
     asm volatile("{\n"
                  ".reg .pred done;\n"
@@ -49,22 +55,32 @@ __device__ static inline void f8_barrier_wait(uint64_t *barrier, uint32_t phase)
                  "@done bra end;\n"
                  "bra again;\n"
                  "end:\n"
-                 "}" ::"r"(f8_smem(barrier)),
+                 "}" ::"r"(barrier),
                  "r"(phase)
                  : "memory");
 }
 
+__device__ static inline void f8_barrier_wait(uint64_t *barrier, uint32_t phase)
+{
+    f8_barrier_wait(f8_smem(barrier), phase);
+}
+
 /* Arrive at the barrier that lies at the same place in block `rank` of the cluster. Orders nothing but this block's
  * reads before it: with .release.cluster the compiler would put a memory fence of the whole GPU in front. */
-__device__ static inline void f8_barrier_arrive_at(uint64_t *barrier, uint32_t rank)
+__device__ static inline void f8_barrier_arrive_at(uint32_t barrier, uint32_t rank)
 {
     asm volatile("{\n"
                  ".reg .b32 remote;\n"
                  "mapa.shared::cluster.u32 remote, %0, %1;\n"
                  "mbarrier.arrive.shared::cluster.b64 _, [remote];\n"
-                 "}" ::"r"(f8_smem(barrier)),
+                 "}" ::"r"(barrier),
                  "r"(rank)
                  : "memory");
+}
+
+__device__ static inline void f8_barrier_arrive_at(uint64_t *barrier, uint32_t rank)
+{
+    f8_barrier_arrive_at(f8_smem(barrier), rank);
 }
 
 /* Wait of one named barrier for `threads` threads of the block. */
@@ -286,54 +302,6 @@ __device__ static inline void f8_product_e4m3(float (&d)[64], const uint32_t (&a
                    "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]),
                    "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));
-}
-
-/* d[64 x 192] = a[64 x 32] * b[192 x 32]^T (+ d if accumulate), E4M3, FP32 accumulators of the warpgroup. */
-__device__ static inline void f8_product_e4m3(float (&d)[96], uint64_t a, uint64_t b, int accumulate)
-{
-    asm volatile("{\n"
-                 ".reg .pred p;\n"
-                 "setp.ne.b32 p, %98, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n192k32.f32.e4m3.e4m3 {"
-                 "%0, %1, %2, %3, %4, %5, %6, %7, "
-                 "%8, %9, %10, %11, %12, %13, %14, %15, "
-                 "%16, %17, %18, %19, %20, %21, %22, %23, "
-                 "%24, %25, %26, %27, %28, %29, %30, %31, "
-                 "%32, %33, %34, %35, %36, %37, %38, %39, "
-                 "%40, %41, %42, %43, %44, %45, %46, %47, "
-                 "%48, %49, %50, %51, %52, %53, %54, %55, "
-                 "%56, %57, %58, %59, %60, %61, %62, %63, "
-                 "%64, %65, %66, %67, %68, %69, %70, %71, "
-                 "%72, %73, %74, %75, %76, %77, %78, %79, "
-                 "%80, %81, %82, %83, %84, %85, %86, %87, "
-                 "%88, %89, %90, %91, %92, %93, %94, %95 "
-                 "}, %96, %97, p, 1, 1;\n"
-                 "}"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]),
-                   "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
-                   "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]),
-                   "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
-                   "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]),
-                   "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),
-                   "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]),
-                   "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]),
-                   "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]),
-                   "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]),
-                   "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]),
-                   "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]),
-                   "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]),
-                   "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
-                   "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]),
-                   "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63]),
-                   "+f"(d[64]), "+f"(d[65]), "+f"(d[66]), "+f"(d[67]),
-                   "+f"(d[68]), "+f"(d[69]), "+f"(d[70]), "+f"(d[71]),
-                   "+f"(d[72]), "+f"(d[73]), "+f"(d[74]), "+f"(d[75]),
-                   "+f"(d[76]), "+f"(d[77]), "+f"(d[78]), "+f"(d[79]),
-                   "+f"(d[80]), "+f"(d[81]), "+f"(d[82]), "+f"(d[83]),
-                   "+f"(d[84]), "+f"(d[85]), "+f"(d[86]), "+f"(d[87]),
-                   "+f"(d[88]), "+f"(d[89]), "+f"(d[90]), "+f"(d[91]),
-                   "+f"(d[92]), "+f"(d[93]), "+f"(d[94]), "+f"(d[95])
-                 : "l"(a), "l"(b), "r"(accumulate));
 }
 
 #endif
