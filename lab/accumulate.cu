@@ -11,7 +11,7 @@
  */
 #include <cudaTypedefs.h>
 
-#include "hopper_more.cuh"
+#include "ops/hopper.cuh"
 #include "lab.cuh"
 
 enum { COLS = 2048, ROWS = 393216, TILE = 128, TILES_X = COLS / TILE, TILES = TILES_X * (ROWS / TILE) };

@@ -19,7 +19,7 @@
 #include <cudaTypedefs.h>
 
 #include "gemm_wgrad_data.cuh"
-#include "hopper_more.cuh"
+#include "ops/hopper.cuh"
 
 enum { TILE_K = 128, STEP = 128, MAX_EXPERTS = 128, BAND_ROWS = 2048, PIECE_COLS = 32, PIECE_BYTES = 64 * 32 * 4 };
 
@@ -407,7 +407,7 @@ __global__ __launch_bounds__(L::threads, 1) static void wgrad_kernel(const __gri
         f8_barrier_fence();
     }
     __syncthreads();
-    if (L::cluster > 1) f8_cluster_barrier();
+    if (L::cluster > 1) f8_cluster_sync();
     if (threadIdx.x >= 128 * L::groups) {
         f8_registers_less<L::groups == 3 ? 32 : 40>();
         int warp = (threadIdx.x - 128 * L::groups) / 32;
@@ -423,7 +423,7 @@ __global__ __launch_bounds__(L::threads, 1) static void wgrad_kernel(const __gri
     }
     /* The other block may still copy into this one and arrive at its barriers. */
     __syncwarp();
-    if (L::cluster > 1) f8_cluster_barrier();
+    if (L::cluster > 1) f8_cluster_sync();
 }
 
 /* ---- Tensor maps ---- */

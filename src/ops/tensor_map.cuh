@@ -11,14 +11,17 @@
 
 #include "ops/ops.h"
 
-/* `rank` dimensions of bytes, the innermost first; stride[i] is the distance in bytes of dimension i + 1. Data and
- * strides are multiples of 16. */
+/* `rank` dimensions of elements of `type`, the innermost first; stride[i] is the distance in bytes of dimension i + 1.
+ * Data and strides are multiples of 16. A box outside the tensor comes as zeros and is not written. */
 struct f8_box_shape {
     cuuint32_t rank;
-    cuuint64_t size[3], stride[2];
-    cuuint32_t box[3];
+    cuuint64_t size[5], stride[4];
+    cuuint32_t box[5];
     CUtensorMapSwizzle swizzle;
+    CUtensorMapDataType type; /* left out: bytes */
+    CUtensorMapL2promotion l2;
 };
+static_assert(CU_TENSOR_MAP_DATA_TYPE_UINT8 == 0 && CU_TENSOR_MAP_L2_PROMOTION_NONE == 0, "what is left out is 0");
 
 static inline fp8flow_status f8_tensor_map(const char *op, CUtensorMap *map, void *data, const f8_box_shape &shape)
 {
@@ -31,9 +34,9 @@ static inline fp8flow_status f8_tensor_map(const char *op, CUtensorMap *map, voi
         F8_REQUIRE(error == cudaSuccess && function, EBACKEND, "%s: cuda: the driver has no tensor maps", op);
         encode = (PFN_cuTensorMapEncodeTiled_v12000)function;
     }
-    const cuuint32_t steps[3] = { 1, 1, 1 };
-    CUresult result = encode(map, CU_TENSOR_MAP_DATA_TYPE_UINT8, shape.rank, data, shape.size, shape.stride, shape.box,
-                             steps, CU_TENSOR_MAP_INTERLEAVE_NONE, shape.swizzle, CU_TENSOR_MAP_L2_PROMOTION_NONE,
+    const cuuint32_t steps[5] = { 1, 1, 1, 1, 1 };
+    CUresult result = encode(map, shape.type, shape.rank, data, shape.size, shape.stride, shape.box,
+                             steps, CU_TENSOR_MAP_INTERLEAVE_NONE, shape.swizzle, shape.l2,
                              CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     F8_REQUIRE(result == CUDA_SUCCESS, EBACKEND, "%s: cuda: tensor map: error %d", op, (int)result);
     return FP8FLOW_OK;

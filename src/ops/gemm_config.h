@@ -1,0 +1,40 @@
+/* gemm_config.h - which Hopper kernel computes a product, with which tiles: a pure function of the description.
+ *
+ * A description says what the host knows of a call: formats, shapes, alignment. How many rows each expert has is
+ * device memory; `rows` is their capacity. The same description gives the same configuration, hence the same bits.
+ */
+#ifndef F8_OPS_GEMM_CONFIG_H
+#define F8_OPS_GEMM_CONFIG_H
+
+#include "ops/ops.h"
+
+typedef enum {
+    F8_GEMM_ANY,       /* every format, shape, stride and alignment; FP32 arithmetic, no tensor cores */
+    F8_GEMM_FP8_ROWS,  /* FPROP, DGRAD of FP8 operands */
+    F8_GEMM_FP8_WGRAD, /* WGRAD of FP8 operands */
+    F8_GEMM_BF16       /* all products of BF16 operands */
+} f8_gemm_kernel;
+
+typedef struct {
+    fp8flow_product product;
+    fp8flow_write write;
+    fp8flow_dtype a_dtype, b_dtype, c_dtype;
+    fp8flow_scaling scaling;      /* of a */
+    int64_t experts;              /* 1 without groups */
+    int64_t rows;                 /* of the activations: capacity of all experts together */
+    int64_t outer, inner;         /* FPROP: N, K; DGRAD: K, N (columns of c, contraction); WGRAD: N, K of c */
+    int32_t tensor_maps_possible; /* base addresses and strides of a, b, c are multiples of 16 bytes */
+} f8_gemm_desc;
+
+typedef struct {
+    f8_gemm_kernel kernel;
+    int32_t tile_m, tile_n, tile_k; /* c per block, contraction per stage */
+    int32_t stages;                 /* of the ring in shared memory */
+    int32_t cluster;                /* blocks that share operands */
+    int32_t band;                   /* tiles of c along m that are visited before the next along n */
+} f8_gemm_config;
+
+f8_gemm_desc f8_gemm_describe(const fp8flow_gemm_args *a);
+f8_gemm_config f8_gemm_configure(const f8_gemm_desc *desc);
+
+#endif

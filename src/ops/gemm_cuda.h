@@ -1,0 +1,20 @@
+/* gemm_cuda.h - the product kernels of the CUDA backend; gemm.cu chooses by f8_gemm_configure. */
+#ifndef F8_OPS_GEMM_CUDA_H
+#define F8_OPS_GEMM_CUDA_H
+
+#include "ops/gemm_config.h"
+
+#if defined(__cplusplus)
+extern "C" {
+#endif
+
+fp8flow_status f8_cuda_gemm_any(fp8flow_context *c, const fp8flow_gemm_args *a);
+fp8flow_status f8_cuda_gemm_fp8_rows(fp8flow_context *c, const fp8flow_gemm_args *a, const f8_gemm_config *config);
+fp8flow_status f8_cuda_gemm_fp8_wgrad(fp8flow_context *c, const fp8flow_gemm_args *a, const f8_gemm_config *config);
+fp8flow_status f8_cuda_gemm_bf16(fp8flow_context *c, const fp8flow_gemm_args *a, const f8_gemm_config *config);
+
+#if defined(__cplusplus)
+}
+#endif
+
+#endif
