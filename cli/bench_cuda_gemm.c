@@ -58,6 +58,8 @@ static const moe_layer layers[] = {
 
 typedef enum { NO_PEER, DEEPGEMM, TORCH } peer_name;
 
+static const char *const peer_names[] = { "none", "DeepGEMM", "torch grouped_mm" };
+
 /* A pair of operand formats and what becomes of c. */
 typedef struct {
     const char *name;
@@ -240,14 +242,17 @@ static fp8flow_status measure(gpu_bench *g, product_record *r)
 
 /* ---- Goals ---------------------------------------------------------------------------------- */
 
+typedef enum { NOT_JUDGED, MISSED, MET } verdict;
+
+static const char *const verdict_names[] = { "-", "missed", "met" };
+
 /* Counts one goal; a ratio of 0 was not measured and is none. */
-static const char *judge(product_bench *p, double ratio, double goal)
+static verdict judge(product_bench *p, double ratio, double goal)
 {
-    if (goal <= 0 || ratio <= 0) return "-";
-    int is_met = ratio >= goal;
+    if (goal <= 0 || ratio <= 0) return NOT_JUDGED;
     p->num_goals++;
-    p->num_met += is_met;
-    return is_met ? "met" : "missed";
+    p->num_met += ratio >= goal;
+    return ratio >= goal ? MET : MISSED;
 }
 
 static void add_to_mean(product_bench *p, const product_record *r)
@@ -264,9 +269,9 @@ static void add_to_mean(product_bench *p, const product_record *r)
 
 static void print_columns(const gpu_bench *g)
 {
-    printf("\nproducts: TFLOP/s with a cold cache, in a loop of %g s with the SM clock and the power then, per cent of "
-           "the tensor cores' peak at that clock;\npeer: FP8 DeepGEMM, BF16 torch grouped_mm, on an H200; then the "
-           "ratios to it, and the goal of both\n\n",
+    printf("\nproducts: TFLOP/s with a cold cache, in a loop of %g s (a quarter of it where the peer has no loop), SM "
+           "clock and power then, per cent of the\ntensor cores' peak at that clock; peer: FP8 DeepGEMM, BF16 torch "
+           "grouped_mm, on an H200; then the ratios to it, and the goal of both\n\n",
            g->seconds);
     printf("%-32s %-10s %9s %7s %7s %5s %4s %6s %5s %5s %6s %6s  %-22s %s\n", "product", "shape", "us", "flushed",
            "loop", "MHz", "W", "% peak", "peer", "loop", "ratio", "loop", "goal", "kernel");
@@ -279,7 +284,7 @@ static void print_number(int width, int decimals, double value)
     else printf(" %*s", width, "-");
 }
 
-static void print_record(const product_record *r, const char *flushed, const char *sustained)
+static void print_record(const product_record *r, verdict flushed, verdict sustained)
 {
     char goal[32] = "";
     printf("%-32s %-10s %9.2f %7.0f", r->name, r->layer->name, r->time.median, r->rate.flushed);
@@ -291,7 +296,8 @@ static void print_record(const product_record *r, const char *flushed, const cha
     print_number(5, 0, r->peer.sustained);
     print_number(6, 2, r->ratio.flushed);
     print_number(6, 2, r->ratio.sustained);
-    if (r->goal > 0) snprintf(goal, sizeof goal, ">= %.2f %s, %s", r->goal, flushed, sustained);
+    if (r->goal > 0)
+        snprintf(goal, sizeof goal, ">= %.2f %s, %s", r->goal, verdict_names[flushed], verdict_names[sustained]);
     printf("  %-22s %s\n", goal, r->configuration);
     (void)fflush(stdout);
 }
@@ -301,7 +307,22 @@ static json_t *number_or_null(double value)
     return value > 0 ? json_real(value) : json_null();
 }
 
-static void append_record(const gpu_bench *g, const product_record *r, const char *flushed, const char *sustained)
+static json_t *boolean_or_null(verdict v)
+{
+    return v == NOT_JUDGED ? json_null() : json_boolean(v == MET);
+}
+
+static json_t *comparison(const product_record *r, verdict flushed, verdict sustained)
+{
+    return json_pack("{s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "peer",
+                     r->form->peer == NO_PEER ? json_null() : json_string(peer_names[r->form->peer]), "peer_tflops",
+                     number_or_null(r->peer.flushed), "peer_tflops_sustained", number_or_null(r->peer.sustained),
+                     "ratio", number_or_null(r->ratio.flushed), "ratio_sustained", number_or_null(r->ratio.sustained),
+                     "goal", number_or_null(r->goal), "met", boolean_or_null(flushed), "met_sustained",
+                     boolean_or_null(sustained));
+}
+
+static void append_record(const gpu_bench *g, const product_record *r, verdict flushed, verdict sustained)
 {
     json_t *record =
         json_pack("{s:s, s:s, s:f, s:f, s:f, s:f, s:o, s:o, s:o, s:o, s:s}", "name", r->name, "shape", r->layer->name,
@@ -309,11 +330,7 @@ static void append_record(const gpu_bench *g, const product_record *r, const cha
                   "tflops_sustained", number_or_null(r->rate.sustained), "megahertz", number_or_null(r->loop.megahertz),
                   "watt", number_or_null(r->loop.watt), "percent_of_peak", number_or_null(r->percent_of_peak), "kernel",
                   r->configuration);
-    json_t *compared =
-        json_pack("{s:o, s:o, s:o, s:o, s:o, s:s, s:s}", "peer_tflops", number_or_null(r->peer.flushed),
-                  "peer_tflops_sustained", number_or_null(r->peer.sustained), "ratio", number_or_null(r->ratio.flushed),
-                  "ratio_sustained", number_or_null(r->ratio.sustained), "goal", number_or_null(r->goal), "met",
-                  flushed, "met_sustained", sustained);
+    json_t *compared = comparison(r, flushed, sustained);
     json_object_update(record, compared);
     json_decref(compared);
     json_array_append_new(g->b->records, record);
@@ -322,7 +339,7 @@ static void append_record(const gpu_bench *g, const product_record *r, const cha
 static void emit(product_bench *p, const product_record *r)
 {
     gpu_bench *g = p->g;
-    const char *flushed = judge(p, r->ratio.flushed, r->goal), *sustained = judge(p, r->ratio.sustained, r->goal);
+    verdict flushed = judge(p, r->ratio.flushed, r->goal), sustained = judge(p, r->ratio.sustained, r->goal);
     add_to_mean(p, r);
     gpu_begin_output(g);
     g->b->num_records++;
@@ -335,10 +352,10 @@ static void print_mean(product_bench *p, const mean_ratio *mean)
 {
     rates ratio = { mean->sum.flushed / NUM_FORWARD, mean->sum.sustained / NUM_FORWARD };
     double goal = mean->layer->goal_mean;
-    const char *flushed = judge(p, ratio.flushed, goal), *sustained = judge(p, ratio.sustained, goal);
+    verdict flushed = judge(p, ratio.flushed, goal), sustained = judge(p, ratio.sustained, goal);
     printf("mean of fprop and dgrad, row128 x tile128, at %s: %.3f of the peer with a cold cache, %.3f in the loop; "
            "goal >= %.2f %s, %s\n",
-           mean->layer->name, ratio.flushed, ratio.sustained, goal, flushed, sustained);
+           mean->layer->name, ratio.flushed, ratio.sustained, goal, verdict_names[flushed], verdict_names[sustained]);
 }
 
 static void print_footer(product_bench *p)
