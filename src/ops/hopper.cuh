@@ -276,6 +276,12 @@ __device__ static inline void f8_pin(float &x)
     asm volatile("" : "+f"(x));
 }
 
+/* The compiler may not move loads and stores across this point: many early loads need many registers. */
+__device__ static inline void f8_keep_order()
+{
+    asm volatile("" ::: "memory");
+}
+
 /* x = 0 in its own register and at this place: a plain assignment in a branch becomes a choice between two copies. */
 __device__ static inline void f8_set_zero(float &x)
 {
