@@ -129,6 +129,8 @@ $(B)/libfp8flow.a: $(lib_obj)
 $(B)/libfp8flow.so: $(lib_obj)
 	$(Q)$(CC) -shared -Wl,-soname,libfp8flow.so.$(SOVERSION) -Wl,--no-undefined -o $@ $^ $(ldflags)
 
+# dlopen is in libc since glibc 2.34.
+$(B)/fp8flow: ldflags += -ldl
 $(B)/fp8flow: $(cli_obj) $(B)/libfp8flow.a
 	$(Q)$(CC) -o $@ $^ $(ldflags)
 

@@ -485,6 +485,10 @@ typedef struct {
 } fp8flow_gemm_args;
 FP8FLOW_API fp8flow_status fp8flow_gemm(fp8flow_context *c, const fp8flow_gemm_args *a);
 
+/* The kernel and the tiles that CUDA takes for a product, as one line of text, cut at `size`: a pure function of
+ * formats, shapes, strides and alignment, for people. No array is read. Errors EINVAL, ESHAPE: a, b, c as in gemm. */
+FP8FLOW_API fp8flow_status fp8flow_gemm_configuration(const fp8flow_gemm_args *a, char *text, size_t size);
+
 /* ---- The rest of a decoder ------------------------------------------------------------------ */
 
 /* add: y = RNE(a + b) in FP32. All [M, N], F32 or BF16, ROWS. y may be a or b.

@@ -76,6 +76,7 @@ static void test_the_device_says_what_it_is(void **state)
     assert_int_equal(info.num_multiprocessors > 0, has_gpu());
     assert_int_equal(info.cache_bytes > 0, has_gpu());
     assert_int_equal(info.cuda_version > 0, has_gpu());
+    assert_int_equal(strlen(info.bus_id) > 0, has_gpu());
     assert_true(info.free_bytes <= info.memory_bytes);
 }
 
