@@ -104,13 +104,20 @@ typedef struct {
     data_kind data;
     fp8flow_dtype c_dtype;
     fp8flow_write write;
-    int64_t gap; /* elements behind every line of a, b and c */
+    int64_t gap;   /* elements behind every line of a, b and c */
+    int32_t align; /* of the experts' first rows; 0: 128 */
 } spec;
+
+enum { MAX_EXPERTS = 1024 };
+
+typedef struct {
+    int32_t offset[MAX_EXPERTS + 1], rows[MAX_EXPERTS];
+} placement;
 
 /* c: what came back. */
 typedef struct {
     spec s;
-    test_groups groups;
+    placement groups;
     int32_t *offset, *rows; /* on the device */
     int64_t count, capacity;
     fp8flow_tensor a, b, c, device_a, device_b, device_c;
@@ -223,6 +230,19 @@ static void send_groups(problem *p)
     assert_ok(fp8flow_memory_copy(c, p->rows, p->groups.rows, (size_t)p->count * 4));
 }
 
+/* Rows that the experts take. */
+static int64_t place(placement *p, const int32_t *sizes, int count, int32_t align)
+{
+    int32_t at = 0;
+    for (int g = 0; g < count; g++) {
+        p->offset[g] = at;
+        p->rows[g] = sizes[g];
+        at += (sizes[g] + align - 1) / align * align;
+    }
+    p->offset[count] = at;
+    return at;
+}
+
 static problem make_problem(spec s, const int32_t *sizes, int count)
 {
     problem p = { .s = s, .count = count };
@@ -230,7 +250,7 @@ static problem make_problem(spec s, const int32_t *sizes, int count)
     f8_tensor_format c = { s.c_dtype, FP8FLOW_UNSCALED, FP8FLOW_ROWS };
     int64_t n = s.shape.n, k = s.shape.k;
     use_pool(s.path->a->dtype, s.data);
-    p.capacity = make_groups(&p.groups, sizes, count, 128) + UNUSED_ROWS;
+    p.capacity = f8_ceil_div(place(&p.groups, sizes, count, s.align ? s.align : 128), 16) * 16 + UNUSED_ROWS;
     p.offset = draw(context, (count + 1) * 4);
     p.rows = draw(context, count * 4);
     send_groups(&p);
@@ -384,7 +404,7 @@ static void check_surroundings(const problem *p)
 static void check(const problem *p)
 {
     check_surroundings(p);
-    for (int64_t g = 0; g < p->count; g++) check_expert(p, g, num_samples() / p->count);
+    for (int64_t g = 0; g < p->count; g++) check_expert(p, g, f8_max(num_samples() / p->count, 8));
 }
 
 static void check_spec(spec s, const int32_t *sizes, int count)
@@ -442,13 +462,29 @@ static void test_one_expert_may_have_all_rows(void **state)
         for (int j = 1; j < num_shapes(); j += 2) check_spec(spec_of(i, j, DATA_SMALL_INTEGERS), sizes, 4);
 }
 
-/* As many as the arrays of the tests hold. */
-static void test_many_experts_may_be_empty(void **state)
+static void test_most_of_a_thousand_experts_may_be_empty(void **state)
 {
     (void)state;
-    int32_t sizes[64] = { 0 };
-    for (int g = 0; g < 64; g += 5) sizes[g] = g;
-    for (int i = 0; i < NUM_PATHS; i++) check_spec(spec_of(i, 2, DATA_SMALL_INTEGERS), sizes, 64);
+    int32_t sizes[MAX_EXPERTS] = { 0 };
+    int count = has_gpu() ? MAX_EXPERTS : 64;
+    for (int g = 3; g < count; g += 17) sizes[g] = g % 200;
+    for (int i = 0; i < NUM_PATHS; i++) check_spec(spec_of(i, 2, DATA_SMALL_INTEGERS), sizes, count);
+}
+
+/* Where no scale belongs to 128 rows. */
+static void test_experts_may_begin_at_any_row(void **state)
+{
+    (void)state;
+    int32_t sizes[ALL];
+    choose_sizes(sizes);
+    for (int i = 0; i < NUM_PATHS; i++) {
+        fp8flow_scaling scaling = paths[i].a->scaling;
+        for (int align = 1; align <= 64 && scaling != FP8FLOW_TILE128 && scaling != FP8FLOW_COL128; align *= 8) {
+            spec s = spec_of(i, 1 + align % 3, DATA_SMALL_INTEGERS);
+            s.align = align;
+            check_spec(s, sizes, ALL);
+        }
+    }
 }
 
 static void test_products_are_added_to_c(void **state)
@@ -556,7 +592,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_integers_are_exact),
         cmocka_unit_test(test_one_expert_may_have_all_rows),
-        cmocka_unit_test(test_many_experts_may_be_empty),
+        cmocka_unit_test(test_most_of_a_thousand_experts_may_be_empty),
+        cmocka_unit_test(test_experts_may_begin_at_any_row),
         cmocka_unit_test(test_products_are_added_to_c),
         cmocka_unit_test(test_random_data_is_within_the_bound),
         cmocka_unit_test(test_heavy_tailed_data_is_within_the_bound),
