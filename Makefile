@@ -98,8 +98,8 @@ tests      := $(patsubst %.c,$(B)/%,$(wildcard tests/test_*.c))
 device_tests := $(patsubst %.c,$(B)/%,$(shell grep -lE 'make_context|moe_fixture|training\.h' \
                   $(wildcard tests/test_*.c) /dev/null))
 cuda_tests   := $(patsubst %.c,$(B)/%,$(wildcard tests/cuda_*.c))
-kernel_tests := $(patsubst %,$(B)/tests/test_%,quantize transpose permute swiglu router router_backward decoder_ops \
-                  vocab optimizer)
+kernel_tests := $(patsubst %,$(B)/tests/test_%,quantize transpose permute swiglu router router_backward gemm \
+                  decoder_ops vocab optimizer)
 long_tests := $(patsubst %.c,$(B)/%,$(wildcard tests/long_*.c))
 # TSan looks at threads of our own only: the programs that use the thread transport.
 tsan_tests := $(patsubst %.c,$(B)/%,$(shell grep -ls 'comm/\|pthread.h' $(wildcard tests/test_*.c) /dev/null))
@@ -129,6 +129,8 @@ $(B)/libfp8flow.a: $(lib_obj)
 $(B)/libfp8flow.so: $(lib_obj)
 	$(Q)$(CC) -shared -Wl,-soname,libfp8flow.so.$(SOVERSION) -Wl,--no-undefined -o $@ $^ $(ldflags)
 
+# dlopen is in libc since glibc 2.34.
+$(B)/fp8flow: ldflags += -ldl
 $(B)/fp8flow: $(cli_obj) $(B)/libfp8flow.a
 	$(Q)$(CC) -o $@ $^ $(ldflags)
 

@@ -42,7 +42,7 @@ typedef struct {
     double bf16_ms; /* the same layer in bf16; 0: not a layer */
 } bench_record;
 
-/* Whether the filter selects a case: its text occurs in "name shape". */
+/* Whether the filter selects a case: each of its words occurs in "name shape". */
 int bench_selects(const bench *b, const char *name, const char *shape);
 
 /* Print the row, or append it to the JSON list. */
@@ -144,8 +144,8 @@ int bench_run_decoder_operators(bench *b, const bench_shape *shape);
 int bench_run_products(bench *b, const bench_shape *shape);
 int bench_run_layers(bench *b, const bench_shape *shape);
 
-/* All cases of a GPU (bench_cuda.c), beside a copy on that GPU. Exit code. */
-int bench_run_cuda(bench *b);
+/* All cases of a GPU (bench_cuda.c), beside a copy on that GPU; products also in loops of `seconds`. Exit code. */
+int bench_run_cuda(bench *b, double seconds);
 
 /* "fp8flow bench: NAME at SHAPE: last error". Returns -1. */
 int bench_fail(const char *name, const char *shape, fp8flow_status status);

@@ -15,26 +15,14 @@
 enum { FLUSH_BYTES = 256 << 20, WARM_UPS = 3 };
 static const int64_t COPY_BYTES = (int64_t)4 << 30;
 
-typedef struct {
+struct gpu_record {
     const gpu_case *work;
     const gpu_shape *shape;
     gpu_data data;
     timing time; /* microseconds */
     double bytes, tb_per_s, percent;
     int32_t is_met; /* of a case with a goal */
-} gpu_record;
-
-typedef struct {
-    bench *b;
-    fp8flow_device_info device;
-    gpu_numbers numbers;
-    fp8flow_event *start, *stop;
-    void *flush, *flush_sum;
-    double *samples; /* [repeats] */
-    double copy_tb_per_s;
-    int64_t num_goals, num_missed;
-    gpu_record *missed;
-} gpu_bench;
+};
 
 /* ---- Measuring ------------------------------------------------------------------------------ */
 
@@ -44,26 +32,26 @@ static fp8flow_status flush_cache(gpu_bench *g)
     return fp8flow_square_sum(g->b->context, &args);
 }
 
-/* Flush, event, the case, event: now, or into the graph that is being recorded. */
-static fp8flow_status run_timed(gpu_bench *g, const gpu_case *work, gpu_fixture *f)
+/* Flush, event, the run, event: now, or into the graph that is being recorded. */
+static fp8flow_status run_timed(gpu_bench *g, gpu_run run, gpu_fixture *f)
 {
     fp8flow_context *c = g->b->context;
     fp8flow_status status = flush_cache(g);
     if (status == FP8FLOW_OK) status = fp8flow_event_record(c, g->start);
-    if (status == FP8FLOW_OK) status = work->run(f);
+    if (status == FP8FLOW_OK) status = run(f);
     if (status == FP8FLOW_OK) status = fp8flow_event_record(c, g->stop);
     return status;
 }
 
 /* The run without a graph comes first: it loads the kernels, and what fails in them fails there. */
-static fp8flow_status record_graph(gpu_bench *g, const gpu_case *work, gpu_fixture *f, fp8flow_graph **graph)
+static fp8flow_status record_graph(gpu_bench *g, gpu_run run, gpu_fixture *f, fp8flow_graph **graph)
 {
     fp8flow_context *c = g->b->context;
-    fp8flow_status status = run_timed(g, work, f);
+    fp8flow_status status = run_timed(g, run, f);
     if (status == FP8FLOW_OK) status = fp8flow_synchronize(c);
     if (status == FP8FLOW_OK) status = fp8flow_graph_begin(c);
     if (status != FP8FLOW_OK) return status;
-    status = run_timed(g, work, f);
+    status = run_timed(g, run, f);
     fp8flow_status ended = fp8flow_graph_end(c, graph);
     return status == FP8FLOW_OK ? ended : status;
 }
@@ -78,11 +66,11 @@ static fp8flow_status replay(gpu_bench *g, fp8flow_graph *graph, double *millise
     return status;
 }
 
-static fp8flow_status measure(gpu_bench *g, const gpu_case *work, gpu_fixture *f, timing *time)
+fp8flow_status gpu_measure(gpu_bench *g, gpu_run run, gpu_fixture *f, timing *time)
 {
     fp8flow_graph *graph = NULL;
     double milliseconds = 0;
-    fp8flow_status status = record_graph(g, work, f, &graph);
+    fp8flow_status status = record_graph(g, run, f, &graph);
     for (int64_t i = -WARM_UPS; status == FP8FLOW_OK && i < g->b->repeats; i++) {
         status = replay(g, graph, &milliseconds);
         if (i >= 0) g->samples[i] = 1e3 * milliseconds;
@@ -133,9 +121,13 @@ static void print_header(const gpu_bench *g)
            (int)g->device.num_multiprocessors, (int)g->device.cuda_version / 1000,
            (int)g->device.cuda_version % 1000 / 10);
     printf("copy of 4 GiB on the GPU: %.2f TB/s; each time is the median of %lld replays of a graph, with a cold "
-           "cache\n\n",
+           "cache\n",
            g->copy_tb_per_s, (long long)g->b->repeats);
-    printf("%-30s %-21s %-6s %9s %10s %7s %7s  %s\n", "operator", "shape", "data", "MB", "us", "TB/s", "% copy",
+}
+
+static void print_columns(void)
+{
+    printf("\n%-30s %-21s %-6s %9s %10s %7s %7s  %s\n", "operator", "shape", "data", "MB", "us", "TB/s", "% copy",
            "goal");
 }
 
@@ -172,6 +164,13 @@ static void print_footer(const gpu_bench *g)
     }
 }
 
+void gpu_begin_output(gpu_bench *g)
+{
+    if (g->b->num_records > 0) return;
+    if (g->b->records) append_header(g);
+    else print_header(g);
+}
+
 static int judge(gpu_bench *g, gpu_record *r)
 {
     gpu_goal goal = r->work->goal;
@@ -189,10 +188,8 @@ static int judge(gpu_bench *g, gpu_record *r)
 static int emit(gpu_bench *g, gpu_record *r)
 {
     if (judge(g, r) != 0) return cli_fail(&cli_bench, "out of memory");
-    if (g->b->num_records++ == 0) {
-        if (g->b->records) append_header(g);
-        else print_header(g);
-    }
+    gpu_begin_output(g);
+    if (g->b->num_records++ == 0 && !g->b->records) print_columns();
     if (g->b->records) append_record(g, r);
     else print_record(r);
     return CLI_DONE;
@@ -205,7 +202,7 @@ static fp8flow_status run_case(gpu_bench *g, gpu_record *r)
 {
     gpu_fixture f = { .context = g->b->context, .numbers = &g->numbers, .shape = r->shape, .data = r->data };
     r->work->prepare(&f);
-    if (f.status == FP8FLOW_OK) f.status = measure(g, r->work, &f, &r->time);
+    if (f.status == FP8FLOW_OK) f.status = gpu_measure(g, r->work->run, &f, &r->time);
     gpu_release(&f);
     if (f.status != FP8FLOW_OK) return f.status;
     r->bytes = f.bytes;
@@ -249,14 +246,13 @@ static fp8flow_status run_copy(gpu_fixture *f)
 
 static fp8flow_status measure_copy(gpu_bench *g)
 {
-    static const gpu_case copy = { .name = "copy", .run = run_copy };
     fp8flow_context *c = g->b->context;
     gpu_fixture f = { .context = c, .numbers = &g->numbers };
     f.args.copy.to = gpu_array(&f, COPY_BYTES);
     f.args.copy.from = gpu_floats(&f, COPY_BYTES / 4096, 4096 / sizeof(float));
     double milliseconds = 0;
     for (int64_t i = -WARM_UPS; f.status == FP8FLOW_OK && i < g->b->repeats; i++) {
-        f.status = run_timed(g, &copy, &f);
+        f.status = run_timed(g, run_copy, &f);
         if (f.status == FP8FLOW_OK) f.status = fp8flow_event_elapsed(c, g->start, g->stop, &milliseconds);
         if (i >= 0) g->samples[i] = milliseconds;
     }
@@ -276,9 +272,11 @@ static fp8flow_status open_gpu(gpu_bench *g)
     if (status == FP8FLOW_OK) status = fp8flow_device_describe(c, &g->device);
     if (status == FP8FLOW_OK) status = fp8flow_event_create(c, &g->start);
     if (status == FP8FLOW_OK) status = fp8flow_event_create(c, &g->stop);
+    if (status == FP8FLOW_OK) status = fp8flow_event_create(c, &g->other_stop);
     if (status == FP8FLOW_OK) status = fp8flow_memory_alloc(c, FLUSH_BYTES, &g->flush);
     if (status == FP8FLOW_OK) status = fp8flow_memory_alloc(c, sizeof(double), &g->flush_sum);
     if (status == FP8FLOW_OK) status = fp8flow_memory_fill(c, g->flush, 0, FLUSH_BYTES);
+    if (status == FP8FLOW_OK) nvml_open(&g->meter, g->device.bus_id);
     return status;
 }
 
@@ -297,15 +295,17 @@ static int run_everything(gpu_bench *g)
         if (code != CLI_DONE) return code;
     }
     if (!g->b->records) print_footer(g);
-    return CLI_DONE;
+    return gpu_run_products(g);
 }
 
-int bench_run_cuda(bench *b)
+int bench_run_cuda(bench *b, double seconds)
 {
-    gpu_bench g = { .b = b };
+    gpu_bench g = { .b = b, .seconds = seconds };
     int code = run_everything(&g);
+    nvml_close(&g.meter);
     fp8flow_memory_free(b->context, g.flush_sum);
     fp8flow_memory_free(b->context, g.flush);
+    fp8flow_event_destroy(b->context, g.other_stop);
     fp8flow_event_destroy(b->context, g.stop);
     fp8flow_event_destroy(b->context, g.start);
     gpu_numbers_destroy(&g.numbers);

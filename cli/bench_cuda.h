@@ -12,11 +12,13 @@
 #define CLI_BENCH_CUDA_H
 
 #include "bench.h"
+#include "nvml.h"
 
 /* ---- Data ----------------------------------------------------------------------------------- */
 
-/* GPU_TAILS: each row times 2^u, u random in -20 .. 20. */
-typedef enum { GPU_NORMAL, GPU_TAILS } gpu_data;
+/* GPU_TAILS: each row times 2^u, u random in -20 .. 20. GPU_BLOCKS: each block of 128 rows times 2^u, u in -4 .. 4, so
+ * that scales differ and no block loses numbers to a larger neighbour. */
+typedef enum { GPU_NORMAL, GPU_TAILS, GPU_BLOCKS } gpu_data;
 
 /* Normally distributed BF16 numbers, from which every array is filled, and room to prepare a piece of an array. */
 typedef struct {
@@ -75,6 +77,7 @@ typedef struct {
             fp8flow_cross_entropy_args cross_entropy;
             fp8flow_square_sum_args square_sum;
             fp8flow_adamw_args adamw;
+            fp8flow_gemm_args gemm;
             struct {
                 void *to, *from;
                 size_t bytes;
@@ -90,9 +93,12 @@ void *gpu_upload(gpu_fixture *f, const void *host, int64_t bytes);
 /* Random FP32 numbers [rows, cols]. */
 float *gpu_floats(gpu_fixture *f, int64_t rows, int64_t cols);
 
-/* A tensor of zeros; of random numbers (F32, BF16); of codes and scales of random numbers (ROW128), by quantize. */
+/* A tensor of zeros; of random numbers (F32, BF16); of codes and scales of random numbers, by quantize: FP8 in any
+ * format, by f->groups if there are any and it is no weight; ROW128. */
 fp8flow_tensor *gpu_tensor(gpu_fixture *f, const bench_format *format, int64_t rows, int64_t cols, int64_t group_rows);
 fp8flow_tensor *gpu_values(gpu_fixture *f, const bench_format *format, int64_t rows, int64_t cols);
+fp8flow_tensor *gpu_quantized(gpu_fixture *f, const bench_format *format, int64_t rows, int64_t cols,
+                              int64_t group_rows);
 fp8flow_tensor *gpu_codes(gpu_fixture *f, int64_t rows, int64_t cols);
 
 /* f->groups: `rows` rows, a multiple of 128, in shape->groups groups of whole row blocks, as even as they can be. */
@@ -106,6 +112,40 @@ void gpu_route(gpu_fixture *f);
 int32_t *gpu_integers(gpu_fixture *f, int64_t count, int64_t limit, int64_t *num_distinct);
 
 void gpu_release(gpu_fixture *f);
+
+/* ---- Measuring ------------------------------------------------------------------------------ */
+
+typedef struct gpu_record gpu_record;
+
+typedef struct {
+    bench *b;
+    double seconds; /* of a sustained loop; 0: none */
+    fp8flow_device_info device;
+    gpu_numbers numbers;
+    nvml_meter meter;
+    fp8flow_event *start, *stop, *other_stop;
+    void *flush, *flush_sum;
+    double *samples; /* [repeats] */
+    double copy_tb_per_s;
+    int64_t num_goals, num_missed;
+    gpu_record *missed;
+} gpu_bench;
+
+typedef fp8flow_status (*gpu_run)(gpu_fixture *f);
+
+/* Microseconds of `run` with a cold cache: replays of a graph. */
+fp8flow_status gpu_measure(gpu_bench *g, gpu_run run, gpu_fixture *f, timing *time);
+
+typedef struct {
+    double us;              /* of one run; 0: not measured */
+    double megahertz, watt; /* while the loop ran; 0: unknown */
+} gpu_sustained;
+
+/* Run again and again for `seconds`, of which the second half counts. us: about how long one run takes. */
+fp8flow_status gpu_sustain(gpu_bench *g, gpu_run run, gpu_fixture *f, double seconds, double us, gpu_sustained *result);
+
+/* The lines that say what was measured and how, before the first row; the header of the JSON list. */
+void gpu_begin_output(gpu_bench *g);
 
 /* ---- Cases ---------------------------------------------------------------------------------- */
 
@@ -123,7 +163,7 @@ typedef struct {
     gpu_data data;
     gpu_goal goal;
     void (*prepare)(gpu_fixture *f);
-    fp8flow_status (*run)(gpu_fixture *f);
+    gpu_run run;
     const gpu_shape *shapes;
     int64_t num_shapes;
 } gpu_case;
@@ -134,6 +174,9 @@ typedef struct {
 } gpu_cases;
 
 extern const gpu_cases gpu_format_cases, gpu_moe_cases, gpu_decoder_cases;
+
+/* The grouped products, which have a table of their own (bench_cuda_gemm.c). Exit code. */
+int gpu_run_products(gpu_bench *g);
 
 /* The part of a case's table row behind its goal. */
 #define GPU_AT(prepare, run, shapes) prepare, run, (shapes), (int64_t)(sizeof(shapes) / sizeof *(shapes))

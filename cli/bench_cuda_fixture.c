@@ -13,7 +13,7 @@
 
 /* ---- Numbers -------------------------------------------------------------------------------- */
 
-enum { BLOCK = 1 << 24, CHUNK = 1 << 16, LARGEST_SHIFT = 20 };
+enum { BLOCK = 1 << 24, CHUNK = 1 << 16 };
 
 static uint16_t bf16_of(float value)
 {
@@ -57,6 +57,13 @@ static uint16_t scaled(uint16_t bits, int32_t shift)
     return bits & 0x7FFF ? (uint16_t)(bits + shift * 128) : bits;
 }
 
+static int32_t line_shift(gpu_data data, uint64_t start, int64_t row)
+{
+    static const int32_t largest[] = { [GPU_NORMAL] = 0, [GPU_TAILS] = 20, [GPU_BLOCKS] = 4 };
+    random_source source = { start + (uint64_t)(data == GPU_BLOCKS ? row / 128 : row) };
+    return (int32_t)random_below(&source, 2 * largest[data] + 1) - largest[data];
+}
+
 /* Lines of numbers from `start` of the block on; what is behind the leading 16 bits of an FP32 number are the bits of
  * its neighbour. */
 static void stage_lines(const gpu_fixture *f, fp8flow_dtype dtype, int64_t rows, int64_t cols)
@@ -67,9 +74,7 @@ static void stage_lines(const gpu_fixture *f, fp8flow_dtype dtype, int64_t rows,
     uint32_t *whole = f->numbers->stage;
 #pragma omp parallel for schedule(static) num_threads(f->numbers->num_threads)
     for (int64_t r = 0; r < rows; r++) {
-        random_source source = { start + (uint64_t)r };
-        int32_t shift = 0;
-        if (f->data == GPU_TAILS) shift = (int32_t)random_below(&source, 2 * LARGEST_SHIFT + 1) - LARGEST_SHIFT;
+        int32_t shift = line_shift(f->data, start, r);
         for (int64_t i = r * cols; i < (r + 1) * cols; i++) {
             uint64_t from = start + (uint64_t)i;
             uint16_t bits = scaled(normal[from % BLOCK], shift);
@@ -81,7 +86,9 @@ static void stage_lines(const gpu_fixture *f, fp8flow_dtype dtype, int64_t rows,
 
 static void fill_lines(gpu_fixture *f, char *memory, fp8flow_dtype dtype, int64_t rows, int64_t cols)
 {
-    int64_t most = BLOCK / cols, staged = rows < most ? rows : most;
+    int64_t most = BLOCK / cols;
+    if (f->data == GPU_BLOCKS) most = most / 128 * 128; /* repeats begin with a block */
+    int64_t staged = rows < most ? rows : most;
     size_t width = dtype == FP8FLOW_BF16 ? sizeof(uint16_t) : sizeof(float), line = (size_t)cols * width;
     stage_lines(f, dtype, staged, cols);
     f->status = fp8flow_memory_copy(f->context, memory, f->numbers->stage, (size_t)staged * line);
@@ -130,7 +137,8 @@ fp8flow_tensor *gpu_tensor(gpu_fixture *f, const bench_format *format, int64_t r
     t->layout = format->layout;
     t->stride = format->layout == FP8FLOW_ROWS ? cols : group_rows > 0 ? group_rows : rows;
     t->data = gpu_array(f, fp8flow_tensor_data_bytes(t));
-    if (t->scaling != FP8FLOW_UNSCALED) t->scale = gpu_array(f, fp8flow_tensor_scale_bytes(t, 1));
+    if (t->scaling != FP8FLOW_UNSCALED)
+        t->scale = gpu_array(f, fp8flow_tensor_scale_bytes(t, f->groups.count > 0 ? f->groups.count : 1));
     return f->status == FP8FLOW_OK ? t : NULL;
 }
 
@@ -141,18 +149,27 @@ fp8flow_tensor *gpu_values(gpu_fixture *f, const bench_format *format, int64_t r
     return t;
 }
 
-fp8flow_tensor *gpu_codes(gpu_fixture *f, int64_t rows, int64_t cols)
+fp8flow_tensor *gpu_quantized(gpu_fixture *f, const bench_format *format, int64_t rows, int64_t cols,
+                              int64_t group_rows)
 {
-    fp8flow_tensor *codes = gpu_tensor(f, &bench_row128, rows, cols, 0);
+    fp8flow_tensor *codes = gpu_tensor(f, format, rows, cols, group_rows);
     fp8flow_tensor x = { .rows = rows, .cols = cols, .stride = cols, .dtype = FP8FLOW_BF16 };
     if (codes) f->status = fp8flow_memory_alloc(f->context, (size_t)fp8flow_tensor_data_bytes(&x), &x.data);
     if (f->status != FP8FLOW_OK) return NULL;
     fill_lines(f, x.data, FP8FLOW_BF16, rows, cols);
-    fp8flow_quantize_args args = { .x = &x, .rows = codes };
+    fp8flow_quantize_args args = { .x = &x };
+    if (format->layout == FP8FLOW_ROWS) args.rows = codes;
+    else args.columns = codes;
+    if (f->groups.count > 0 && group_rows == 0) args.groups = &f->groups;
     if (f->status == FP8FLOW_OK) f->status = fp8flow_quantize(f->context, &args);
     if (f->status == FP8FLOW_OK) f->status = fp8flow_synchronize(f->context);
     fp8flow_memory_free(f->context, x.data);
     return codes;
+}
+
+fp8flow_tensor *gpu_codes(gpu_fixture *f, int64_t rows, int64_t cols)
+{
+    return gpu_quantized(f, &bench_row128, rows, cols, 0);
 }
 
 void gpu_release(gpu_fixture *f)

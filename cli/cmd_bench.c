@@ -23,7 +23,13 @@ int bench_selects(const bench *b, const char *name, const char *shape)
 {
     char text[128];
     snprintf(text, sizeof text, "%s %s", name, shape);
-    return strstr(text, b->filter) != NULL;
+    for (const char *word = b->filter; *word;) {
+        size_t length = strcspn(word, " ");
+        if (!memmem(text, strlen(text), word, length)) return 0;
+        word += length;
+        word += strspn(word, " ");
+    }
+    return 1;
 }
 
 static const char *device_name(const bench *b)
@@ -123,13 +129,16 @@ enum { DEVICE_CPU, DEVICE_CUDA };
 typedef struct {
     const char *filter;
     int64_t repeats, num_threads;
+    double seconds;
     int32_t device, backend, is_json;
 } settings;
 
 static const cli_option options[] = {
-    CLI_OPTION_OPERAND(settings, filter, "FILTER", "run what has this text in its name or shape"),
+    CLI_OPTION_OPERAND(settings, filter, "FILTER", "run what has all these words in its name or shape"),
     CLI_OPTION_INTEGER(settings, repeats, "repeat", "N", 1, TIMING_MAX_REPEATS, "measurements of each operator"),
     CLI_OPTION_CHOICE(settings, device, "device", "cpu|cuda", "what to measure: the processor or a GPU"),
+    CLI_OPTION_REAL(settings, seconds, "seconds", "S", 0, 60,
+                    "GPU: length of the loop that follows each product, half of which is timed; 0: no loops"),
     CLI_OPTION_INTEGER(settings, num_threads, "threads", "N", 0, 1024, "threads; 0: all processors of this process"),
     CLI_OPTION_CHOICE(settings, backend, "backend", "cpu|reference", "implementation on the CPU"),
     CLI_OPTION_FLAG(settings, is_json, "json", "print a JSON list of records instead of the table"),
@@ -155,13 +164,14 @@ static int run_cpu(bench *b)
     return run_all(b);
 }
 
-static int run_bench(bench *b, int32_t device)
+static int run_bench(bench *b, const settings *s)
 {
     char quoted[CLI_QUOTE_BYTES];
-    int code = device == DEVICE_CUDA ? bench_run_cuda(b) : run_cpu(b);
+    int code = s->device == DEVICE_CUDA ? bench_run_cuda(b, s->seconds) : run_cpu(b);
     if (code != CLI_DONE) return code;
     if (b->num_records == 0 && !cli_output_gone())
-        return cli_fail_usage(&cli_bench, "FILTER: nothing has %s in its name or shape", cli_quote(quoted, b->filter));
+        return cli_fail_usage(&cli_bench, "FILTER: nothing has the words %s in its name or shape",
+                              cli_quote(quoted, b->filter));
     if (b->records) {
         json_dumpf(b->records, stdout, JSON_INDENT(1) | JSON_REAL_PRECISION(6));
         putchar('\n');
@@ -171,7 +181,7 @@ static int run_bench(bench *b, int32_t device)
 
 static int run(int argc, char **argv)
 {
-    settings s = { .filter = "", .repeats = 7 };
+    settings s = { .filter = "", .repeats = 7, .seconds = 2 };
     int code = cli_parse(&cli_bench, argc, argv, &s);
     if (code != CLI_GO_ON) return code;
     if (s.device == DEVICE_CUDA && s.backend != FP8FLOW_CPU)
@@ -179,7 +189,7 @@ static int run(int argc, char **argv)
     bench b = { .backend = (fp8flow_backend)s.backend, .filter = s.filter, .repeats = s.repeats };
     b.num_threads = s.num_threads > 0 ? (int32_t)s.num_threads : cli_num_processors();
     if (s.is_json) b.records = json_array();
-    code = run_bench(&b, s.device);
+    code = run_bench(&b, &s);
     fp8flow_context_destroy(b.context);
     json_decref(b.records);
     free(b.copy_from);

@@ -43,12 +43,13 @@ FP8FLOW_API fp8flow_status fp8flow_event_elapsed(fp8flow_context *c, fp8flow_eve
                                                  double *milliseconds);
 FP8FLOW_API void fp8flow_event_destroy(fp8flow_context *c, fp8flow_event *event);
 
-/* What a context runs on. Figures are 0 for the CPU. */
+/* What a context runs on. Figures are 0 for the CPU, bus_id is empty. */
 typedef struct {
     char name[128];
     int64_t memory_bytes, free_bytes, cache_bytes; /* cache: the last level */
     int32_t num_multiprocessors;
     int32_t cuda_version; /* that the driver supports: 13000 is 13.0 */
+    char bus_id[32];      /* of PCI: "0000:1B:00.0" */
 } fp8flow_device_info;
 FP8FLOW_API fp8flow_status fp8flow_device_describe(fp8flow_context *c, fp8flow_device_info *info);
 

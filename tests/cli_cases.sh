@@ -147,6 +147,9 @@ refuse "zero tokens to generate" 2 '--max-tokens: "0" is not in' generate --chec
 refuse "comparison of no seed" 2 '--seeds: "0" is not in' compare --data text.txt --seeds 0
 refuse "layer of one column" 2 '--hidden: "1" is not in' inspect --hidden 1
 refuse "bench repeats of zero" 2 '--repeat: "0" is not in' bench --repeat 0
+refuse "bench loop of an hour" 2 '--seconds: "3600" is not in 0 .. 60' bench --seconds 3600
+refuse "bench loop of a word" 2 '--seconds: "long" is not a number' bench --seconds long
+refuse "bench of words that nothing has" 2 'nothing has the words "gemm quantize"' bench 'gemm quantize'
 
 # ---- Names ----
 refuse "unknown checkpointing" 2 'is not one of none|moe_expert|full' train --data text.txt --checkpointing some
@@ -163,6 +166,7 @@ refuse "unknown model" '1|2' 'fp8flow train:' train --data text.txt --model no-s
 # ---- A GPU that is not there: not in this build, not in this machine, or hidden ----
 export CUDA_VISIBLE_DEVICES=
 refuse "bench without a GPU" 1 'cuda: ' bench --device cuda
+refuse "bench of products without a GPU" 1 'cuda: ' bench --device cuda --seconds 0 'gemm fprop1 v2-lite'
 refuse "bench without a GPU, JSON" 1 'cuda: ' bench --device cuda --json --repeat 1 add
 unset CUDA_VISIBLE_DEVICES
 

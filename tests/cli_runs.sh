@@ -169,6 +169,8 @@ check "bench --json has every key in every record" \
     every_record_has "$logs/out" shape device ms_median ms_min ms_max bytes flops reference ratio
 run bench --repeat 1 add
 check "bench prints a table" grep -q '^add ' "$logs/out"
+run bench --repeat 1 'lite add'
+check "bench takes words in any order" grep -q '^add .*v2-lite' "$logs/out"
 run bench no-such-operator
 check "bench of nothing is refused" [ $code -ne 0 ]
 if "$program" doctor | grep -q '^CUDA *yes'; then
@@ -177,6 +179,9 @@ if "$program" doctor | grep -q '^CUDA *yes'; then
     check "bench of a GPU --json has every key in every record" every_record_has "$logs/out" shape data bytes us_median \
         us_min us_max tb_per_s percent_of_copy goal met
     check "bench of a GPU --json describes the run" grep -q '^  "copy_tb_per_s": ' "$logs/out"
+    run bench --device cuda --repeat 1 --seconds 0.1 --json 'gemm fprop1 row128 v3-small'
+    check "bench of products --json has every key" every_record_has "$logs/out" tflops tflops_sustained megahertz \
+        percent_of_peak kernel peer_tflops ratio goal met met_sustained
     run bench --device cuda --repeat 1 unpermute
     check "bench of a GPU counts the goals" grep -qE '^[0-9]+ of [0-9]+ goals are met' "$logs/out"
 fi

@@ -43,7 +43,7 @@ FNR <= 12 && area == "tests" && /public headers only/ { public_only = 1 }
     sub(/\.h$/, "", name)
     if (FILENAME ~ /\.cuh?$/ && name ~ /^(cuda|cooperative_groups)/) next
     if ((name in libc) || name ~ /^sys\// || area == "tests") next
-    if (area == "cli" && name ~ /^(cblas|jansson|poll|signal)$/) next
+    if (area == "cli" && name ~ /^(cblas|dlfcn|jansson|poll|signal)$/) next
     if (area == "src" && index(packages[folder], "," name ",")) next
     if (area == "src" && index(packages[folder], ",cuda,") && name ~ /^cuda/) next
     bad("<" name ".h> is not libc and not among the packages of " (folder ? "src/" folder : area))

@@ -153,6 +153,7 @@ static fp8flow_status cuda_describe(fp8flow_device_info *info)
                                    .num_multiprocessors = properties.multiProcessorCount,
                                    .cuda_version = driver };
     (void)snprintf(info->name, sizeof info->name, "%.100s", properties.name);
+    CUDA_TRY("device", cudaDeviceGetPCIBusId(info->bus_id, (int)sizeof info->bus_id, index));
     return FP8FLOW_OK;
 }
 

@@ -4,6 +4,7 @@
  * ascending: what a tensor core does that leaves for FP32 registers every 128 of K.
  */
 #include "ops/gemm.h"
+#include "ops/gemm_config.h"
 
 static fp8flow_status check_formats(const fp8flow_gemm_args *x)
 {
@@ -74,7 +75,7 @@ static fp8flow_status check_shapes(const fp8flow_gemm_args *x)
     }
 }
 
-static fp8flow_status check(const fp8flow_context *c, const fp8flow_gemm_args *x)
+static fp8flow_status check_operands(const fp8flow_gemm_args *x)
 {
     F8_REQUIRE(x, EINVAL, "gemm: the arguments are NULL");
     F8_REQUIRE((unsigned)x->product <= FP8FLOW_WGRAD, EINVAL, "gemm: unknown product %d", (int)x->product);
@@ -82,7 +83,12 @@ static fp8flow_status check(const fp8flow_context *c, const fp8flow_gemm_args *x
     F8_TRY(f8_tensor_check("gemm", "a", x->a));
     F8_TRY(f8_tensor_check("gemm", "b", x->b));
     F8_TRY(f8_tensor_check("gemm", "c", x->c));
-    F8_TRY(check_formats(x));
+    return check_formats(x);
+}
+
+static fp8flow_status check(const fp8flow_context *c, const fp8flow_gemm_args *x)
+{
+    F8_TRY(check_operands(x));
     /* Row blocks of 128 restart at each expert only if experts start at multiples of 128. */
     int blocks_along_rows = x->a->scaling == FP8FLOW_TILE128 || x->a->scaling == FP8FLOW_COL128;
     F8_TRY(f8_context_check_groups(c, "gemm", x->groups, x->a->rows, blocks_along_rows ? 128 : 1));
@@ -94,6 +100,17 @@ fp8flow_status fp8flow_gemm(fp8flow_context *c, const fp8flow_gemm_args *a)
     F8_REQUIRE(c, EINVAL, "gemm: the context is NULL");
     F8_TRY(check(c, a));
     return F8_RUN(c, gemm, a);
+}
+
+fp8flow_status fp8flow_gemm_configuration(const fp8flow_gemm_args *a, char *text, size_t size)
+{
+    F8_REQUIRE(text && size > 0, EINVAL, "gemm_configuration: no room for the text");
+    F8_TRY(check_operands(a));
+    F8_TRY(check_shapes(a));
+    f8_gemm_desc desc = f8_gemm_describe(a);
+    f8_gemm_config config = f8_gemm_configure(&desc);
+    (void)f8_gemm_config_print(&config, text, size);
+    return FP8FLOW_OK;
 }
 
 static float operand(const fp8flow_tensor *t, int64_t outer, int64_t inner, int inner_is_row, int64_t group)

@@ -34,7 +34,18 @@ typedef struct {
     int32_t band;                   /* tiles of c along m that are visited before the next along n */
 } f8_gemm_config;
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 f8_gemm_desc f8_gemm_describe(const fp8flow_gemm_args *a);
 f8_gemm_config f8_gemm_configure(const f8_gemm_desc *desc);
+
+/* "fp8 rows 128x256x128, 4 stages, clusters of 2, bands of 8"; returns what snprintf does. */
+int f8_gemm_config_print(const f8_gemm_config *config, char *text, size_t size);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif
