@@ -18,7 +18,7 @@
 #include "ops/tensor_map.cuh"
 #include "ops/warp.cuh"
 
-enum { STEP = 128, GROUPS = 2, THREADS = 128 * (GROUPS + 1), SLOTS = 2, WINDOW = 32, LINE = WINDOW + 4 };
+enum { STEP = 128, GROUPS = 2, THREADS = 128 * (GROUPS + 1), SLOTS = 3, WINDOW = 16, LINE = WINDOW + 4 };
 enum { BOX_COLS = 64, BOX_BYTES = 64 * BOX_COLS * 2 }; /* of c in shared memory: 64 rows, one line of 128 bytes each */
 
 struct problem {
@@ -26,7 +26,7 @@ struct problem {
     int32_t outer, inner, band;
     const uint8_t *a_scale, *b_scale;                    /* block scales */
     const float *a_factor, *b_factor;                    /* one per expert, or NULL */
-    int64_t b_scale_expert, b_scale_block, b_scale_step; /* bytes between experts, blocks of columns, steps */
+    int32_t b_scale_expert, b_scale_block, b_scale_step; /* bytes between experts, blocks of columns, steps */
     void *c;
     int64_t c_stride;
     fp8flow_dtype c_dtype;
@@ -48,7 +48,7 @@ template <int columns_, int passes_, int stages_, int cluster_, bool per_expert_
 /* What the warpgroups need for up to WINDOW steps of a tile. */
 struct slot {
     f8_walk_tile tile;
-    int last; /* no tile: the end */
+    int first, steps; /* no steps: the end of the walk */
     float factor[2];
     uint8_t b[2][LINE], a[F8_WALK_ROWS][LINE];
 };
@@ -75,103 +75,113 @@ __device__ static int steps_of(const problem &p)
     return (p.inner + STEP - 1) / STEP;
 }
 
-/* ---- The thread that copies ---- */
-
-template <class S>
-__device__ static void produce(const problem &p, const CUtensorMap *a_map, const CUtensorMap *b_map,
-                               shared_memory<S> &shared, uint8_t *ring, typename S::walk walk)
-{
-    position<S::stages> stage = { 0, 1 };
-    f8_walk_tile t;
-    f8_prefetch_map(a_map);
-    f8_prefetch_map(b_map);
-    while (walk.next(&t)) {
-        int b_line = t.expert * p.outer + t.n, a_first = walk.rank * S::a_box, b_first = walk.rank * S::b_box;
-        for (int k = 0; k < p.inner; k += STEP) {
-            uint64_t *full = &shared.full[stage.at];
-            uint8_t *a = ring + stage.at * S::stage_bytes, *b = a + S::a_bytes;
-            f8_barrier_wait(&shared.empty[stage.at], stage.phase);
-            f8_barrier_expect(full, S::stage_bytes);
-            if (t.share == F8_SHARE_A)
-                f8_share_tile(a + a_first * STEP, a_map, full, k, t.row + a_first, 3);
-            else
-#pragma unroll
-                for (int i = 0; i < F8_WALK_ROWS; i += S::a_box) f8_copy_tile(a + i * STEP, a_map, full, k, t.row + i);
-            if (t.share == F8_SHARE_B)
-                f8_share_tile(b + b_first * STEP, b_map, full, k, b_line + b_first, 3);
-            else
-#pragma unroll
-                for (int i = 0; i < S::tile_n; i += S::b_box) f8_copy_tile(b + i * STEP, b_map, full, k, b_line + i);
-            stage.advance();
-        }
-    }
-}
-
 /* ---- The warp that brings coordinates and scales ---- */
 
-/* Four bytes of an array of bytes, from any address on: two aligned words, without a branch, so that many such loads
- * can be on their way at once. */
+/* Four bytes from byte `at` on of an array of words: two words, without a branch, so that many such loads can be on
+ * their way at once. */
 struct four_bytes {
-    uint32_t low, high, shift;
+    uint32_t low, high;
 
-    __device__ void load(const uint8_t *from, const uint8_t *end)
+    __device__ void load(const uint32_t *words, int at, int last)
     {
-        const uint32_t *word = (const uint32_t *)((uintptr_t)from & ~(uintptr_t)3);
-        const uint32_t *last = (const uint32_t *)((uintptr_t)(end - 1) & ~(uintptr_t)3); /* may reach past the end */
-        low = __ldg(word < last ? word : last);
-        high = __ldg(word < last ? word + 1 : last);
-        shift = 8 * (uint32_t)((uintptr_t)from & 3);
+        low = __ldg(words + min(at / 4, last));
+        high = __ldg(words + min(at / 4 + 1, last));
     }
 
-    __device__ uint32_t value() const { return __funnelshift_r(low, high, shift); }
+    __device__ uint32_t value(int at) const { return __funnelshift_r(low, high, 8 * (at % 4)); }
 };
 
-/* Scale bytes of steps first .. first + WINDOW - 1: eight lanes a line of a, so that four lines come at once. What lies
+/* Scale bytes of steps first .. first + WINDOW - 1: four lanes a line of a, so that eight lines come at once. What lies
  * past the array's end belongs to rows that nobody has. */
-template <class S> __device__ static void bring_window(const problem &p, const f8_walk_tile &t, int first, slot *to)
+template <class S> __device__ static void bring_window(const problem &p, slot *to)
 {
-    const int ahead = 8;
-    int lane = f8_lane(), steps = steps_of(p), column = lane % 8 * 4;
-    const uint8_t *end = p.a_scale + (int64_t)p.groups.capacity * steps;
-    const uint8_t *from = p.a_scale + (int64_t)(t.row + lane / 8) * steps + first + column;
-    uint8_t b[S::blocks];
-#pragma unroll
-    for (int block = 0; block < S::blocks; block++) {
-        int column_block = min(t.n / 128 + block, (p.outer + 127) / 128 - 1), step = min(first + lane, steps - 1);
-        b[block] = __ldg(p.b_scale + t.expert * p.b_scale_expert + column_block * p.b_scale_block +
-                         step * p.b_scale_step);
-    }
+    const int ahead = 2, lanes = WINDOW / 4, lines = 32 / lanes;
+    int lane = f8_lane(), steps = steps_of(p), column = lane % lanes * 4;
+    const uint32_t *words = (const uint32_t *)p.a_scale;
+    int last = p.groups.capacity * steps / 4 - 1, first = to->first;
+    int at = (to->tile.row + lane / lanes) * steps + first + column;
 #pragma unroll 1
-    for (int line = lane / 8; line < F8_WALK_ROWS; line += 4 * ahead) {
+    for (int line = lane / lanes; line < F8_WALK_ROWS; line += lines * ahead) {
         four_bytes bytes[ahead];
 #pragma unroll
-        for (int i = 0; i < ahead; i++, from += 4 * (int64_t)steps) bytes[i].load(from, end);
+        for (int i = 0; i < ahead; i++) bytes[i].load(words, at + i * lines * steps, last);
 #pragma unroll
-        for (int i = 0; i < ahead; i++) *(uint32_t *)&to->a[line + 4 * i][column] = bytes[i].value();
+        for (int i = 0; i < ahead; i++, at += lines * steps)
+            *(uint32_t *)&to->a[line + lines * i][column] = bytes[i].value(at);
     }
+    if (lane >= WINDOW || first + lane >= steps) return;
 #pragma unroll
-    for (int block = 0; block < S::blocks; block++) to->b[block][lane] = b[block];
+    for (int block = 0; block < S::blocks; block++) {
+        int column_block = min(to->tile.n / 128 + block, (p.outer + 127) / 128 - 1);
+        to->b[block][lane] = __ldg(p.b_scale + to->tile.expert * p.b_scale_expert + column_block * p.b_scale_block +
+                                   (first + lane) * p.b_scale_step);
+    }
 }
 
 template <class S> __device__ static void bring(const problem &p, shared_memory<S> &shared, typename S::walk walk)
 {
     position<SLOTS> at = { 0, 1 };
     f8_walk_tile t;
-    int more = 1, steps = S::per_expert ? 1 : steps_of(p);
-    while (more) {
+    int steps = steps_of(p), window = S::per_expert ? steps : WINDOW;
+    for (bool more = true; more;) {
         more = walk.next(&t);
-        for (int first = 0; first < steps && (more || first == 0); first += WINDOW) {
+        for (int first = 0; first < (more ? steps : 1); first += window) {
             slot *to = &shared.slots[at.at];
             f8_barrier_wait(&shared.taken[at.at], at.phase);
             if (f8_lane() == 0) {
-                to->last = !more;
+                to->first = first;
+                to->steps = more ? min(window, steps - first) : 0;
                 if (more) to->tile = t;
                 if (S::per_expert && more) to->factor[0] = p.a_factor[t.expert], to->factor[1] = p.b_factor[t.expert];
             }
-            if (!S::per_expert && more) bring_window<S>(p, t, first, to);
+            __syncwarp();
+            if (!S::per_expert && more) bring_window<S>(p, to);
             f8_barrier_arrive(&shared.ready[at.at]);
             at.advance();
         }
+    }
+}
+
+/* ---- The thread that copies ---- */
+
+template <class S>
+__device__ static inline void fill_stage(const CUtensorMap *a_map, const CUtensorMap *b_map, uint64_t *full, uint8_t *a,
+                                         const f8_walk_tile &t, int k, int b_line)
+{
+    uint8_t *b = a + S::a_bytes;
+    int rank = S::cluster > 1 ? (int)f8_cluster_rank() : 0, a_first = rank * S::a_box, b_first = rank * S::b_box;
+    f8_barrier_expect(full, S::stage_bytes);
+    if (t.share == F8_SHARE_A)
+        f8_share_tile(a + a_first * STEP, a_map, full, k, t.row + a_first, 3);
+    else
+#pragma unroll
+        for (int i = 0; i < F8_WALK_ROWS; i += S::a_box) f8_copy_tile(a + i * STEP, a_map, full, k, t.row + i);
+    if (t.share == F8_SHARE_B)
+        f8_share_tile(b + b_first * STEP, b_map, full, k, b_line + b_first, 3);
+    else
+#pragma unroll
+        for (int i = 0; i < S::tile_n; i += S::b_box) f8_copy_tile(b + i * STEP, b_map, full, k, b_line + i);
+}
+
+template <class S>
+__device__ static void produce(const problem &p, const CUtensorMap *a_map, const CUtensorMap *b_map,
+                               shared_memory<S> &shared, uint8_t *ring)
+{
+    position<S::stages> stage = { 0, 1 };
+    position<SLOTS> at = { 0, 0 };
+    f8_prefetch_map(a_map);
+    f8_prefetch_map(b_map);
+    for (;; at.advance()) {
+        const slot &s = shared.slots[at.at];
+        f8_barrier_wait(&shared.ready[at.at], at.phase);
+        if (s.steps == 0) break;
+        int b_line = s.tile.expert * p.outer + s.tile.n, end = s.first + s.steps;
+        for (int step = s.first; step < end; step++, stage.advance()) {
+            f8_barrier_wait(&shared.empty[stage.at], stage.phase);
+            fill_stage<S>(a_map, b_map, &shared.full[stage.at], ring + stage.at * S::stage_bytes, s.tile, step * STEP,
+                          b_line);
+        }
+        f8_barrier_arrive(&shared.taken[at.at]);
     }
 }
 
@@ -237,42 +247,6 @@ __device__ static inline void promote(float (&sum)[S::sums], float (&part)[S::su
     }
 }
 
-/* One element pair of c, columns col and col + 1. */
-__device__ static inline void write_pair(const problem &p, int64_t row, int col, float low, float high)
-{
-    int64_t at = row * p.c_stride + col;
-    bool both = col + 1 < p.outer;
-    if (p.c_dtype == FP8FLOW_BF16) {
-        uint32_t pair = f8_bf16_pair_fast(low, high);
-        if (both) *(uint32_t *)((uint16_t *)p.c + at) = pair;
-        else ((uint16_t *)p.c)[at] = (uint16_t)pair;
-        return;
-    }
-    float *c = (float *)p.c + at;
-    if (p.write == FP8FLOW_ACCUMULATE) low += c[0], high += both ? c[1] : 0;
-    if (both) *(float2 *)c = make_float2(low, high);
-    else c[0] = low;
-}
-
-/* What the copy engine cannot write: FP32, sums on top of c, the last rows of an expert that ends within a tile. */
-template <class S>
-__device__ static void write_plain(const problem &p, const f8_walk_tile &t, int row, int pass,
-                                   const float (&sum)[S::sums])
-{
-    int first = t.n + pass * S::columns + f8_lane() % 4 * 2;
-#pragma unroll
-    for (int low = 0; low < 2; low++) {
-        int r = row + 8 * low;
-        bool used = r < t.valid;
-        if (r >= t.limit || (!used && p.write == FP8FLOW_ACCUMULATE)) continue;
-#pragma unroll
-        for (int i = 0; i < S::columns / 8; i++) {
-            float x = sum[4 * i + 2 * low], y = sum[4 * i + 2 * low + 1];
-            if (first + 8 * i < p.outer) write_pair(p, r, first + 8 * i, used ? x : 0.0f, used ? y : 0.0f);
-        }
-    }
-}
-
 /* BF16 of one pass to the boxes in shared memory, lines swizzled as the copy engine reads them. */
 template <class S>
 __device__ static void stage_c(uint32_t boxes, const f8_walk_tile &t, int row, int pass, const float (&sum)[S::sums])
@@ -291,31 +265,80 @@ __device__ static void stage_c(uint32_t boxes, const f8_walk_tile &t, int row, i
     }
 }
 
-/* Passes `passes` of 64 rows from `first` on: through the copy engine where it can. */
+/* The same in FP32, for one pass: 64 lines of `columns` numbers. Returns with all of it written. */
+template <class S>
+__device__ static void stage_f32(uint32_t boxes, const f8_walk_tile &t, int row, const float (&sum)[S::sums])
+{
+    int line = threadIdx.x % 128 / 32 * 16 + f8_lane() / 4;
+#pragma unroll
+    for (int i = 0; i < S::sums; i += 2) {
+        int high = i / 2 % 2, used = row + 8 * high < t.valid;
+        uint32_t at = boxes + (line + 8 * high) * (S::columns * 4) + (i / 4 * 8 + f8_lane() % 4 * 2) * 4;
+        f8_store_shared(at, used ? sum[i] : 0.0f, used ? sum[i + 1] : 0.0f);
+    }
+}
+
+/* Pieces of 16 bytes of 64 rows from shared memory to c, where an expert ends within the rows. */
+template <class S> __device__ static void copy_bf16(const problem &p, const f8_walk_tile &t, int first, int passes,
+                                                    uint32_t boxes)
+{
+#pragma unroll 1
+    for (int i = threadIdx.x % 128; i < 64 * S::boxes * 8; i += 128) {
+        int line = i / (S::boxes * 8), piece = i % (S::boxes * 8), col = t.n + 8 * piece;
+        if (first + line >= t.limit || col >= p.outer || !(passes >> 8 * piece / S::columns & 1)) continue;
+        uint4 x = f8_load_shared(boxes + piece / 8 * BOX_BYTES + line * (BOX_COLS * 2) + (piece % 8 ^ line % 8) * 16);
+        *(uint4 *)((uint16_t *)p.c + (first + line) * p.c_stride + col) = x;
+    }
+}
+
+template <class S> __device__ static void copy_f32(const problem &p, const f8_walk_tile &t, int first, int pass,
+                                                   uint32_t boxes)
+{
+    int limit = p.write == FP8FLOW_ACCUMULATE ? t.valid : t.limit;
+#pragma unroll 1
+    for (int i = threadIdx.x % 128; i < 64 * S::columns / 4; i += 128) {
+        int line = i / (S::columns / 4), col = t.n + pass * S::columns + i % (S::columns / 4) * 4;
+        if (first + line >= limit || col >= p.outer) continue;
+        uint4 x = f8_load_shared(boxes + 16 * i);
+        float4 sum = make_float4(__uint_as_float(x.x), __uint_as_float(x.y), __uint_as_float(x.z), __uint_as_float(x.w));
+        float4 *c = (float4 *)((float *)p.c + (first + line) * p.c_stride + col);
+        if (p.write == FP8FLOW_ACCUMULATE)
+            sum = make_float4(c->x + sum.x, c->y + sum.y, c->z + sum.z, c->w + sum.w);
+        *c = sum;
+    }
+}
+
+/* Passes `passes` of 64 rows from `first` on. The copy engine writes BF16 rows that are all the expert's. */
 template <class S>
 __device__ static void write_rows(const problem &p, const f8_walk_tile &t, int first, int passes,
-                                  const CUtensorMap *c_map, uint8_t *boxes, const float (&sum)[S::passes][S::sums])
+                                  const CUtensorMap *c_map, uint32_t boxes, const float (&sum)[S::passes][S::sums])
 {
     int name = 1 + threadIdx.x / 128, row = first + threadIdx.x % 128 / 32 * 16 + f8_lane() / 4;
-    bool plain = p.c_dtype != FP8FLOW_BF16 || first + 64 > t.limit;
-    if (!plain) {
-        if (threadIdx.x % 128 == 0) f8_store_wait_read<0>();
-        f8_named_barrier(name, 128);
-    }
+    bool bf16 = p.c_dtype == FP8FLOW_BF16;
+    if (threadIdx.x % 128 == 0) f8_store_wait_read<0>();
 #pragma unroll
     for (int pass = 0; pass < S::passes; pass++) {
         if (!(passes >> pass & 1)) continue;
-        if (plain) write_plain<S>(p, t, row, pass, sum[pass]);
-        else stage_c<S>(f8_smem(boxes), t, row, pass, sum[pass]);
+        f8_named_barrier(name, 128);
+        if (bf16) {
+            stage_c<S>(boxes, t, row, pass, sum[pass]);
+        } else {
+            stage_f32<S>(boxes, t, row, sum[pass]);
+            f8_named_barrier(name, 128);
+            copy_f32<S>(p, t, first, pass, boxes);
+        }
     }
-    if (plain) return;
+    if (!bf16) return;
     f8_async_fence();
     f8_named_barrier(name, 128);
-    if (threadIdx.x % 128 != 0) return;
-    for (int i = 0; i < S::boxes && t.n + i * BOX_COLS < p.outer; i++)
-        if (passes >> i * BOX_COLS / S::columns & 1)
-            f8_store_tile(c_map, boxes + i * BOX_BYTES, t.n + i * BOX_COLS, first);
-    f8_store_commit();
+    if (first + 64 > t.limit) {
+        copy_bf16<S>(p, t, first, passes, boxes);
+    } else if (threadIdx.x % 128 == 0) {
+        for (int i = 0; i < S::boxes && t.n + i * BOX_COLS < p.outer; i++)
+            if (passes >> i * BOX_COLS / S::columns & 1)
+                f8_store_tile(c_map, boxes + i * BOX_BYTES, t.n + i * BOX_COLS, first);
+        f8_store_commit();
+    }
 }
 
 /* Each warp that has read a stage says so, in a cluster to both blocks. */
@@ -328,22 +351,23 @@ template <class S> __device__ static inline void release(uint32_t barrier)
     }
 }
 
-/* The slots as a warp of the warpgroups sees them: it waits for one and gives it back. */
+/* The slots as a warp of the warpgroups sees them; slots number 0, 1, .. take turns in shared memory. */
 template <class S> struct slot_reader {
     shared_memory<S> &shared;
-    position<SLOTS> at;
+    int number;
+
+    __device__ const slot &get(int which) const { return shared.slots[which % SLOTS]; }
 
     __device__ const slot &wait()
     {
-        f8_barrier_wait(&shared.ready[at.at], at.phase);
-        return shared.slots[at.at];
+        f8_barrier_wait(&shared.ready[number % SLOTS], number / SLOTS & 1);
+        return get(number);
     }
 
-    __device__ void give_back()
+    __device__ void give_back(int which)
     {
         __syncwarp();
-        if (f8_lane() == 0) f8_barrier_arrive(&shared.taken[at.at]);
-        at.advance();
+        if (f8_lane() == 0) f8_barrier_arrive(&shared.taken[which % SLOTS]);
     }
 };
 
@@ -364,36 +388,68 @@ template <class S> __device__ static share share_of(const problem &p, const f8_w
     return { divided != 0, divided ? 0 : group, __shfl_sync(~0u, passes, 0) };
 }
 
-/* The steps of a tile. */
+/* What a warpgroup works with. */
+template <class S> struct worker {
+    const problem &p;
+    const CUtensorMap *c_map;
+    uint32_t boxes; /* of this warpgroup, in shared memory */
+    slot_reader<S> slots;
+    uint32_t operand, full; /* descriptor of the ring; its barriers */
+    position<S::stages> stage;
+};
+
+/* The sums of the tile whose last slot is number `last`, if there is one, to c. New sums. */
 template <class S>
-__device__ static inline void run_tile(slot_reader<S> &slots, int steps, share mine, uint32_t operand, uint32_t full,
-                                       position<S::stages> &stage, float (&sum)[S::passes][S::sums])
+__device__ static inline void finish(worker<S> &w, int last, float (&sum)[S::passes][S::sums])
+{
+    if (last >= 0) {
+        const slot &s = w.slots.get(last);
+        int group = threadIdx.x / 128;
+        share mine = share_of<S>(w.p, s.tile, group);
+        if (S::per_expert) {
+#pragma unroll
+            for (int i = 0; i < S::passes * S::sums; i++) sum[i / S::sums][i % S::sums] *= s.factor[0] * s.factor[1];
+        }
+#pragma unroll 1
+        for (int half = mine.half; half <= (mine.divided ? 1 : group); half++)
+            write_rows<S>(w.p, s.tile, s.tile.row + 64 * half, mine.divided ? 1 << group : ~0, w.c_map, w.boxes, sum);
+        w.slots.give_back(last);
+    }
+#pragma unroll
+    for (int i = 0; i < S::passes * S::sums; i++) f8_set_zero(sum[i / S::sums][i % S::sums]);
+}
+
+/* The steps of a tile; the one before is written while the tensor cores do this one's first products. */
+template <class S>
+__device__ static inline void run_tile(worker<S> &w, int steps, share mine, float (&sum)[S::passes][S::sums])
 {
     int local = mine.half * 64 + threadIdx.x % 128 / 32 * 16 + f8_lane() / 4;
-    bool middle = slots.shared.slots[slots.at.at].tile.n % 128 != 0;
+    bool middle = w.slots.get(w.slots.number).tile.n % 128 != 0;
     scale_words<S> words;
     float part[S::sums];
 #pragma unroll 1
     for (int step = 0; step < steps; step++) {
-        if (!S::per_expert && step % 4 == 0) {
-            if (step % WINDOW == 0 && step > 0) slots.give_back(), slots.wait();
-            words.load(&slots.shared.slots[slots.at.at], local, step % WINDOW);
+        if (!S::per_expert && step % WINDOW == 0 && step > 0) {
+            w.slots.give_back(w.slots.number++);
+            w.slots.wait();
         }
-        uint64_t a = F8_OPERAND_HIGH | (operand + stage.at * (S::stage_bytes / 16));
+        uint64_t a = F8_OPERAND_HIGH | (w.operand + w.stage.at * (S::stage_bytes / 16));
         uint64_t b = a + S::a_bytes / 16;
         a += mine.half * (64 * STEP / 16);
-        f8_barrier_wait(full + 8 * stage.at, stage.phase);
+        f8_barrier_wait(w.full + 8 * w.stage.at, w.stage.phase);
 #pragma unroll
         for (int pass = 0; pass < S::passes; pass++) {
             if (mine.passes >> pass & 1) multiply(part, a, b + pass * (S::columns * STEP / 16));
+            if (pass == 0 && step == 0) finish<S>(w, w.slots.number - 1, sum);
+            if (pass == 0 && !S::per_expert && step % 4 == 0)
+                words.load(&w.slots.get(w.slots.number), local, step % WINDOW);
             f8_products_wait<0>();
-            if (pass == S::passes - 1) release<S>(full + (uint32_t)sizeof slots.shared.full + 8 * stage.at);
+            if (pass == S::passes - 1) release<S>(w.full + (uint32_t)sizeof w.slots.shared.full + 8 * w.stage.at);
             if (mine.passes >> pass & 1) promote<S>(sum[pass], part, words, pass, middle);
         }
         if (!S::per_expert) words.shift();
-        stage.advance();
+        w.stage.advance();
     }
-    slots.give_back();
 }
 
 template <class S>
@@ -402,26 +458,17 @@ __device__ static void consume(const problem &p, shared_memory<S> &shared, const
 {
     int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
     /* Shuffles make descriptors and branches uniform to the compiler: no moves between the products. */
-    uint32_t operand = __shfl_sync(~0u, f8_operand_low(f8_smem(ring)), 0), full = f8_kept(shared.full);
-    position<S::stages> stage = { 0, 0 };
-    slot_reader<S> slots = { shared, { 0, 0 } };
-    boxes += group * S::boxes * BOX_BYTES;
+    uint32_t operand = __shfl_sync(~0u, f8_operand_low(f8_smem(ring)), 0);
+    worker<S> w = { p, c_map, f8_smem(boxes) + group * S::boxes * BOX_BYTES, { shared, 0 }, operand,
+                    f8_kept(shared.full), { 0, 0 } };
+    float sum[S::passes][S::sums];
     for (;;) {
-        const slot &head = slots.wait();
-        if (head.last) break;
-        f8_walk_tile t = head.tile;
-        float factor = S::per_expert ? head.factor[0] * head.factor[1] : 1.0f, sum[S::passes][S::sums];
-        share mine = share_of<S>(p, t, group);
-#pragma unroll
-        for (int i = 0; i < S::passes * S::sums; i++) f8_set_zero(sum[i / S::sums][i % S::sums]);
-        run_tile<S>(slots, steps_of(p), mine, operand, full, stage, sum);
-#pragma unroll
-        for (int i = 0; i < S::passes * S::sums; i++)
-            if (S::per_expert) sum[i / S::sums][i % S::sums] *= factor;
-#pragma unroll 1
-        for (int half = mine.half; half <= (mine.divided ? 1 : group); half++)
-            write_rows<S>(p, t, t.row + 64 * half, mine.divided ? 1 << group : ~0, c_map, boxes, sum);
+        const slot &head = w.slots.wait();
+        if (head.steps == 0) break;
+        run_tile<S>(w, steps_of(p), share_of<S>(p, head.tile, group), sum);
+        w.slots.number++;
     }
+    finish<S>(w, w.slots.number - 1, sum);
     if (threadIdx.x % 128 == 0) f8_store_wait_read<0>();
 }
 
@@ -435,7 +482,7 @@ template <class S> __device__ static void init_barriers(shared_memory<S> &shared
     }
     for (int i = 0; i < SLOTS; i++) {
         f8_barrier_init(&shared.ready[i], 32);
-        f8_barrier_init(&shared.taken[i], 4 * GROUPS);
+        f8_barrier_init(&shared.taken[i], 4 * GROUPS + 1);
     }
     f8_barrier_fence();
 }
@@ -455,13 +502,13 @@ __global__ __launch_bounds__(THREADS, 1) static void gemm_fp8_rows_kernel(const 
     if (threadIdx.x == 32) init_barriers<S>(shared);
     __syncthreads();
     if (S::cluster > 1) f8_cluster_sync();
-    typename S::walk walk(p.groups, shared.cumulative, p.outer, p.band, rank);
     if (threadIdx.x / 128 == GROUPS) {
-        f8_registers_less<56>();
-        if (threadIdx.x % 128 == 0) produce<S>(p, &a_map, &b_map, shared, ring, walk);
-        if (threadIdx.x % 128 / 32 == 1) bring<S>(p, shared, walk);
+        f8_registers_less<40>();
+        if (threadIdx.x % 128 == 0) produce<S>(p, &a_map, &b_map, shared, ring);
+        if (threadIdx.x % 128 / 32 == 1)
+            bring<S>(p, shared, typename S::walk(p.groups, shared.cumulative, p.outer, p.band, rank));
     } else {
-        f8_registers_more<224>();
+        f8_registers_more<232>();
         consume<S>(p, shared, ring, boxes, &c_map);
     }
     /* The other block may still copy into this one and arrive at its barriers. A warp counts once: whole again. */
@@ -530,9 +577,9 @@ static problem make_problem(const fp8flow_gemm_args *x, const f8_gemm_desc &d, c
     } else {
         p.a_scale = (const uint8_t *)x->a->scale, p.b_scale = (const uint8_t *)x->b->scale;
     }
-    p.b_scale_expert = inner_blocks * outer_blocks;
-    p.b_scale_block = fprop ? inner_blocks : 1;
-    p.b_scale_step = fprop ? 1 : outer_blocks;
+    p.b_scale_expert = (int32_t)(inner_blocks * outer_blocks);
+    p.b_scale_block = fprop ? (int32_t)inner_blocks : 1;
+    p.b_scale_step = fprop ? 1 : (int32_t)outer_blocks;
     p.c = x->c->data, p.c_stride = x->c->stride, p.c_dtype = x->c->dtype, p.write = x->write;
     return p;
 }

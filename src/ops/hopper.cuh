@@ -148,10 +148,10 @@ __device__ static inline void f8_share_tile_5d(void *to, const CUtensorMap *map,
 }
 
 /* Box of shared memory to a 2-D tensor map at (x, y); what lies outside the tensor is not written. */
-__device__ static inline void f8_store_tile(const CUtensorMap *map, const void *from, int x, int y)
+__device__ static inline void f8_store_tile(const CUtensorMap *map, uint32_t from, int x, int y)
 {
-    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map),
-                 "r"(f8_smem(from)), "r"(x), "r"(y)
+    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map), "r"(from),
+                 "r"(x), "r"(y)
                  : "memory");
 }
 
@@ -380,6 +380,21 @@ __device__ static inline void f8_product_e4m3(float (&d)[96], uint64_t a, uint64
                    "+f"(d[88]), "+f"(d[89]), "+f"(d[90]), "+f"(d[91]),
                    "+f"(d[92]), "+f"(d[93]), "+f"(d[94]), "+f"(d[95])
                  : "l"(a), "l"(b), "r"(accumulate));
+}
+
+__device__ static inline void f8_store_shared(uint32_t address, float x, float y)
+{
+    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(x), "f"(y) : "memory");
+}
+
+__device__ static inline uint4 f8_load_shared(uint32_t address)
+{
+    uint4 x;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+                 : "r"(address)
+                 : "memory");
+    return x;
 }
 
 /* Four matrices of 8 lines of 16 bytes to shared memory: lane l gives the address of line l % 8 of matrix l / 8. */
