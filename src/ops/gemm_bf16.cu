@@ -180,12 +180,21 @@ __device__ static void clear_tail(uint8_t *stage, int valid)
     f8_named_barrier(1, 128 * GROUPS);
 }
 
+/* A stage that is full; only its first `valid` steps count. */
+template <class S>
+__device__ static inline void wait_stage(uint32_t full, uint8_t *ring, const position<S::stages> &stage, int valid)
+{
+    f8_barrier_wait(full + 8 * stage.at, stage.phase);
+    if (S::gradient && valid < STEP) clear_tail(ring + stage.at * STAGE_BYTES, valid);
+}
+
 /* What a warpgroup multiplies of a tile. */
 enum extent_n { NOTHING, HALF, WHOLE };
 
 /* sum += 64 lines x 256 (128: the first half of the sums) columns of one stage. */
-template <class S, extent_n columns> __device__ static inline void multiply(float (&sum)[128], uint32_t a, uint32_t b)
+template <class S, extent_n columns> __device__ static inline void multiply(float (&sum)[128], uint32_t a, uint32_t b, int stage)
 {
+    a += stage * (STAGE_BYTES / 16), b += stage * (STAGE_BYTES / 16);
     const int a_step = (S::a_outer ? 16 * LINE_BYTES : 32) / 16, b_step = (S::b_outer ? 16 * LINE_BYTES : 32) / 16;
     f8_products_begin();
 #pragma unroll
@@ -202,24 +211,25 @@ template <class S, extent_n columns>
 __device__ static inline void run_tile(shared_memory<S> &shared, uint8_t *ring, uint32_t a, uint32_t b, int steps,
                                        int rest, position<S::stages> &stage, float (&sum)[128])
 {
-    uint32_t full = f8_smem(shared.full), empty = f8_smem(shared.empty), before = 0;
+    uint32_t full = f8_smem(shared.full), empty = f8_smem(shared.empty), before = empty + 8 * stage.at;
+    wait_stage<S>(full, ring, stage, steps == 1 ? rest : STEP);
+    if (columns != NOTHING) multiply<S, columns>(sum, a, b, stage.at);
+    stage.advance();
 #pragma unroll 1
-    for (int step = 0; step < steps; step++) {
-        uint32_t offset = stage.at * (STAGE_BYTES / 16);
-        f8_barrier_wait(full + 8 * stage.at, stage.phase);
-        if (S::gradient && step == steps - 1 && rest < STEP) clear_tail(ring + stage.at * STAGE_BYTES, rest);
+    for (int step = 1; step < steps; step++) {
+        wait_stage<S>(full, ring, stage, step == steps - 1 ? rest : STEP);
         if (columns != NOTHING) {
-            multiply<S, columns>(sum, a + offset, b + offset);
+            multiply<S, columns>(sum, a, b, stage.at);
             f8_products_wait<1>();
         }
-        if (step > 0) release<S>(before);
+        release<S>(before);
         before = empty + 8 * stage.at;
         stage.advance();
     }
     if (columns != NOTHING) f8_products_wait<0>();
 #pragma unroll
     for (int i = 0; i < 128; i++) f8_pin(sum[i]);
-    if (steps > 0) release<S>(before);
+    release<S>(before);
 }
 
 /* ---- Sums to c, a warp for itself: 16 lines from `row` on ---- */
