@@ -173,7 +173,9 @@ template <class S> __device__ static inline void release(uint32_t barrier)
  * are the last lines of every box. All warpgroups. */
 __device__ static void clear_tail(uint8_t *stage, int valid)
 {
+#pragma unroll 1
     for (int box = 0; box < A_BOXES + B_BOXES; box++)
+#pragma unroll 1
         for (int at = valid * LINE_BYTES + threadIdx.x * 16; at < BOX_BYTES; at += 128 * GROUPS * 16)
             *(uint4 *)(stage + box * BOX_BYTES + at) = make_uint4(0, 0, 0, 0);
     f8_async_fence();
