@@ -191,10 +191,10 @@ __device__ static inline void wait_stage(uint32_t full, uint8_t *ring, const pos
 }
 
 /* What a warpgroup multiplies of a tile. */
-enum extent_n { NOTHING, HALF, WHOLE };
+enum width { NOTHING, HALF, WHOLE };
 
 /* sum += 64 lines x 256 (128: the first half of the sums) columns of one stage. */
-template <class S, extent_n columns> __device__ static inline void multiply(float (&sum)[128], uint32_t a, uint32_t b, int stage)
+template <class S, width columns> __device__ static inline void multiply(float (&sum)[128], uint32_t a, uint32_t b, int stage)
 {
     a += stage * (STAGE_BYTES / 16), b += stage * (STAGE_BYTES / 16);
     const int a_step = (S::a_outer ? 16 * LINE_BYTES : 32) / 16, b_step = (S::b_outer ? 16 * LINE_BYTES : 32) / 16;
@@ -209,17 +209,17 @@ template <class S, extent_n columns> __device__ static inline void multiply(floa
 }
 
 /* The stages of a tile. A stage is given back when the products of the next have been issued and its own are done. */
-template <class S, extent_n columns>
-__device__ static inline void run_tile(shared_memory<S> &shared, uint8_t *ring, uint32_t a, uint32_t b, int steps,
-                                       int rest, position<S::stages> &stage, float (&sum)[128])
+template <class S, width columns>
+__device__ static inline void run_tile(shared_memory<S> &shared, uint8_t *ring, uint32_t a, uint32_t b,
+                                       const tile_work &t, position<S::stages> &stage, float (&sum)[128])
 {
-    uint32_t full = f8_smem(shared.full), empty = f8_smem(shared.empty), before = empty + 8 * stage.at;
-    wait_stage<S>(full, ring, stage, steps == 1 ? rest : STEP);
+    uint32_t full = f8_kept(shared.full), empty = full + (uint32_t)sizeof shared.full, before = empty + 8 * stage.at;
+    wait_stage<S>(full, ring, stage, t.steps == 1 ? t.rest : STEP);
     if (columns != NOTHING) multiply<S, columns>(sum, a, b, stage.at);
     stage.advance();
 #pragma unroll 1
-    for (int step = 1; step < steps; step++) {
-        wait_stage<S>(full, ring, stage, step == steps - 1 ? rest : STEP);
+    for (int step = 1; step < t.steps; step++) {
+        wait_stage<S>(full, ring, stage, step == t.steps - 1 ? t.rest : STEP);
         if (columns != NOTHING) {
             multiply<S, columns>(sum, a, b, stage.at);
             f8_products_wait<1>();
@@ -236,11 +236,11 @@ __device__ static inline void run_tile(shared_memory<S> &shared, uint8_t *ring, 
 
 /* ---- Sums to c, a warp for itself: 16 lines from `row` on ---- */
 
-/* A piece of a line of c: lane l has piece l % 8 of line 4 i + l / 8. */
+/* The pieces of lines of c that a lane writes: lane l writes piece l % 8 of lines 4 i + l / 8. */
 struct c_lines {
-    uint8_t *from; /* the lane's piece of line 0 */
-    int64_t stride; /* bytes between lines 4 apart */
-    int used, lines, columns; /* lines and columns from the lane's on: in use, the expert's, of c */
+    uint8_t *from;            /* of line 0 */
+    int64_t stride;           /* bytes from a line to the fourth after it */
+    int used, lines, columns; /* how many there are from the lane's on: lines in use, the expert's, columns of c */
 
     __device__ c_lines(const problem &p, const tile_work &t, int row, int bytes)
     {
@@ -345,17 +345,18 @@ __device__ static void consume(const problem &p, shared_memory<S> &shared, uint8
         float sum[128];
 #pragma unroll
         for (int i = 0; i < 128; i++) f8_set_zero(sum[i]);
-        int steps = __shfl_sync(~0u, t.steps, 0), columns = p.columns - t.n, row = t.row + group * 64;
+        int columns = p.columns - t.n, row = t.row + group * 64;
+        t.steps = __shfl_sync(~0u, t.steps, 0);
         columns = __shfl_sync(~0u, row >= t.valid || columns <= 0 ? NOTHING : columns <= TILE_N / 2 ? HALF : WHOLE, 0);
-        if (steps == 0) {
+        if (t.steps == 0) {
             release<S>(f8_smem(&shared.empty[stage.at]));
             stage.advance();
         } else if (columns == WHOLE) {
-            run_tile<S, WHOLE>(shared, ring, a, b, steps, t.rest, stage, sum);
+            run_tile<S, WHOLE>(shared, ring, a, b, t, stage, sum);
         } else if (columns == HALF) {
-            run_tile<S, HALF>(shared, ring, a, b, steps, t.rest, stage, sum);
+            run_tile<S, HALF>(shared, ring, a, b, t, stage, sum);
         } else {
-            run_tile<S, NOTHING>(shared, ring, a, b, steps, t.rest, stage, sum);
+            run_tile<S, NOTHING>(shared, ring, a, b, t, stage, sum);
         }
         row += warp % 4 * 16;
         if (p.c_dtype == FP8FLOW_BF16)
