@@ -67,7 +67,8 @@ __global__ static void check_kernel(fixture f)
 }
 
 /* Normal numbers in the first `rows` lines of every expert; the rest stays NaN. */
-__global__ static void fill_kernel(uint16_t *to, int64_t cols, const int32_t *offset, const int32_t *rows, uint64_t seed)
+__global__ static void fill_kernel(uint16_t *to, int64_t cols, const int32_t *offset, const int32_t *rows,
+                                   uint64_t seed)
 {
     int64_t first = (int64_t)offset[blockIdx.y] * cols, count = (int64_t)rows[blockIdx.y] * cols;
     for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += (int64_t)gridDim.x * blockDim.x) {
@@ -112,7 +113,9 @@ static void measure(const char *name, const fixture &f, const f8_gemm_config &co
     c = f.gradient() ? tensor(weight_rows, s.k, s.n, FP8FLOW_F32, f.c)
                      : tensor(f.capacity, fprop ? s.n : s.k, 0, FP8FLOW_BF16, f.c);
     fp8flow_gemm_args args = { s.product, s.write, &groups, &a, &b, &c };
-    if (fp8flow_context_create(&options, &context) != FP8FLOW_OK) std::printf("%s\n", fp8flow_last_error()), std::exit(1);
+    if (fp8flow_context_create(&options, &context) != FP8FLOW_OK)
+        std::printf("%s\n", fp8flow_last_error()), std::exit(1);
+    void *own_stream = context->stream;
     auto once = [&](cudaStream_t stream) {
         context->stream = stream;
         if (f8_cuda_gemm_bf16(context, &args, &config) != FP8FLOW_OK)
@@ -132,6 +135,7 @@ static void measure(const char *name, const fixture &f, const f8_gemm_config &co
     std::printf("%-22s %-20s %5.0f TFLOP/s flushed, %5.0f sustained, %.2g", name, s.name, f.flops() / cool * 1e-6,
                 f.flops() / warm * 1e-6, largest);
     std::printf(wrong ? " WRONG: %d\n" : "\n", wrong);
+    context->stream = own_stream;
     fp8flow_context_destroy(context);
 }
 

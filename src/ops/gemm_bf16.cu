@@ -1,16 +1,16 @@
 /* gemm_bf16.cu - the three grouped products of BF16 operands on the tensor cores, FP32 accumulators to the end.
  *
- * Persistent blocks of 384 threads walk tiles of c, 128 lines x 256 columns (gemm_walk.cuh; the lines of WGRAD are those
- * of the gradient), alone or in clusters of two that share operands:
- *   one thread       fills the ring of stages of 64 steps of the contraction through the copy engine, in boxes of 64 x 64
- *                    numbers, and puts what the tile is beside its first stage.
+ * Persistent blocks of 384 threads walk tiles of c, 128 lines x 256 columns (gemm_walk.cuh; the lines of WGRAD are
+ * those of the gradient), alone or in clusters of two that share operands:
+ *   one thread       fills the ring of stages of 64 steps of the contraction through the copy engine, in boxes of
+ *                    64 x 64 numbers, and puts what the tile is beside its first stage.
  *   warpgroups 0, 1  64 lines each: four products of 16 steps per stage, one stage in flight behind the one that is
  *                    issued; at the end each warp turns its sums, 128 bytes of 16 lines at a time, into 16-byte pieces
  *                    of lines of c in shared memory of its own.
  * Operands whose contraction runs along rows (b of DGRAD, both of WGRAD) come as they lie: the tensor cores transpose.
- * A warpgroup whose rows are all padding, or whose columns lie outside c, multiplies nothing; where 128 columns or fewer
- * are left, a product has 128. L2 to shared memory per 128 x 256 x 64: 32 KB in a cluster, 48 alone. Written per element
- * of c: 2 or 4 bytes; read in ACCUMULATE: 4.
+ * A warpgroup whose rows are all padding, or whose columns lie outside c, multiplies nothing; where 128 columns or
+ * fewer are left, a product has 128. L2 to shared memory per 128 x 256 x 64: 32 KB in a cluster, 48 alone. Written per
+ * element of c: 2 or 4 bytes; read in ACCUMULATE: 4.
  */
 #include "ops/gemm_cuda.h"
 #include "ops/gemm_walk.cuh"
@@ -194,7 +194,8 @@ __device__ static inline void wait_stage(uint32_t full, uint8_t *ring, const pos
 enum width { NOTHING, HALF, WHOLE };
 
 /* sum += 64 lines x 256 (128: the first half of the sums) columns of one stage. */
-template <class S, width columns> __device__ static inline void multiply(float (&sum)[128], uint32_t a, uint32_t b, int stage)
+template <class S, width columns>
+__device__ static inline void multiply(float (&sum)[128], uint32_t a, uint32_t b, int stage)
 {
     a += stage * (STAGE_BYTES / 16), b += stage * (STAGE_BYTES / 16);
     const int a_step = (S::a_outer ? 16 * LINE_BYTES : 32) / 16, b_step = (S::b_outer ? 16 * LINE_BYTES : 32) / 16;

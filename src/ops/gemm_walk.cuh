@@ -84,7 +84,8 @@ __device__ static void f8_walk_count(const Groups &groups, int column_tiles, int
 {
     int lane = threadIdx.x % 32, total = 0;
     for (int base = 0; base < groups.experts; base += 32) {
-        int e = base + lane, units = e < groups.experts ? Walk::units(groups.row_tiles(e), column_tiles) : 0, sum = units;
+        int e = base + lane;
+        int units = e < groups.experts ? Walk::units(groups.row_tiles(e), column_tiles) : 0, sum = units;
 #pragma unroll
         for (int step = 1; step < 32; step *= 2) {
             int other = __shfl_up_sync(~0u, sum, step);
