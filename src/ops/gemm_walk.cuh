@@ -32,13 +32,14 @@ struct f8_walk_tile {
     f8_walk_share share;
 };
 
-/* The walk of a block, number `rank` of `cluster`, over tiles of tile_n columns. `cumulative`: see f8_walk_count. */
-template <int tile_n, int cluster> struct f8_walk {
-    const f8_walk_groups &groups;
+/* The walk of a block, number `rank` of `cluster`, over tiles of tile_n columns. `cumulative`: see f8_walk_count.
+ * Groups: f8_walk_groups or what has its functions. */
+template <int tile_n, int cluster, class Groups = f8_walk_groups> struct f8_walk {
+    const Groups &groups;
     const int32_t *cumulative;
     int columns, band, rank, index, expert;
 
-    __device__ f8_walk(const f8_walk_groups &groups, const int32_t *cumulative, int columns, int band, int rank)
+    __device__ f8_walk(const Groups &groups, const int32_t *cumulative, int columns, int band, int rank)
         : groups(groups), cumulative(cumulative), columns((columns + tile_n - 1) / tile_n), band(band), rank(rank),
           index(blockIdx.x / cluster), expert(0)
     {
@@ -78,12 +79,13 @@ template <int tile_n, int cluster> struct f8_walk {
 };
 
 /* One warp: cumulative[e] = units of the experts before e, up to e = experts. */
-template <class Walk>
-__device__ static void f8_walk_count(const f8_walk_groups &groups, int column_tiles, int32_t *cumulative)
+template <class Walk, class Groups>
+__device__ static void f8_walk_count(const Groups &groups, int column_tiles, int32_t *cumulative)
 {
     int lane = threadIdx.x % 32, total = 0;
     for (int base = 0; base < groups.experts; base += 32) {
-        int e = base + lane, units = e < groups.experts ? Walk::units(groups.row_tiles(e), column_tiles) : 0, sum = units;
+        int e = base + lane;
+        int units = e < groups.experts ? Walk::units(groups.row_tiles(e), column_tiles) : 0, sum = units;
 #pragma unroll
         for (int step = 1; step < 32; step *= 2) {
             int other = __shfl_up_sync(~0u, sum, step);
