@@ -473,8 +473,8 @@ typedef enum { FP8FLOW_OVERWRITE = 0, FP8FLOW_ACCUMULATE = 1 } fp8flow_write;
  *   write  ACCUMULATE adds to c (F32 only); OVERWRITE replaces it.
  * Rows of c in padding are written as 0 (OVERWRITE). An empty expert's gradient is 0 (OVERWRITE) or
  * untouched (ACCUMULATE). Any M, N, K >= 0.
- * Products of the dequantised operands, FP32 accumulation. Exactness R: |error| <= 2^-13 * sum|a*b| before the
- * final rounding; sums that FP32 holds exactly in any order (small integers) come out equal.
+ * Products of the dequantised operands, FP32 accumulation. Exactness R: |error| <= 4 * 2^-13 * sum|a*b| before the
+ * final rounding (CPU backends: 2^-13); sums that FP32 holds exactly in any order (small integers) come out equal.
  * Errors EINVAL, ESHAPE.  Source numerics contract section 4; arXiv 2511.02302 section on GEMM operands. */
 typedef struct {
     fp8flow_product product;

@@ -2,6 +2,7 @@
 #include <dirent.h>
 #include <pthread.h>
 
+#include "ops/gemm.h"
 #include "support.h"
 
 typedef enum { PAIR_F32, PAIR_BF16, PAIR_MIXED, PAIR_BLOCK, PAIR_COL, PAIR_TENSOR, PAIR_E5M2, NUM_PAIRS } pair;
@@ -206,6 +207,7 @@ static void assert_exact(const problem *p, fp8flow_write write, float before)
 
 static void assert_within_bound(const problem *p)
 {
+    double c = tested_device() == TEST_ON_CUDA ? F8_GEMM_BOUND_C : F8_GEMM_CPU_BOUND_C;
     for (int64_t g = 0; g < p->num_groups; g++) {
         group_values v = values_of(p, g);
         for (int64_t i = 0; i < v.num_i; i++)
@@ -216,7 +218,7 @@ static void assert_within_bound(const problem *p)
                     sum += product;
                     magnitude += fabs(product);
                 }
-                double bound = magnitude * 0x1p-13;
+                double bound = magnitude * c * 0x1p-13;
                 if (p->s.c_dtype == FP8FLOW_BF16) bound += (fabs(sum) + bound) * 0x1p-8;
                 double error = fabs((double)c_at(p, v.c_row + i, j) - sum);
                 if (!(error <= bound))

@@ -8,6 +8,12 @@
 
 #include "ops/ops.h"
 
+/* |error| <= c * 2^-13 * sum|a*b| before the final rounding: c of the tensor cores, and of the CPU backends. FP8
+ * tensor cores align the products of an instruction to the largest and cut off what lies below 13 bits of it; c = 2.0
+ * has been seen, and 4 leaves a factor of two. FP32 arithmetic is far below 1. */
+#define F8_GEMM_BOUND_C     4.0
+#define F8_GEMM_CPU_BOUND_C 1.0
+
 /* Where group g lies: first rows in the three tensors, and the extents of its product. */
 typedef struct {
     int64_t group;

@@ -19,11 +19,11 @@ typedef struct {
     fp8flow_product product;
     fp8flow_write write;
     fp8flow_dtype a_dtype, b_dtype, c_dtype;
-    fp8flow_scaling scaling;      /* of a */
-    int64_t experts;              /* 1 without groups */
-    int64_t rows;                 /* of the activations: capacity of all experts together */
-    int64_t outer, inner;         /* FPROP: N, K; DGRAD: K, N (columns of c, contraction); WGRAD: N, K of c */
-    int32_t tensor_maps_possible; /* base addresses and strides of a, b, c are multiples of 16 bytes */
+    fp8flow_scaling scaling; /* of a */
+    int64_t experts;         /* 1 without groups */
+    int64_t rows;            /* of the activations: capacity of all experts together */
+    int64_t outer, inner;    /* FPROP: N, K; DGRAD: K, N (columns of c, contraction); WGRAD: N, K of c */
+    int32_t mappable;        /* lines of a, b, c are whole pieces of 16 bytes; ROW128 scales of a are whole words */
 } f8_gemm_desc;
 
 typedef struct {
@@ -34,7 +34,18 @@ typedef struct {
     int32_t band;                   /* tiles of c along m that are visited before the next along n */
 } f8_gemm_config;
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 f8_gemm_desc f8_gemm_describe(const fp8flow_gemm_args *a);
 f8_gemm_config f8_gemm_configure(const f8_gemm_desc *desc);
+
+/* "fp8 rows 128x256x128, 4 stages, clusters of 2, bands of 8"; returns what snprintf does. */
+int f8_gemm_config_print(const f8_gemm_config *config, char *text, size_t size);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -1,0 +1,98 @@
+/* gemm_walk.cuh - the tiles of a grouped product whose rows belong to experts, counted on the device.
+ *
+ * Tiles of 128 rows begin at every expert's first row; a unit is what a cluster of one or two blocks computes. Two
+ * blocks take two row tiles of an expert and the same columns (they share b); an odd last row tile is computed with
+ * two column tiles (they share a). Units of an expert go down a band of row tiles before the next columns, so that
+ * what L2 must hold stays small. Every block computes the same order from the counts and takes every n-th unit.
+ */
+#ifndef F8_OPS_GEMM_WALK_CUH
+#define F8_OPS_GEMM_WALK_CUH
+
+#include <stdint.h>
+
+enum { F8_WALK_ROWS = 128, F8_WALK_EXPERTS = 1024 };
+
+/* Where the rows lie; offset NULL: one expert with all rows. */
+struct f8_walk_groups {
+    const int32_t *offset, *rows;
+    int32_t experts, capacity;
+
+    __device__ int begin(int e) const { return offset ? offset[e] : 0; }
+    __device__ int end(int e) const { return offset ? offset[e + 1] : capacity; }
+    __device__ int used(int e) const { return offset ? rows[e] : capacity; }
+    __device__ int row_tiles(int e) const { return (end(e) - begin(e) + F8_WALK_ROWS - 1) / F8_WALK_ROWS; }
+};
+
+enum f8_walk_share { F8_SHARE_NOTHING, F8_SHARE_A, F8_SHARE_B };
+
+struct f8_walk_tile {
+    int expert;
+    int row, valid, limit; /* rows row .. row + 127: below `valid` in use, below `limit` the expert's */
+    int n;                 /* first column */
+    f8_walk_share share;
+};
+
+/* The walk of a block, number `rank` of `cluster`, over tiles of tile_n columns. `cumulative`: see f8_walk_count. */
+template <int tile_n, int cluster> struct f8_walk {
+    const f8_walk_groups &groups;
+    const int32_t *cumulative;
+    int columns, band, rank, index, expert;
+
+    __device__ f8_walk(const f8_walk_groups &groups, const int32_t *cumulative, int columns, int band, int rank)
+        : groups(groups), cumulative(cumulative), columns((columns + tile_n - 1) / tile_n), band(band), rank(rank),
+          index(blockIdx.x / cluster), expert(0)
+    {
+    }
+
+    __device__ static int units(int row_tiles, int column_tiles)
+    {
+        if (cluster == 1) return row_tiles * column_tiles;
+        return row_tiles / 2 * column_tiles + row_tiles % 2 * ((column_tiles + 1) / 2);
+    }
+
+    __device__ bool next(f8_walk_tile *t)
+    {
+        if (index >= cumulative[groups.experts]) return false;
+        while (index >= cumulative[expert + 1]) expert++;
+        int row_tiles = groups.row_tiles(expert), lines = row_tiles / cluster, local = index - cumulative[expert];
+        int m, n;
+        if (local < lines * columns) {
+            int whole = local / (band * columns), inside = local - whole * band * columns;
+            int height = min(band, lines - whole * band);
+            m = (whole * band + inside % height) * cluster + rank;
+            n = inside / height;
+            t->share = cluster == 1 ? F8_SHARE_NOTHING : F8_SHARE_B;
+        } else {
+            m = row_tiles - 1;
+            n = (local - lines * columns) * cluster + rank;
+            t->share = F8_SHARE_A;
+        }
+        t->expert = expert;
+        t->row = groups.begin(expert) + m * F8_WALK_ROWS;
+        t->valid = groups.begin(expert) + groups.used(expert);
+        t->limit = groups.end(expert);
+        t->n = n * tile_n;
+        index += gridDim.x / cluster;
+        return true;
+    }
+};
+
+/* One warp: cumulative[e] = units of the experts before e, up to e = experts. */
+template <class Walk>
+__device__ static void f8_walk_count(const f8_walk_groups &groups, int column_tiles, int32_t *cumulative)
+{
+    int lane = threadIdx.x % 32, total = 0;
+    for (int base = 0; base < groups.experts; base += 32) {
+        int e = base + lane, units = e < groups.experts ? Walk::units(groups.row_tiles(e), column_tiles) : 0, sum = units;
+#pragma unroll
+        for (int step = 1; step < 32; step *= 2) {
+            int other = __shfl_up_sync(~0u, sum, step);
+            if (lane >= step) sum += other;
+        }
+        if (e < groups.experts) cumulative[e] = total + sum - units;
+        total += __shfl_sync(~0u, sum, 31);
+    }
+    if (lane == 0) cumulative[groups.experts] = total;
+}
+
+#endif
