@@ -22,6 +22,7 @@ static bool run_theirs(const problem &p, const uint8_t *a, const uint8_t *b, voi
     int64_t steps4 = (steps + 3) / 4 * 4, width = d_type == CUDA_R_32F ? 4 : 2;
     float *a_scale = lab_alloc<float>(p.capacity * steps);
     float *b_scale = lab_alloc<float>(p.s.experts * outer_blocks * steps4);
+    LAB_TRY(cudaMemset(b_scale, 0, p.s.experts * outer_blocks * steps4 * sizeof *b_scale)); /* steps4 > steps */
     bool is_possible = true;
     for (int e = 0; e < p.s.experts && is_possible; e++) {
         int64_t first = p.offset[e], lines = p.offset[e + 1] - first;
