@@ -1,4 +1,4 @@
-/* gemm_wgrad_data.cuh - what surrounds the kernel of gemm_wgrad.cu: the problem and its shapes, random operands, the
+/* gemm_wgrad_data.cuh - what surrounds the versions of gemm_wgrad.cu: the problem and its shapes, random operands, the
  * check against FP64, timing, and the run of all versions in child processes, so that one that crashes or hangs does
  * not stop the others.
  */
@@ -15,22 +15,14 @@
 #include "lab.cuh"
 #include "ops/warp.cuh"
 
-enum write_mode { OVERWRITE, ADD, REDUCE };
-
-struct problem {
-    const uint8_t *a_scale, *b_scale; /* [row blocks][N/128], [row blocks][K/128] */
-    float *c;                         /* [experts * N, K] */
-    const int32_t *offset, *rows;
-    int32_t experts, n, k;
-    write_mode write;
-    int32_t prefetch;
-};
+typedef wgrad_problem problem;
 
 struct operands {
     const char *name;
     problem p;
     const uint8_t *a, *b;
     int64_t capacity;
+    fp8flow_scaling scaling;
     double flops, sustained_ms; /* 0: only check */
 };
 
@@ -39,12 +31,13 @@ struct result {
     unsigned long long nan;
 };
 
-enum { FLUSHED = 0, SUSTAINED = 1, OVERWRITES = 2, PREFETCH = 4 };
+enum { FLUSHED = 0, SUSTAINED = 1 };
 
 struct version {
     const char *name;
-    result (*run)(const operands &, write_mode, int);
-    write_mode write; /* how it adds */
+    result (*run)(const operands &, fp8flow_write, int, int, int);
+    int stagger, skew;
+    fp8flow_scaling scaling;
     int also;
 };
 
@@ -59,10 +52,13 @@ __global__ static void fill_codes(uint8_t *codes, int64_t count, const uint8_t *
     codes[i] = used[i % capacity] ? f8_encode(sqrtf(-2.0f * logf(u)) * cosf(angle) * 100.0f, FP8FLOW_E4M3) : 0x7F;
 }
 
-__global__ static void fill_scales(uint8_t *scales, int64_t count, uint64_t seed)
+/* One in eight is twice as large (spread 0), or bytes from 118 - spread on. */
+__global__ static void fill_scales(uint8_t *scales, int64_t count, int spread, uint64_t seed)
 {
     int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < count) scales[i] = 118 + lab_mix(seed + i) % 4;
+    if (i >= count) return;
+    uint64_t bits = lab_mix(seed + i);
+    scales[i] = spread ? 118 - bits % spread : 118 + (bits % 8 == 0);
 }
 
 __device__ static float before(int64_t index)
@@ -70,10 +66,10 @@ __device__ static float before(int64_t index)
     return ((lab_mix(index + 99) >> 40) * 0x1p-24f - 0.5f) * 64.0f;
 }
 
-__global__ static void fill_before(float *c, int64_t count, write_mode write)
+__global__ static void fill_before(float *c, int64_t count, fp8flow_write write)
 {
     int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < count) c[i] = write == OVERWRITE ? nanf("") : before(i);
+    if (i < count) c[i] = write == FP8FLOW_OVERWRITE ? nanf("") : before(i);
 }
 
 static unsigned blocks_of(int64_t count)
@@ -84,15 +80,24 @@ static unsigned blocks_of(int64_t count)
 struct shape {
     const char *name;
     int experts, mean, n, k; /* mean 0: the small expert sizes below */
+    int spread;
+    fp8flow_scaling scaling;
     double sustained_ms;
 };
 
 static const shape shapes[] = {
-    { "small", 8, 0, 384, 384, 0 },
-    { "V3 wgrad1", 8, 4096, 4096, 7168, 250 },
-    { "V3 wgrad2", 8, 4096, 7168, 2048, 250 },
-    { "V2-Lite wgrad1", 64, 768, 2816, 2048, 80 },
-    { "V2-Lite wgrad2", 64, 768, 2048, 1408, 80 },
+    { "small", 8, 0, 384, 384, 0, FP8FLOW_TILE128, 0 },
+    { "small, short last blocks", 8, 0, 272, 400, 3, FP8FLOW_TILE128, 0 },
+    { "small, scales far apart", 8, 0, 400, 272, 60, FP8FLOW_TILE128, 0 },
+    { "small, COL128", 8, 0, 400, 272, 20, FP8FLOW_COL128, 0 },
+    { "V3 wgrad1", 8, 4096, 4096, 7168, 0, FP8FLOW_TILE128, 250 },
+    { "V3 wgrad2", 8, 4096, 7168, 2048, 0, FP8FLOW_TILE128, 250 },
+    { "V3 wgrad2, scales differ", 8, 4096, 7168, 2048, 4, FP8FLOW_TILE128, 250 },
+    { "V3 wgrad2, COL128", 8, 4096, 7168, 2048, 4, FP8FLOW_COL128, 250 },
+    { "V3 small wgrad1", 8, 768, 4096, 7168, 0, FP8FLOW_TILE128, 80 },
+    { "V3 small wgrad2", 8, 768, 7168, 2048, 0, FP8FLOW_TILE128, 80 },
+    { "V2-Lite wgrad1", 64, 694, 2816, 2048, 0, FP8FLOW_TILE128, 80 },
+    { "V2-Lite wgrad2", 64, 694, 2048, 1408, 0, FP8FLOW_TILE128, 80 },
 };
 enum { SHAPES = sizeof shapes / sizeof shapes[0] };
 
@@ -111,18 +116,21 @@ static operands make_operands(const shape &s)
     std::vector<uint8_t> used(capacity, 0);
     for (int e = 0; e < s.experts; e++) std::fill_n(used.begin() + offset[e], rows[e], 1);
     uint8_t *valid = lab_upload(used), *a = lab_alloc<uint8_t>(capacity * s.n), *b = lab_alloc<uint8_t>(capacity * s.k);
-    int64_t a_scales = capacity / 128 * ((s.n + 127) / 128), b_scales = capacity / 128 * ((s.k + 127) / 128);
+    int block = s.scaling == FP8FLOW_COL128 ? 1 : 128;
+    int64_t a_scales = capacity / 128 * ((s.n + block - 1) / block), b_scales = capacity / 128 * ((s.k + block - 1) / block);
     uint8_t *a_scale = lab_alloc<uint8_t>(a_scales), *b_scale = lab_alloc<uint8_t>(b_scales);
     fill_codes<<<blocks_of(capacity * s.n), 256>>>(a, capacity * s.n, valid, capacity, 1);
     fill_codes<<<blocks_of(capacity * s.k), 256>>>(b, capacity * s.k, valid, capacity, 1ull << 40);
-    fill_scales<<<blocks_of(a_scales), 256>>>(a_scale, a_scales, 3);
-    fill_scales<<<blocks_of(b_scales), 256>>>(b_scale, b_scales, 4);
+    fill_scales<<<blocks_of(a_scales), 256>>>(a_scale, a_scales, s.spread, 3);
+    fill_scales<<<blocks_of(b_scales), 256>>>(b_scale, b_scales, s.spread, 1000003);
     LAB_TRY(cudaDeviceSynchronize());
     LAB_TRY(cudaFree(valid));
     float *c = lab_alloc<float>((int64_t)s.experts * s.n * s.k);
-    problem p = { a_scale,   b_scale, c,   lab_upload(offset), lab_upload(rows),
-                  s.experts, s.n,     s.k, OVERWRITE,          0 };
-    return { s.name, p, a, b, capacity, 2.0 * total * s.n * s.k, s.sustained_ms };
+    problem p = {};
+    p.a_scale = a_scale, p.b_scale = b_scale, p.c = c, p.c_stride = s.k;
+    p.offset = lab_upload(offset), p.rows = lab_upload(rows);
+    p.experts = s.experts, p.all_rows = (int)capacity, p.n = s.n, p.k = s.k;
+    return { s.name, p, a, b, capacity, s.scaling, 2.0 * total * s.n * s.k, s.sustained_ms };
 }
 
 static void free_operands(const operands &o)
@@ -134,8 +142,8 @@ static void free_operands(const operands &o)
 /* ---- Check and time ---- */
 
 /* One warp per element: FP64 of the dequantised operands; error as a fraction of the bound. */
-__global__ static void check_kernel(problem p, const uint8_t *a, const uint8_t *b, int64_t capacity, int all,
-                                    float *worst)
+__global__ static void check_kernel(problem p, const uint8_t *a, const uint8_t *b, int64_t capacity, int scale_block,
+                                    int all, float *worst)
 {
     int64_t index = blockIdx.x, element = index;
     if (!all) {
@@ -143,20 +151,21 @@ __global__ static void check_kernel(problem p, const uint8_t *a, const uint8_t *
         element = index % p.experts * per_expert + (int64_t)(lab_mix(index * 77 + 5) % per_expert);
     }
     int expert = (int)(element / p.k / p.n), n = (int)(element / p.k % p.n), k = (int)(element % p.k);
+    const uint8_t *a_scale = (const uint8_t *)p.a_scale, *b_scale = (const uint8_t *)p.b_scale;
     double sum = 0, magnitude = 0;
     for (int m = threadIdx.x; m < p.rows[expert]; m += 32) {
         int64_t row = p.offset[expert] + m;
         double x = ldexp((double)f8_decode(a[n * capacity + row], FP8FLOW_E4M3),
-                         p.a_scale[row / 128 * ((p.n + 127) / 128) + n / 128] - 127);
+                         a_scale[row / 128 * ((p.n + scale_block - 1) / scale_block) + n / scale_block] - 127);
         double y = ldexp((double)f8_decode(b[k * capacity + row], FP8FLOW_E4M3),
-                         p.b_scale[row / 128 * ((p.k + 127) / 128) + k / 128] - 127);
+                         b_scale[row / 128 * ((p.k + scale_block - 1) / scale_block) + k / scale_block] - 127);
         sum += x * y;
         magnitude += fabs(x * y);
     }
     sum = f8_warp_sum(sum);
     magnitude = f8_warp_sum(magnitude);
     if (threadIdx.x) return;
-    double old = p.write == OVERWRITE ? 0.0 : (double)before(element), got = p.c[element];
+    double old = p.write == FP8FLOW_OVERWRITE ? 0.0 : (double)before(element), got = p.c[element];
     double bound = 4 * 0x1p-13 * magnitude + 0x1p-23 * fabs(old + sum) + 1e-30;
     worst[index] = got == got ? (float)(fabs(got - (old + sum)) / bound) : 1e30f;
 }
@@ -199,7 +208,7 @@ template <class Launch> static result measure(const operands &o, const problem &
     fill_before<<<blocks_of(count), 256>>>(p.c, count, p.write);
     launch(0);
     LAB_TRY(cudaDeviceSynchronize());
-    check_kernel<<<samples, 32>>>(p, o.a, o.b, o.capacity, all, worst);
+    check_kernel<<<samples, 32>>>(p, o.a, o.b, o.capacity, o.scaling == FP8FLOW_COL128 ? 1 : 128, all, worst);
     count_nan<<<1056, 256>>>(p.c, count, nan);
     LAB_TRY(cudaDeviceSynchronize());
     std::vector<float> errors = lab_download(worst, samples);
@@ -209,18 +218,17 @@ template <class Launch> static result measure(const operands &o, const problem &
     LAB_TRY(cudaFree(nan));
     if (o.sustained_ms == 0) return r;
     r.cool = lab_time(launch, 11);
-    if (p.write != OVERWRITE && (also & SUSTAINED)) r.sustained = sustain(launch, r.cool, o.sustained_ms);
+    if (p.write != FP8FLOW_OVERWRITE && (also & SUSTAINED)) r.sustained = sustain(launch, r.cool, o.sustained_ms);
     return r;
 }
 
 /* ---- Runs ---- */
 
-static bool one_run(const operands &o, const version &v, write_mode write)
+static bool one_run(const operands &o, const version &v, fp8flow_write write)
 {
-    const char *how[] = { "overwrites", "adds", "adds (reduce)" };
-    result r = v.run(o, write, v.also);
+    result r = v.run(o, write, v.also, v.stagger, v.skew);
     bool good = r.error < 1 && r.nan == 0;
-    std::printf("%-42s %-14s %-13s", v.name, o.name, how[write]);
+    std::printf("%-42s %-24s %-10s", v.name, o.name, write == FP8FLOW_OVERWRITE ? "overwrites" : "adds");
     if (r.cool > 0) std::printf(" %8.1f us %6.0f TFLOP/s flushed", r.cool, o.flops / r.cool * 1e-6);
     if (r.sustained > 0) std::printf(", %8.1f us %6.0f sustained", r.sustained, o.flops / r.sustained * 1e-6);
     std::printf(", error %.3f%s\n", r.error, good ? "" : "  WRONG");
@@ -240,9 +248,9 @@ template <int count> static void run_from(const version (&versions)[count], prog
         operands o = make_operands(shapes[s]);
         for (int v = state->position % count; v < count; v++) {
             state->position = s * count + v;
-            if (state->broken[v]) continue;
-            bool good = one_run(o, versions[v], versions[v].write);
-            if (versions[v].also & OVERWRITES) good = one_run(o, versions[v], OVERWRITE) && good;
+            if (state->broken[v] || versions[v].scaling != o.scaling) continue;
+            bool good = one_run(o, versions[v], FP8FLOW_ACCUMULATE);
+            good = one_run(o, versions[v], FP8FLOW_OVERWRITE) && good;
             if (!good && shapes[s].mean == 0) state->broken[v] = 1;
         }
         state->position = (s + 1) * count;
@@ -272,7 +280,7 @@ template <int count> static int run_guarded(const version (&versions)[count])
         }
         if (state->position >= SHAPES * count) break;
         int v = state->position % count;
-        std::printf("%-42s %-14s FAILED%s\n", versions[v].name, shapes[state->position / count].name,
+        std::printf("%-42s %-24s FAILED%s\n", versions[v].name, shapes[state->position / count].name,
                     still >= 100 ? ": hung" : "");
         state->broken[v] = 1;
         state->position = state->position + 1;

@@ -41,6 +41,7 @@ struct wgrad_problem {
     int32_t experts, all_rows, n, k;
     int32_t band; /* tiles along n that are visited before the next along k */
     fp8flow_write write;
+    int32_t stagger, skew; /* clocks, see wgrad_stagger */
 };
 
 template <class L> struct wgrad_shared {
@@ -97,6 +98,21 @@ template <int size> struct wgrad_position {
 };
 
 /* ---- Producers ---- */
+
+__device__ static inline void wgrad_sleep(uint32_t clocks)
+{
+    uint32_t start = clock();
+    while ((uint32_t)clock() - start < clocks) __nanosleep(100);
+}
+
+/* Teams start one after the other within the time of a tile: those that add to memory meet others that multiply.
+ * Clocks that this one waits. */
+template <class L> __device__ static inline uint32_t wgrad_stagger(const wgrad_problem &p, int team)
+{
+    wgrad_tile t;
+    if (p.stagger == 0 || !wgrad_walker<L>(p, team).next(&t)) return 0;
+    return (uint32_t)((float)(1400 * t.blocks() + p.stagger) * (team * gridDim.x + blockIdx.x) / (L::teams * gridDim.x));
+}
 
 template <class L>
 __device__ static void wgrad_produce(const CUtensorMap *a_map, const CUtensorMap *b_map, const wgrad_problem &p,
@@ -417,14 +433,17 @@ __global__ __launch_bounds__(L::threads, 1) static void wgrad_kernel(const __gri
     }
     __syncthreads();
     if (threadIdx.x >= 128 * WGRAD_GROUPS) {
-        f8_registers_less<40>();
         int warp = threadIdx.x / 32 - 4 * WGRAD_GROUPS, team = warp % L::teams;
+        uint32_t delay = wgrad_stagger<L>(p, team);
+        f8_registers_less<40>();
+        if (delay) wgrad_sleep(delay);
         if (warp < L::teams && f8_lane() == 0)
             wgrad_produce<L>(&a_map, &b_map, p, s, stages + team * L::stages * L::stage_bytes, team);
         if constexpr (L::factors > 0)
             if (warp >= L::teams && warp < 2 * L::teams)
                 wgrad_produce_factors<L>(p, s, factors + team * L::stages * L::factors, team);
     } else {
+        if (threadIdx.x >= 128 && p.skew) wgrad_sleep(p.skew);
         f8_registers_more<232>();
         int team = threadIdx.x / 128 / L::groups;
         wgrad_consume<L>(p, s, stages + team * L::stages * L::stage_bytes, factors + team * L::stages * L::factors,
