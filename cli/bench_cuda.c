@@ -96,9 +96,9 @@ static json_t *goal_unit(gpu_unit unit)
 static void append_header(const gpu_bench *g)
 {
     json_t *header =
-        json_pack("{s:s, s:s, s:i, s:i, s:f, s:I}", "version", fp8flow_version(), "device", g->device.name,
+        json_pack("{s:s, s:s, s:i, s:i, s:f, s:I, s:f}", "version", fp8flow_version(), "device", g->device.name,
                   "multiprocessors", (int)g->device.num_multiprocessors, "cuda_version", (int)g->device.cuda_version,
-                  "copy_tb_per_s", g->copy_tb_per_s, "repeats", (json_int_t)g->b->repeats);
+                  "copy_tb_per_s", g->copy_tb_per_s, "repeats", (json_int_t)g->b->repeats, "seconds", g->seconds);
     json_array_append_new(g->b->records, header);
 }
 

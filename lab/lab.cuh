@@ -85,17 +85,17 @@ __global__ static void lab_read_kernel(const uint4 *from, int64_t count, uint32_
     if (sum == 0x12345678u) *sink = sum;
 }
 
-/* Median microseconds of `launch(stream)`. */
-template <class Launch> double lab_time(Launch launch, int repeats = 21)
+/* Median microseconds of `launch(stream)`; the stream is `on`, or one of its own. */
+template <class Launch> double lab_time(Launch launch, int repeats = 21, cudaStream_t on = NULL)
 {
     static const size_t flush_bytes = 256u << 20;
     static uint4 *flush = lab_alloc<uint4>(flush_bytes / 16);
     static uint32_t *sink = lab_alloc<uint32_t>(1);
-    cudaStream_t stream;
+    cudaStream_t stream = on;
     cudaEvent_t start, stop;
     cudaGraph_t graph;
     cudaGraphExec_t exec;
-    LAB_TRY(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    if (!on) LAB_TRY(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
     LAB_TRY(cudaEventCreate(&start));
     LAB_TRY(cudaEventCreate(&stop));
     LAB_TRY(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
@@ -118,7 +118,7 @@ template <class Launch> double lab_time(Launch launch, int repeats = 21)
     cudaGraphDestroy(graph);
     cudaEventDestroy(start);
     cudaEventDestroy(stop);
-    cudaStreamDestroy(stream);
+    if (!on) cudaStreamDestroy(stream);
     return 1e3 * times[times.size() / 2];
 }
 

@@ -233,6 +233,25 @@ static void test_text(void **state)
     assert_string_equal(text, "bf16");
 }
 
+static void test_a_call_says_its_configuration(void **state)
+{
+    (void)state;
+    subject s;
+    char expected[128], text[128];
+    set_subject(&s, FP8FLOW_FPROP, FP8FLOW_E4M3, FP8FLOW_ROW128);
+    f8_gemm_config config = config_of(&s);
+    (void)f8_gemm_config_print(&config, expected, sizeof expected);
+    assert_ok(fp8flow_gemm_configuration(&s.args, text, sizeof text));
+    assert_string_equal(text, expected);
+    assert_ok(fp8flow_gemm_configuration(&s.args, text, 4));
+    assert_memory_equal(text, expected, 3);
+    assert_int_equal(strlen(text), 3);
+    assert_fails(fp8flow_gemm_configuration(NULL, text, sizeof text), FP8FLOW_EINVAL, "NULL");
+    assert_fails(fp8flow_gemm_configuration(&s.args, NULL, 0), FP8FLOW_EINVAL, "gemm_configuration");
+    s.c.cols += 16;
+    assert_fails(fp8flow_gemm_configuration(&s.args, text, sizeof text), FP8FLOW_ESHAPE, "gemm");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -244,6 +263,7 @@ int main(void)
         cmocka_unit_test(test_limits_of_rows_experts_and_maps),
         cmocka_unit_test(test_the_same_description_gives_the_same_configuration),
         cmocka_unit_test(test_text),
+        cmocka_unit_test(test_a_call_says_its_configuration),
     };
     return cmocka_run_group_tests_name("gemm_config", tests, NULL, NULL);
 }
