@@ -38,9 +38,6 @@ typedef struct {
 extern "C" {
 #endif
 
-/* Experts that the walks over tiles of the tensor core kernels have room for. */
-enum { F8_GEMM_MAX_EXPERTS = 1024 };
-
 f8_gemm_desc f8_gemm_describe(const fp8flow_gemm_args *a);
 f8_gemm_config f8_gemm_configure(const f8_gemm_desc *desc);
 
