@@ -6,6 +6,7 @@
 #include "cuda_support.h"
 
 #include "ops/gemm.h"
+#include "ops/gemm_config.h"
 
 typedef struct {
     const char *name;
@@ -280,8 +281,10 @@ static void free_problem(problem *p)
 static fp8flow_status call(problem *p)
 {
     fp8flow_groups groups = { p->count, p->offset, p->rows };
-    return fp8flow_gemm(device_context(), &(fp8flow_gemm_args){ p->s.path->product, p->s.write, &groups, &p->device_a,
-                                                                &p->device_b, &p->device_c });
+    fp8flow_gemm_args args = { p->s.path->product, p->s.write, &groups, &p->device_a, &p->device_b, &p->device_c };
+    f8_gemm_desc desc = f8_gemm_describe(&args);
+    assert_true(f8_gemm_configure(&desc).kernel != F8_GEMM_ANY); /* or this program tests something else */
+    return fp8flow_gemm(device_context(), &args);
 }
 
 static void bring_back(problem *p)

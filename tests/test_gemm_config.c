@@ -89,6 +89,25 @@ static void test_maps_need_aligned_tensors(void **state)
         }
 }
 
+/* Four at a time: of rows, where every row has its own. */
+static void test_row_scales_are_read_as_words(void **state)
+{
+    (void)state;
+    for (int64_t rows = 1; rows <= 8; rows++)
+        for (int64_t blocks = 1; blocks <= 4; blocks++)
+            for (int bytes = 0; bytes <= 4; bytes++) {
+                subject s;
+                set_subject(&s, FP8FLOW_FPROP, FP8FLOW_E4M3, FP8FLOW_ROW128);
+                s.a.rows = s.c.rows = rows;
+                s.a.cols = s.a.stride = s.b.cols = s.b.stride = 128 * blocks;
+                s.a.scale = memory + bytes;
+                int whole = bytes % 4 == 0 && rows * blocks % 4 == 0;
+                assert_int_equal(f8_gemm_describe(&s.args).mappable, whole);
+                s.a.scaling = s.b.scaling = FP8FLOW_TENSOR;
+                assert_true(f8_gemm_describe(&s.args).mappable);
+            }
+}
+
 /* ---- Kernels ---- */
 
 static void test_kernels_of_formats(void **state)
@@ -188,8 +207,9 @@ static void test_limits_of_rows_experts_and_maps(void **state)
     assert_int_equal(kernel_of(experts), F8_GEMM_ANY);
     assert_int_equal(kernel_of(unaligned), F8_GEMM_ANY);
     experts.experts = 1024;
-    experts.outer = 16;
     assert_int_equal(kernel_of(experts), F8_GEMM_FP8_ROWS);
+    experts.experts = 1025;
+    assert_int_equal(kernel_of(experts), F8_GEMM_ANY);
 }
 
 /* ---- A pure function, and its text ---- */
@@ -257,6 +277,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_description_names_the_sides_of_c),
         cmocka_unit_test(test_maps_need_aligned_tensors),
+        cmocka_unit_test(test_row_scales_are_read_as_words),
         cmocka_unit_test(test_kernels_of_formats),
         cmocka_unit_test(test_kernels_of_mixed_pairs_and_exact_columns),
         cmocka_unit_test(test_limits_of_shapes),

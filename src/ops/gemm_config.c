@@ -58,7 +58,7 @@ f8_gemm_config f8_gemm_configure(const f8_gemm_desc *desc)
 {
     switch (kernel_of(desc)) {
     case F8_GEMM_FP8_ROWS: return (f8_gemm_config){ F8_GEMM_FP8_ROWS, 128, 256, 128, 3, 2, 4 };
-    case F8_GEMM_FP8_WGRAD: return (f8_gemm_config){ F8_GEMM_FP8_WGRAD, 128, 128, 128, 4, 1, 8 };
+    case F8_GEMM_FP8_WGRAD: return (f8_gemm_config){ F8_GEMM_FP8_WGRAD, 128, 128, 128, 3, 1, 8 };
     case F8_GEMM_BF16: return (f8_gemm_config){ F8_GEMM_BF16, 128, 256, 64, 4, 2, 8 };
     default: return (f8_gemm_config){ F8_GEMM_ANY, 64, 64, 32, 1, 1, 1 };
     }
