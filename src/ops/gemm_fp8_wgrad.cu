@@ -78,8 +78,6 @@ static fp8flow_status choose(fp8flow_context *c, const fp8flow_gemm_args *a, con
 extern "C" fp8flow_status f8_cuda_gemm_fp8_wgrad(fp8flow_context *c, const fp8flow_gemm_args *a,
                                                  const f8_gemm_config *config)
 {
-    if (a->c->rows == 0 || a->c->cols == 0) return FP8FLOW_OK;
-    if (a->a->rows == 0) return f8_cuda_gemm_any(c, a); /* no tensor map of nothing */
     if (a->a->scaling == FP8FLOW_TENSOR) return choose<FP8FLOW_TENSOR>(c, a, config);
     if (a->a->scaling == FP8FLOW_COL128) return choose<FP8FLOW_COL128>(c, a, config);
     return choose<FP8FLOW_TILE128>(c, a, config);

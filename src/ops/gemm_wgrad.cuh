@@ -111,7 +111,7 @@ template <class L> __device__ static inline uint32_t wgrad_stagger(const wgrad_p
 {
     wgrad_tile t;
     if (p.stagger == 0 || !wgrad_walker<L>(p, team).next(&t)) return 0;
-    return (uint32_t)((float)(1400 * t.blocks() + p.stagger) * (team * gridDim.x + blockIdx.x) / (L::teams * gridDim.x));
+    return (uint32_t)((1400.0f * t.blocks() + p.stagger) * (team * gridDim.x + blockIdx.x) / (L::teams * gridDim.x));
 }
 
 template <class L>
