@@ -311,25 +311,64 @@ __device__ static inline float4 wgrad_scaled_sum(float4 x, float factor, float4 
     return make_float4(fmaf(x.x, factor, y.x), fmaf(x.y, factor, y.y), fmaf(x.z, factor, y.z), fmaf(x.w, factor, y.w));
 }
 
-/* A wave of sums, times a factor, to c. All loads before the first use. */
-__device__ static inline void wgrad_write(const wgrad_problem &p, const wgrad_tile &t, int line, float (&sum)[64],
-                                          float factor)
+/* Where a lane's sums of a wave lie in c: 16 pieces of four columns; of piece i, half i % 2 has its line, 8 lines apart. */
+struct wgrad_lane {
+    float *half[2];
+    int columns; /* pieces whose i / 2 * 16 is less are inside c */
+
+    __device__ wgrad_lane(const wgrad_problem &p, const wgrad_tile &t, int line)
+    {
+        int first = line + threadIdx.x % 128 / 32 * 16, lane = f8_lane();
+        half[0] = p.c + ((int64_t)t.expert * p.n + first + lane / 4) * p.c_stride + t.k + lane % 4 * 4;
+        half[1] = half[0] + 8 * p.c_stride;
+        columns = first < p.n ? p.k - t.k : 0;
+    }
+
+    __device__ float4 load(int i) const
+    {
+        float4 zero = make_float4(0, 0, 0, 0);
+        return i / 2 * 16 < columns ? __ldcs((const float4 *)(half[i % 2] + i / 2 * 16)) : zero;
+    }
+
+    __device__ void store(int i, float4 x) const
+    {
+        if (i / 2 * 16 < columns) __stcs((float4 *)(half[i % 2] + i / 2 * 16), x);
+    }
+};
+
+/* Sums, times a factor, into c. */
+template <class L>
+__device__ static inline void wgrad_replace(const wgrad_problem &p, const wgrad_tile &t, int line,
+                                            const float (&sum)[L::waves][64], float factor)
 {
-    int lane = f8_lane(), first = line + threadIdx.x % 128 / 32 * 16;
-    float *c = p.c + ((int64_t)t.expert * p.n + first + lane / 4) * p.c_stride + t.k + lane % 4 * 4;
-    if (first >= p.n) return;
+#pragma unroll
+    for (int w = 0; w < L::waves; w++) {
+        wgrad_lane lane(p, t, line + 64 * w);
+#pragma unroll
+        for (int i = 0; i < 16; i++)
+            lane.store(i, wgrad_scaled_sum(wgrad_quad(sum[w], i / 2, i % 2), factor, make_float4(0, 0, 0, 0)));
+    }
+}
+
+/* The same added to c: 16 loads are on their way before the first is used, and those of the next wave follow. */
+template <class L>
+__device__ static inline void wgrad_add_to(const wgrad_problem &p, const wgrad_tile &t, int line,
+                                           const float (&sum)[L::waves][64], float factor)
+{
+    wgrad_lane lane(p, t, line);
     float4 old[16];
 #pragma unroll
-    for (int i = 0; i < 16; i++) {
-        old[i] = make_float4(0, 0, 0, 0);
-        if (p.write == FP8FLOW_ACCUMULATE && t.k + i / 2 * 16 < p.k)
-            old[i] = __ldcs((const float4 *)(c + i % 2 * 8 * p.c_stride + i / 2 * 16));
-    }
+    for (int i = 0; i < 16; i++) old[i] = lane.load(i);
 #pragma unroll
-    for (int i = 0; i < 16; i++)
-        if (t.k + i / 2 * 16 < p.k)
-            __stcs((float4 *)(c + i % 2 * 8 * p.c_stride + i / 2 * 16),
-                   wgrad_scaled_sum(wgrad_quad(sum, i / 2, i % 2), factor, old[i]));
+    for (int w = 0; w < L::waves; w++) {
+        wgrad_lane next(p, t, line + 64 * (w + 1));
+#pragma unroll
+        for (int i = 0; i < 16; i++) {
+            lane.store(i, wgrad_scaled_sum(wgrad_quad(sum[w], i / 2, i % 2), factor, old[i]));
+            if (w + 1 < L::waves) old[i] = next.load(i);
+        }
+        lane = next;
+    }
 }
 
 /* What the sums of a tile must be multiplied by at its end. */
@@ -407,11 +446,13 @@ __device__ static inline void wgrad_consume(const wgrad_problem &p, wgrad_shared
             ring.advance();
         }
         wgrad_power power = wgrad_ending<L>(p, t, unit);
+        if (power.first != 1.0f)
 #pragma unroll
-        for (int w = 0; w < L::waves; w++) {
-            if (power.first != 1.0f) wgrad_times(sum[w], power.first);
-            wgrad_write(p, t, t.n + line + 64 * w, sum[w], power.second);
-        }
+            for (int w = 0; w < L::waves; w++) wgrad_times(sum[w], power.first);
+        if (p.write == FP8FLOW_ACCUMULATE)
+            wgrad_add_to<L>(p, t, t.n + line, sum, power.second);
+        else
+            wgrad_replace<L>(p, t, t.n + line, sum, power.second);
     }
 }
 
