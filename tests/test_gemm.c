@@ -95,11 +95,11 @@ static void fill_weight(const problem *p, fp8flow_tensor *t)
         for (int64_t c = 0; c < t->cols; c++) set_value(p->s, t, r, c, r / p->s.n);
 }
 
-static problem make_problem(spec s, const int32_t *sizes, int count)
+static problem make_problem_at(spec s, const int32_t *sizes, int count, int align)
 {
     problem p = { .s = s, .num_groups = count };
     f8_tensor_format c_format = { s.c_dtype, FP8FLOW_UNSCALED, FP8FLOW_ROWS };
-    p.m = make_groups(&p.groups, sizes, count, 128);
+    p.m = make_groups(&p.groups, sizes, count, align);
     int64_t n = s.n, k = s.k, weights = n * count;
     if (s.product == FP8FLOW_WGRAD) {
         p.a = make_tensor(a_format(s), p.m, n, 0, count);
@@ -114,6 +114,11 @@ static problem make_problem(spec s, const int32_t *sizes, int count)
     }
     fill_activation(&p, &p.a);
     return p;
+}
+
+static problem make_problem(spec s, const int32_t *sizes, int count)
+{
+    return make_problem_at(s, sizes, count, 128);
 }
 
 /* One expert whose rows fill the tensors, called without groups. */
@@ -249,13 +254,18 @@ static void set_all(fp8flow_tensor *c, float value)
 static const int32_t all_sizes[] = { 0, 1, 63, 64, 65, 127, 128, 129, 300 };
 static const int32_t few_sizes[] = { 129, 0, 1, 64 };
 
-static void check_exact(fp8flow_context *context, spec s, const int32_t *sizes, int count)
+static void check_exact_at(fp8flow_context *context, spec s, const int32_t *sizes, int count, int align)
 {
-    problem p = make_problem(s, sizes, count);
+    problem p = make_problem_at(s, sizes, count, align);
     assert_ok(run(context, &p, FP8FLOW_OVERWRITE));
     assert_exact(&p, FP8FLOW_OVERWRITE, 0);
     assert_padding_is_zero(&p);
     free_problem(&p);
+}
+
+static void check_exact(fp8flow_context *context, spec s, const int32_t *sizes, int count)
+{
+    check_exact_at(context, s, sizes, count, 128);
 }
 
 static void for_all_specs(const int64_t (*shapes)[2], int num_shapes, data_kind data,
@@ -299,6 +309,23 @@ static void test_integers_are_exact_in_reference(void **state)
     static const int64_t shapes[][2] = { { 16, 136 }, { 200, 48 } };
     fp8flow_context *context = make_context(FP8FLOW_REFERENCE, 1);
     for_all_specs(shapes, 2, DATA_SMALL_INTEGERS, visit_exact_few, context);
+    fp8flow_context_destroy(context);
+}
+
+/* Where no scale belongs to 128 rows, experts may begin anywhere. */
+static void test_experts_may_begin_at_any_row(void **state)
+{
+    (void)state;
+    fp8flow_context *context = make_context(FP8FLOW_CPU, 2);
+    for (int product = FP8FLOW_FPROP; product <= FP8FLOW_WGRAD; product++)
+        for (int pairing = 0; pairing < NUM_PAIRS; pairing++)
+            for (int align = 1; align <= 49; align += 16) {
+                spec s = { (fp8flow_product)product, (pair)pairing, FP8FLOW_F32, DATA_SMALL_INTEGERS, 48, 144 };
+                fp8flow_scaling scaling = a_format(s).scaling;
+                if (!pair_exists(s.product, s.pair)) continue;
+                if (scaling != FP8FLOW_TILE128 && scaling != FP8FLOW_COL128)
+                    check_exact_at(context, s, all_sizes, 9, align);
+            }
     fp8flow_context_destroy(context);
 }
 
@@ -587,6 +614,7 @@ int main(void)
         cmocka_unit_test(test_one_thread_starts_no_other),
         cmocka_unit_test(test_integers_are_exact_on_cpu),
         cmocka_unit_test(test_integers_are_exact_in_reference),
+        cmocka_unit_test(test_experts_may_begin_at_any_row),
         cmocka_unit_test(test_integers_are_exact_across_blocks),
         cmocka_unit_test(test_random_data_stays_within_bound),
         cmocka_unit_test(test_dense_product_needs_no_groups),

@@ -65,7 +65,7 @@ static void test_a_description_names_the_sides_of_c(void **state)
         assert_int_equal(d.rows, ROWS);
         assert_int_equal(d.outer, sides[product][0]);
         assert_int_equal(d.inner, sides[product][1]);
-        assert_true(d.tensor_maps_possible);
+        assert_true(d.mappable);
         s.args.groups = NULL;
         assert_int_equal(f8_gemm_describe(&s.args).experts, 1);
     }
@@ -81,11 +81,11 @@ static void test_maps_need_aligned_tensors(void **state)
             set_subject(&s, FP8FLOW_FPROP, FP8FLOW_E4M3, FP8FLOW_ROW128);
             fp8flow_tensor *t = which == 0 ? &s.a : which == 1 ? &s.b : &s.c;
             t->data = memory + bytes;
-            assert_int_equal(f8_gemm_describe(&s.args).tensor_maps_possible, bytes % 16 == 0);
+            assert_int_equal(f8_gemm_describe(&s.args).mappable, bytes % 16 == 0);
             t->data = memory;
             t->stride += bytes;
             int64_t line = bytes * (int64_t)f8_dtype_bytes(t->dtype);
-            assert_int_equal(f8_gemm_describe(&s.args).tensor_maps_possible, line % 16 == 0);
+            assert_int_equal(f8_gemm_describe(&s.args).mappable, line % 16 == 0);
         }
 }
 
@@ -140,7 +140,7 @@ static const f8_gemm_desc fast = { .product = FP8FLOW_FPROP,
                                    .rows = 4096,
                                    .outer = 2048,
                                    .inner = 7168,
-                                   .tensor_maps_possible = 1 };
+                                   .mappable = 1 };
 
 static f8_gemm_kernel kernel_of(f8_gemm_desc desc)
 {
@@ -182,7 +182,7 @@ static void test_limits_of_rows_experts_and_maps(void **state)
     none.rows = 0;
     beyond.rows = (int64_t)1 << 31;
     experts.experts = 0;
-    unaligned.tensor_maps_possible = 0;
+    unaligned.mappable = 0;
     assert_int_equal(kernel_of(none), F8_GEMM_ANY);
     assert_int_equal(kernel_of(beyond), F8_GEMM_ANY);
     assert_int_equal(kernel_of(experts), F8_GEMM_ANY);

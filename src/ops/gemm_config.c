@@ -4,12 +4,19 @@
 #include <stdio.h>
 
 /* Lines of whole 16-byte pieces are what the copy engine wants, and what a store of a short last tile relies on. */
-enum { MAP_ALIGNMENT = 16, STEP = 16 };
+enum { MAP_ALIGNMENT = 16, STEP = 16, MAX_EXPERTS = 1024 };
 
 static int is_mappable(const fp8flow_tensor *t)
 {
     uint64_t stride = (uint64_t)t->stride * f8_dtype_bytes(t->dtype);
     return ((uintptr_t)t->data | stride) % MAP_ALIGNMENT == 0;
+}
+
+/* Scale bytes of rows are read as words. */
+static int has_whole_words(const fp8flow_tensor *t)
+{
+    if (t->scaling != FP8FLOW_ROW128) return 1;
+    return (uintptr_t)t->scale % 4 == 0 && t->rows % 4 * (f8_ceil_div(t->cols, 128) % 4) % 4 == 0;
 }
 
 f8_gemm_desc f8_gemm_describe(const fp8flow_gemm_args *x)
@@ -25,7 +32,8 @@ f8_gemm_desc f8_gemm_describe(const fp8flow_gemm_args *x)
                            .rows = x->a->rows,
                            .outer = wgrad ? x->a->cols : x->c->cols,
                            .inner = wgrad ? x->b->cols : x->a->cols,
-                           .tensor_maps_possible = is_mappable(x->a) && is_mappable(x->b) && is_mappable(x->c) };
+                           .mappable =
+                               is_mappable(x->a) && is_mappable(x->b) && is_mappable(x->c) && has_whole_words(x->a) };
 }
 
 /* Coordinates of maps are int32; the experts of a weight lie one behind the other. */
@@ -33,9 +41,9 @@ static int fits_maps(const f8_gemm_desc *d)
 {
     const int64_t limit = INT32_MAX;
     if (d->experts <= 0 || d->rows <= 0 || d->outer <= 0 || d->inner <= 0) return 0;
-    if (d->experts > limit || d->rows > limit || d->outer > limit || d->inner > limit) return 0;
+    if (d->experts > MAX_EXPERTS || d->rows > limit || d->outer > limit || d->inner > limit) return 0;
     if (d->experts * d->outer > limit || d->experts * d->inner > limit) return 0;
-    return d->tensor_maps_possible && d->outer % STEP == 0 && d->inner % STEP == 0;
+    return d->mappable && d->outer % STEP == 0 && d->inner % STEP == 0;
 }
 
 static f8_gemm_kernel kernel_of(const f8_gemm_desc *d)
@@ -49,7 +57,7 @@ static f8_gemm_kernel kernel_of(const f8_gemm_desc *d)
 f8_gemm_config f8_gemm_configure(const f8_gemm_desc *desc)
 {
     switch (kernel_of(desc)) {
-    case F8_GEMM_FP8_ROWS: return (f8_gemm_config){ F8_GEMM_FP8_ROWS, 128, 256, 128, 4, 2, 8 };
+    case F8_GEMM_FP8_ROWS: return (f8_gemm_config){ F8_GEMM_FP8_ROWS, 128, 256, 128, 3, 2, 4 };
     case F8_GEMM_FP8_WGRAD: return (f8_gemm_config){ F8_GEMM_FP8_WGRAD, 128, 128, 128, 4, 1, 8 };
     case F8_GEMM_BF16: return (f8_gemm_config){ F8_GEMM_BF16, 128, 256, 64, 4, 2, 8 };
     default: return (f8_gemm_config){ F8_GEMM_ANY, 64, 64, 32, 1, 1, 1 };

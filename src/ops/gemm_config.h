@@ -19,11 +19,11 @@ typedef struct {
     fp8flow_product product;
     fp8flow_write write;
     fp8flow_dtype a_dtype, b_dtype, c_dtype;
-    fp8flow_scaling scaling;      /* of a */
-    int64_t experts;              /* 1 without groups */
-    int64_t rows;                 /* of the activations: capacity of all experts together */
-    int64_t outer, inner;         /* FPROP: N, K; DGRAD: K, N (columns of c, contraction); WGRAD: N, K of c */
-    int32_t tensor_maps_possible; /* base addresses and strides of a, b, c are multiples of 16 bytes */
+    fp8flow_scaling scaling; /* of a */
+    int64_t experts;         /* 1 without groups */
+    int64_t rows;            /* of the activations: capacity of all experts together */
+    int64_t outer, inner;    /* FPROP: N, K; DGRAD: K, N (columns of c, contraction); WGRAD: N, K of c */
+    int32_t mappable;        /* lines of a, b, c are whole pieces of 16 bytes; ROW128 scales of a are whole words */
 } f8_gemm_desc;
 
 typedef struct {
