@@ -57,6 +57,7 @@ template <class L> static fp8flow_status launch(fp8flow_context *c, const fp8flo
     p.k = (int32_t)a->b->cols;
     p.band = band > 0 ? band : 1;
     p.write = a->write;
+    p.prefetch = a->write == FP8FLOW_ACCUMULATE;
     int processors = 0;
     F8_TRY(f8_multiprocessors("gemm", &processors));
     int64_t tiles = p.experts * f8_ceil_div(p.n, L::tile_n) * f8_ceil_div(p.k, WGRAD_K);
@@ -71,8 +72,8 @@ template <class L> static fp8flow_status launch(fp8flow_context *c, const fp8flo
 template <fp8flow_scaling scaling>
 static fp8flow_status choose(fp8flow_context *c, const fp8flow_gemm_args *a, const f8_gemm_config *config)
 {
-    if (config->tile_m == 256) return launch<wgrad_layout<scaling, 1, 2, 4>>(c, a, config->band);
-    return launch<wgrad_layout<scaling, 2, 2, 3>>(c, a, config->band);
+    if (config->tile_m == 256) return launch<wgrad_layout<scaling, 1, 2, 2, 4>>(c, a, config->band);
+    return launch<wgrad_layout<scaling, 2, 1, 2, 3>>(c, a, config->band);
 }
 
 extern "C" fp8flow_status f8_cuda_gemm_fp8_wgrad(fp8flow_context *c, const fp8flow_gemm_args *a,
