@@ -30,7 +30,7 @@ template <fp8flow_scaling scaling_, int teams_, int groups_, int waves_, int sta
     static const int threads = 128 * (consumers + 1), team_threads = 128 * groups;
     static const int producer_registers = consumers == 3 ? 32 : 40, consumer_registers = consumers == 3 ? 160 : 232;
     static const int a_bytes = tile_n * WGRAD_STEP, b_bytes = WGRAD_K * WGRAD_STEP, stage_bytes = a_bytes + b_bytes;
-    static const int factors = scaling == FP8FLOW_COL128 ? tile_n + WGRAD_K : 0; /* floats per stage */
+    static const int factors = scaling == FP8FLOW_COL128 ? (tile_n + WGRAD_K + 127) / 128 * 128 : 0; /* per stage */
     static const int bytes = teams * stages * (stage_bytes + 4 * factors) + 1024;
     static_assert(bytes + 1024 <= 232448, "shared memory of a block");
 };
@@ -184,9 +184,12 @@ __device__ static inline uint32_t wgrad_bytes(uint32_t word, int first, int end)
     return word & below_end & ~below_first;
 }
 
-/* All bytes but first .. end-1 of every line of a stage become 0: they may hold anything, NaN included. The whole team. */
-template <class L> __device__ static void wgrad_keep_rows(uint8_t *stage, int first, int end, int team)
+/* What a stage has of rows that are not the tile's becomes 0: it may be anything, NaN included. The whole team. */
+template <class L>
+__device__ static inline void wgrad_keep_rows(const wgrad_tile &t, int block, uint8_t *stage, int team)
 {
+    int first = block == 0 ? t.head : 0, end = t.rows - block * WGRAD_STEP;
+    if (first == 0 && end >= WGRAD_STEP) return;
     for (int line = threadIdx.x % L::team_threads; line < L::tile_n + WGRAD_K; line += L::team_threads)
         for (int chunk = 0; chunk < WGRAD_STEP / 16; chunk++) {
             int from = first - 16 * chunk, to = end - 16 * chunk;
@@ -432,9 +435,7 @@ __device__ static inline void wgrad_consume(const wgrad_problem &p, wgrad_shared
                 }
             }
             f8_barrier_wait(full + 8 * ring.at, ring.phase);
-            int first = block == 0 ? t.head : 0, end = t.rows - block * WGRAD_STEP;
-            if (first > 0 || end < WGRAD_STEP)
-                wgrad_keep_rows<L>(stages + ring.at * L::stage_bytes, first, end, team);
+            wgrad_keep_rows<L>(t, block, stages + ring.at * L::stage_bytes, team);
             uint32_t a = a0 + ring.at * L::stage_bytes, b = b0 + ring.at * L::stage_bytes;
             const float *lines = factors + ring.at * L::factors + line, *columns = factors + ring.at * L::factors + L::tile_n;
 #pragma unroll
