@@ -8,6 +8,7 @@
 #include <cmath>
 #include <csignal>
 
+#include <dlfcn.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -23,22 +24,19 @@ struct operands {
     const uint8_t *a, *b;
     int64_t capacity;
     fp8flow_scaling scaling;
-    double flops, sustained_ms; /* 0: only check */
+    double flops, sustained_ms; /* 0: only check; negative: sustained as well */
 };
 
 struct result {
-    double error, cool, sustained;
+    double error, cool, sustained, megahertz;
     unsigned long long nan;
 };
 
-enum { FLUSHED = 0, SUSTAINED = 1 };
-
 struct version {
     const char *name;
-    result (*run)(const operands &, fp8flow_write, int, int, int);
-    int stagger, skew;
+    result (*run)(const operands &, fp8flow_write, int);
+    int prefetch; /* of c to L2 */
     fp8flow_scaling scaling;
-    int also;
 };
 
 /* ---- Operands ---- */
@@ -90,14 +88,14 @@ static const shape shapes[] = {
     { "small, short last blocks", 8, 0, 272, 400, 3, FP8FLOW_TILE128, 0 },
     { "small, scales far apart", 8, 0, 400, 272, 60, FP8FLOW_TILE128, 0 },
     { "small, COL128", 8, 0, 400, 272, 20, FP8FLOW_COL128, 0 },
-    { "V3 wgrad1", 8, 4096, 4096, 7168, 0, FP8FLOW_TILE128, 250 },
-    { "V3 wgrad2", 8, 4096, 7168, 2048, 0, FP8FLOW_TILE128, 250 },
-    { "V3 wgrad2, scales differ", 8, 4096, 7168, 2048, 4, FP8FLOW_TILE128, 250 },
-    { "V3 wgrad2, COL128", 8, 4096, 7168, 2048, 4, FP8FLOW_COL128, 250 },
-    { "V3 small wgrad1", 8, 768, 4096, 7168, 0, FP8FLOW_TILE128, 80 },
-    { "V3 small wgrad2", 8, 768, 7168, 2048, 0, FP8FLOW_TILE128, 80 },
-    { "V2-Lite wgrad1", 64, 694, 2816, 2048, 0, FP8FLOW_TILE128, 80 },
-    { "V2-Lite wgrad2", 64, 694, 2048, 1408, 0, FP8FLOW_TILE128, 80 },
+    { "V3 wgrad1", 8, 4096, 4096, 7168, 0, FP8FLOW_TILE128, 1 },
+    { "V3 wgrad2", 8, 4096, 7168, 2048, 0, FP8FLOW_TILE128, -300 },
+    { "V3 wgrad2, scales differ", 8, 4096, 7168, 2048, 4, FP8FLOW_TILE128, 1 },
+    { "V3 wgrad2, COL128", 8, 4096, 7168, 2048, 4, FP8FLOW_COL128, 1 },
+    { "V3 small wgrad1", 8, 768, 4096, 7168, 0, FP8FLOW_TILE128, 1 },
+    { "V3 small wgrad2", 8, 768, 7168, 2048, 0, FP8FLOW_TILE128, 1 },
+    { "V2-Lite wgrad1", 64, 694, 2816, 2048, 0, FP8FLOW_TILE128, -300 },
+    { "V2-Lite wgrad2", 64, 694, 2048, 1408, 0, FP8FLOW_TILE128, 1 },
 };
 enum { SHAPES = sizeof shapes / sizeof shapes[0] };
 
@@ -178,17 +176,36 @@ __global__ static void count_nan(const float *c, int64_t count, unsigned long lo
     if (mine) atomicAdd(found, mine);
 }
 
-template <class Launch> static double sustain(Launch launch, double one, double milliseconds)
+/* SM clock in MHz as NVML tells it, 0 without NVML. */
+static double sm_clock()
+{
+    static void *library = dlopen("libnvidia-ml.so.1", RTLD_NOW);
+    static int (*clock)(void *, int, unsigned *);
+    static void *device;
+    unsigned megahertz = 0;
+    if (library && !clock) {
+        int (*init)() = (int (*)())dlsym(library, "nvmlInit_v2");
+        int (*by_index)(unsigned, void **) = (int (*)(unsigned, void **))dlsym(library, "nvmlDeviceGetHandleByIndex_v2");
+        if (init && by_index && init() == 0 && by_index(0, &device) == 0)
+            clock = (int (*)(void *, int, unsigned *))dlsym(library, "nvmlDeviceGetClockInfo");
+    }
+    return clock && clock(device, 1, &megahertz) == 0 ? megahertz : 0;
+}
+
+/* Microseconds of one launch of many, for about `milliseconds`, of which the second half is timed. */
+template <class Launch> static double sustain(Launch launch, double one, double milliseconds, double *megahertz)
 {
     cudaEvent_t start, stop;
     float elapsed;
     LAB_TRY(cudaEventCreate(&start));
     LAB_TRY(cudaEventCreate(&stop));
-    int loops = std::max(8, (int)(1e3 * milliseconds / one));
-    for (int i = 0; i < loops / 3; i++) launch(0);
+    int loops = std::max(8, (int)(5e2 * milliseconds / one));
+    for (int i = 0; i < loops; i++) launch(0);
     LAB_TRY(cudaEventRecord(start));
     for (int i = 0; i < loops; i++) launch(0);
     LAB_TRY(cudaEventRecord(stop));
+    usleep((unsigned)(milliseconds * 0.7e3));
+    *megahertz = sm_clock();
     LAB_TRY(cudaEventSynchronize(stop));
     LAB_TRY(cudaEventElapsedTime(&elapsed, start, stop));
     LAB_TRY(cudaEventDestroy(start));
@@ -197,7 +214,7 @@ template <class Launch> static double sustain(Launch launch, double one, double 
 }
 
 /* launch(stream) solves p. */
-template <class Launch> static result measure(const operands &o, const problem &p, Launch launch, int also)
+template <class Launch> static result measure(const operands &o, const problem &p, Launch launch)
 {
     result r = {};
     int64_t count = (int64_t)p.experts * p.n * p.k;
@@ -217,8 +234,9 @@ template <class Launch> static result measure(const operands &o, const problem &
     LAB_TRY(cudaFree(worst));
     LAB_TRY(cudaFree(nan));
     if (o.sustained_ms == 0) return r;
+    usleep(300 * 1000); /* what ran before has warmed the card */
     r.cool = lab_time(launch, 11);
-    if (p.write != FP8FLOW_OVERWRITE && (also & SUSTAINED)) r.sustained = sustain(launch, r.cool, o.sustained_ms);
+    if (o.sustained_ms < 0) r.sustained = sustain(launch, r.cool, -o.sustained_ms, &r.megahertz);
     return r;
 }
 
@@ -226,11 +244,12 @@ template <class Launch> static result measure(const operands &o, const problem &
 
 static bool one_run(const operands &o, const version &v, fp8flow_write write)
 {
-    result r = v.run(o, write, v.also, v.stagger, v.skew);
+    result r = v.run(o, write, v.prefetch && write == FP8FLOW_ACCUMULATE);
     bool good = r.error < 1 && r.nan == 0;
     std::printf("%-42s %-24s %-10s", v.name, o.name, write == FP8FLOW_OVERWRITE ? "overwrites" : "adds");
     if (r.cool > 0) std::printf(" %8.1f us %6.0f TFLOP/s flushed", r.cool, o.flops / r.cool * 1e-6);
-    if (r.sustained > 0) std::printf(", %8.1f us %6.0f sustained", r.sustained, o.flops / r.sustained * 1e-6);
+    if (r.sustained > 0)
+        std::printf(", %8.1f us %6.0f %4.0f MHz sustained", r.sustained, o.flops / r.sustained * 1e-6, r.megahertz);
     std::printf(", error %.3f%s\n", r.error, good ? "" : "  WRONG");
     if (!good && r.nan) std::printf("    %llu NaN\n", r.nan);
     return good;

@@ -54,11 +54,20 @@ static f8_gemm_kernel kernel_of(const f8_gemm_desc *d)
     return d->product == FP8FLOW_WGRAD ? F8_GEMM_FP8_WGRAD : F8_GEMM_FP8_ROWS;
 }
 
+/* With many rows per expert the products bind, and large tiles read their operands less often from L2. With few, c's
+ * way through memory does, and one half of a multiprocessor writes while the other multiplies. */
+static f8_gemm_config wgrad_config(const f8_gemm_desc *d)
+{
+    const int64_t many_rows = 2048;
+    if (d->rows / d->experts >= many_rows) return (f8_gemm_config){ F8_GEMM_FP8_WGRAD, 256, 128, 128, 4, 1, 8 };
+    return (f8_gemm_config){ F8_GEMM_FP8_WGRAD, 128, 128, 128, 3, 1, 16 };
+}
+
 f8_gemm_config f8_gemm_configure(const f8_gemm_desc *desc)
 {
     switch (kernel_of(desc)) {
     case F8_GEMM_FP8_ROWS: return (f8_gemm_config){ F8_GEMM_FP8_ROWS, 128, 256, 128, 3, 2, 4 };
-    case F8_GEMM_FP8_WGRAD: return (f8_gemm_config){ F8_GEMM_FP8_WGRAD, 128, 128, 128, 3, 1, 8 };
+    case F8_GEMM_FP8_WGRAD: return wgrad_config(desc);
     case F8_GEMM_BF16: return (f8_gemm_config){ F8_GEMM_BF16, 128, 256, 64, 4, 2, 8 };
     default: return (f8_gemm_config){ F8_GEMM_ANY, 64, 64, 32, 1, 1, 1 };
     }

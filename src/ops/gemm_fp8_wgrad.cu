@@ -57,6 +57,7 @@ template <class L> static fp8flow_status launch(fp8flow_context *c, const fp8flo
     p.k = (int32_t)a->b->cols;
     p.band = band > 0 ? band : 1;
     p.write = a->write;
+    p.prefetch = a->write == FP8FLOW_ACCUMULATE;
     int processors = 0;
     F8_TRY(f8_multiprocessors("gemm", &processors));
     int64_t tiles = p.experts * f8_ceil_div(p.n, L::tile_n) * f8_ceil_div(p.k, WGRAD_K);
@@ -71,15 +72,13 @@ template <class L> static fp8flow_status launch(fp8flow_context *c, const fp8flo
 template <fp8flow_scaling scaling>
 static fp8flow_status choose(fp8flow_context *c, const fp8flow_gemm_args *a, const f8_gemm_config *config)
 {
-    if (config->tile_m == 256) return launch<wgrad_layout<scaling, 1, 2, 4>>(c, a, config->band);
-    return launch<wgrad_layout<scaling, 2, 2, 3>>(c, a, config->band);
+    if (config->tile_m == 256) return launch<wgrad_layout<scaling, 1, 2, 2, 4>>(c, a, config->band);
+    return launch<wgrad_layout<scaling, 2, 1, 2, 3>>(c, a, config->band);
 }
 
 extern "C" fp8flow_status f8_cuda_gemm_fp8_wgrad(fp8flow_context *c, const fp8flow_gemm_args *a,
                                                  const f8_gemm_config *config)
 {
-    if (a->c->rows == 0 || a->c->cols == 0) return FP8FLOW_OK;
-    if (a->a->rows == 0) return f8_cuda_gemm_any(c, a); /* no tensor map of nothing */
     if (a->a->scaling == FP8FLOW_TENSOR) return choose<FP8FLOW_TENSOR>(c, a, config);
     if (a->a->scaling == FP8FLOW_COL128) return choose<FP8FLOW_COL128>(c, a, config);
     return choose<FP8FLOW_TILE128>(c, a, config);

@@ -1,15 +1,17 @@
 /* gemm_wgrad.cuh - the kernel of the grouped FP8 weight gradient c_g[N, K] (+)= a_g[m, N]^T * b_g[m, K]: E4M3 in column
  * form ([N][rows], [K][rows]), FP32 out, overwriting or adding. gemm_fp8_wgrad.cu chooses the layout and launches it.
  *
- * A block has two multiplying warpgroups of 64 * waves lines of c by 128 columns each, and a producer thread per ring
- * of stages, which the copy engine fills with 128 rows of both operands. One team: both warpgroups share a tile and its
- * ring. Two teams: each has a tile and a ring of its own, and while one adds to c in memory the other multiplies.
+ * A block has two or three multiplying warpgroups of 64 * waves lines of c by 128 columns each, and a producer warp per
+ * ring of stages, which the copy engine fills with 128 rows of both operands. One team: the warpgroups share a tile and
+ * its ring. Two teams: each warpgroup has a tile and a ring of its own, and while one adds to c the other multiplies.
  * Products leave the tensor core every 128 rows and are added, times their scale, to FP32 sums. Rows of b lie permuted
  * in shared memory (a 5-D tensor map does it), so that a lane's sums are whole 16-byte pieces of a line of c: four lanes
  * read, add and write 64 neighbouring bytes. What a tensor map returns for lines behind the last of a or b is zero.
+ * The producer warp also brings c to L2, a little with every stage, so that adding to it waits for L2 and not for DRAM.
  *
- * Factors: TILE128 has one per step, warpgroup and tile: computed by a reduction over the warp, whose result is a uniform
- * register, so that each fused multiply-add reads two registers and not three (reading registers bounds this loop).
+ * Factors: TILE128 has one per step and warpgroup. Sums are kept in units of the tile's first factor: where a step has
+ * the same, promotion is an addition, and where it has twice or half of it, a multiply-add by a constant; both read two
+ * registers instead of three, and reading registers bounds this loop.
  * COL128 has one per line and column: a warp beside the producer puts them in shared memory. TENSOR: one at the end.
  */
 #ifndef F8_OPS_GEMM_WGRAD_CUH
@@ -18,17 +20,17 @@
 #include "ops/hopper.cuh"
 #include "ops/warp.cuh"
 
-enum { WGRAD_GROUPS = 2, WGRAD_STEP = 128, WGRAD_K = 128 };
+enum { WGRAD_STEP = 128, WGRAD_K = 128 };
 
-/* teams: 1 or 2; waves: of 64 lines of c per warpgroup; stages: per team. */
-template <fp8flow_scaling scaling_, int teams_, int waves_, int stages_> struct wgrad_layout {
+/* groups: multiplying warpgroups of a team; waves: of 64 lines of c per warpgroup; stages: per team. */
+template <fp8flow_scaling scaling_, int teams_, int groups_, int waves_, int stages_> struct wgrad_layout {
     static const fp8flow_scaling scaling = scaling_;
-    static const int teams = teams_, waves = waves_, stages = stages_;
-    static const int groups = WGRAD_GROUPS / teams; /* warpgroups of a team */
+    static const int teams = teams_, groups = groups_, waves = waves_, stages = stages_, consumers = teams * groups;
     static const int tile_n = 64 * waves * groups;
-    static const int threads = 128 * (WGRAD_GROUPS + 1), team_threads = 128 * groups;
+    static const int threads = 128 * (consumers + 1), team_threads = 128 * groups;
+    static const int producer_registers = consumers == 3 ? 32 : 40, consumer_registers = consumers == 3 ? 160 : 232;
     static const int a_bytes = tile_n * WGRAD_STEP, b_bytes = WGRAD_K * WGRAD_STEP, stage_bytes = a_bytes + b_bytes;
-    static const int factors = scaling == FP8FLOW_COL128 ? tile_n + WGRAD_K : 0; /* floats per stage */
+    static const int factors = scaling == FP8FLOW_COL128 ? (tile_n + WGRAD_K + 127) / 128 * 128 : 0; /* per stage */
     static const int bytes = teams * stages * (stage_bytes + 4 * factors) + 1024;
     static_assert(bytes + 1024 <= 232448, "shared memory of a block");
 };
@@ -41,16 +43,18 @@ struct wgrad_problem {
     int32_t experts, all_rows, n, k;
     int32_t band; /* tiles along n that are visited before the next along k */
     fp8flow_write write;
-    int32_t stagger, skew; /* clocks, see wgrad_stagger */
+    int32_t prefetch; /* c to L2, ahead of adding to it */
 };
 
 template <class L> struct wgrad_shared {
     uint64_t full[L::teams][L::stages], empty[L::teams][L::stages];
 };
 
+/* Rows begin .. begin + rows - 1 of the operands, of which the first `head` are another expert's: boxes begin at
+ * multiples of 16. */
 struct wgrad_tile {
-    int expert, begin, rows; /* rows begin .. begin + rows - 1 of the operands */
-    int n, k;                /* first line (of the expert) and column of c */
+    int expert, begin, rows, head;
+    int n, k; /* first line (of the expert) and column of c */
 
     __device__ int blocks() const { return (rows + WGRAD_STEP - 1) / WGRAD_STEP; }
 };
@@ -74,6 +78,9 @@ template <class L> struct wgrad_walker {
                 index += ((t->expert + 1) * tiles - index + stride - 1) / stride * stride;
                 continue;
             }
+            t->head = L::scaling == FP8FLOW_TENSOR && t->rows > 0 ? t->begin % 16 : 0;
+            t->begin -= t->head;
+            t->rows += t->head;
             int local = index - t->expert * tiles, band = local / (p.band * tiles_k);
             int in_band = local - band * p.band * tiles_k;
             int lines = min(p.band, tiles_n - band * p.band), column = in_band / lines;
@@ -99,19 +106,15 @@ template <int size> struct wgrad_position {
 
 /* ---- Producers ---- */
 
-__device__ static inline void wgrad_sleep(uint32_t clocks)
+/* Part `block` of `blocks` of the tile's lines of 128 bytes of c. */
+template <class L>
+__device__ static inline void wgrad_prefetch(const wgrad_problem &p, const wgrad_tile &t, int block, int blocks)
 {
-    uint32_t start = clock();
-    while ((uint32_t)clock() - start < clocks) __nanosleep(100);
-}
-
-/* Teams start one after the other within the time of a tile: those that add to memory meet others that multiply.
- * Clocks that this one waits. */
-template <class L> __device__ static inline uint32_t wgrad_stagger(const wgrad_problem &p, int team)
-{
-    wgrad_tile t;
-    if (p.stagger == 0 || !wgrad_walker<L>(p, team).next(&t)) return 0;
-    return (uint32_t)((float)(1400 * t.blocks() + p.stagger) * (team * gridDim.x + blockIdx.x) / (L::teams * gridDim.x));
+    const int count = L::tile_n / 8; /* per lane */
+    for (int i = count * block / blocks; i < count * (block + 1) / blocks; i++) {
+        int row = t.n + i * 8 + f8_lane() / 4, column = t.k + f8_lane() % 4 * 32;
+        if (row < p.n && column < p.k) f8_prefetch(p.c + ((int64_t)t.expert * p.n + row) * p.c_stride + column);
+    }
 }
 
 template <class L>
@@ -124,13 +127,17 @@ __device__ static void wgrad_produce(const CUtensorMap *a_map, const CUtensorMap
     while (walk.next(&t)) {
 #pragma unroll 1
         for (int block = 0; block < t.blocks(); block++) {
-            uint8_t *a = stages + ring.at * L::stage_bytes;
-            uint64_t *full = &s.full[team][ring.at];
-            int row = t.begin + block * WGRAD_STEP;
-            f8_barrier_wait(&s.empty[team][ring.at], ring.phase);
-            f8_barrier_expect(full, L::stage_bytes);
-            f8_copy_tile(a, a_map, full, row, t.n);
-            f8_copy_tile_5d(a + L::a_bytes, b_map, full, row, t.k / 16);
+            if (f8_lane() == 0) {
+                uint8_t *a = stages + ring.at * L::stage_bytes;
+                uint64_t *full = &s.full[team][ring.at];
+                int row = t.begin + block * WGRAD_STEP;
+                f8_barrier_wait(&s.empty[team][ring.at], ring.phase);
+                f8_barrier_expect(full, L::stage_bytes);
+                f8_copy_tile(a, a_map, full, row, t.n);
+                f8_copy_tile_5d(a + L::a_bytes, b_map, full, row, t.k / 16);
+            }
+            __syncwarp();
+            if (p.prefetch) wgrad_prefetch<L>(p, t, block, t.blocks());
             ring.advance();
         }
     }
@@ -169,26 +176,27 @@ __device__ static void wgrad_produce_factors(const wgrad_problem &p, wgrad_share
 
 /* ---- Products ---- */
 
-/* The first `kept` bytes (of 4, if as many) of a word. */
-__device__ static inline uint32_t wgrad_first_bytes(uint32_t word, int kept)
+/* The bytes first .. end-1 of the four bytes of a word. */
+__device__ static inline uint32_t wgrad_bytes(uint32_t word, int first, int end)
 {
-    return kept >= 4 ? word : kept <= 0 ? 0 : word & ((1u << 8 * kept) - 1);
+    uint32_t below_end = end >= 4 ? ~0u : end <= 0 ? 0 : (1u << 8 * end) - 1;
+    uint32_t below_first = first >= 4 ? ~0u : first <= 0 ? 0 : (1u << 8 * first) - 1;
+    return word & below_end & ~below_first;
 }
 
-/* Bytes valid .. STEP-1 of every line of a stage become 0: they may hold anything, NaN included. The whole team. */
-template <class L> __device__ static void wgrad_clear_tail(uint8_t *stage, int valid, int team)
+/* What a stage has of rows that are not the tile's becomes 0: it may be anything, NaN included. The whole team. */
+template <class L>
+__device__ static inline void wgrad_keep_rows(const wgrad_tile &t, int block, uint8_t *stage, int team)
 {
+    int first = block == 0 ? t.head : 0, end = t.rows - block * WGRAD_STEP;
+    if (first == 0 && end >= WGRAD_STEP) return;
     for (int line = threadIdx.x % L::team_threads; line < L::tile_n + WGRAD_K; line += L::team_threads)
-        for (int chunk = valid / 16; chunk < WGRAD_STEP / 16; chunk++) {
-            uint4 *at = (uint4 *)(stage + line * WGRAD_STEP + (chunk ^ line % 8) * 16);
-            int kept = valid - 16 * chunk;
-            uint4 x = make_uint4(0, 0, 0, 0);
-            if (kept > 0) {
-                x = *at;
-                x = make_uint4(wgrad_first_bytes(x.x, kept), wgrad_first_bytes(x.y, kept - 4),
-                               wgrad_first_bytes(x.z, kept - 8), wgrad_first_bytes(x.w, kept - 12));
-            }
-            *at = x;
+        for (int chunk = 0; chunk < WGRAD_STEP / 16; chunk++) {
+            int from = first - 16 * chunk, to = end - 16 * chunk;
+            if (from <= 0 && to >= 16) continue;
+            uint4 *at = (uint4 *)(stage + line * WGRAD_STEP + (chunk ^ line % 8) * 16), x = *at;
+            *at = make_uint4(wgrad_bytes(x.x, from, to), wgrad_bytes(x.y, from - 4, to - 4),
+                             wgrad_bytes(x.z, from - 8, to - 8), wgrad_bytes(x.w, from - 12, to - 12));
         }
     f8_async_fence();
     f8_named_barrier(1 + team, L::team_threads);
@@ -311,25 +319,64 @@ __device__ static inline float4 wgrad_scaled_sum(float4 x, float factor, float4 
     return make_float4(fmaf(x.x, factor, y.x), fmaf(x.y, factor, y.y), fmaf(x.z, factor, y.z), fmaf(x.w, factor, y.w));
 }
 
-/* A wave of sums, times a factor, to c. All loads before the first use. */
-__device__ static inline void wgrad_write(const wgrad_problem &p, const wgrad_tile &t, int line, float (&sum)[64],
-                                          float factor)
+/* Where a lane's sums of a wave lie in c: 16 pieces of four columns; of piece i, half i % 2 has its line, 8 lines apart. */
+struct wgrad_lane {
+    float *half[2];
+    int columns; /* pieces whose i / 2 * 16 is less are inside c */
+
+    __device__ wgrad_lane(const wgrad_problem &p, const wgrad_tile &t, int line)
+    {
+        int first = line + threadIdx.x % 128 / 32 * 16, lane = f8_lane();
+        half[0] = p.c + ((int64_t)t.expert * p.n + first + lane / 4) * p.c_stride + t.k + lane % 4 * 4;
+        half[1] = half[0] + 8 * p.c_stride;
+        columns = first < p.n ? p.k - t.k : 0;
+    }
+
+    __device__ float4 load(int i) const
+    {
+        float4 zero = make_float4(0, 0, 0, 0);
+        return i / 2 * 16 < columns ? __ldcs((const float4 *)(half[i % 2] + i / 2 * 16)) : zero;
+    }
+
+    __device__ void store(int i, float4 x) const
+    {
+        if (i / 2 * 16 < columns) __stcs((float4 *)(half[i % 2] + i / 2 * 16), x);
+    }
+};
+
+/* Sums, times a factor, into c. */
+template <class L>
+__device__ static inline void wgrad_replace(const wgrad_problem &p, const wgrad_tile &t, int line,
+                                            const float (&sum)[L::waves][64], float factor)
 {
-    int lane = f8_lane(), first = line + threadIdx.x % 128 / 32 * 16;
-    float *c = p.c + ((int64_t)t.expert * p.n + first + lane / 4) * p.c_stride + t.k + lane % 4 * 4;
-    if (first >= p.n) return;
+#pragma unroll
+    for (int w = 0; w < L::waves; w++) {
+        wgrad_lane lane(p, t, line + 64 * w);
+#pragma unroll
+        for (int i = 0; i < 16; i++)
+            lane.store(i, wgrad_scaled_sum(wgrad_quad(sum[w], i / 2, i % 2), factor, make_float4(0, 0, 0, 0)));
+    }
+}
+
+/* The same added to c: 16 loads are on their way before the first is used, and those of the next wave follow. */
+template <class L>
+__device__ static inline void wgrad_add_to(const wgrad_problem &p, const wgrad_tile &t, int line,
+                                           const float (&sum)[L::waves][64], float factor)
+{
+    wgrad_lane lane(p, t, line);
     float4 old[16];
 #pragma unroll
-    for (int i = 0; i < 16; i++) {
-        old[i] = make_float4(0, 0, 0, 0);
-        if (p.write == FP8FLOW_ACCUMULATE && t.k + i / 2 * 16 < p.k)
-            old[i] = __ldcs((const float4 *)(c + i % 2 * 8 * p.c_stride + i / 2 * 16));
-    }
+    for (int i = 0; i < 16; i++) old[i] = lane.load(i);
 #pragma unroll
-    for (int i = 0; i < 16; i++)
-        if (t.k + i / 2 * 16 < p.k)
-            __stcs((float4 *)(c + i % 2 * 8 * p.c_stride + i / 2 * 16),
-                   wgrad_scaled_sum(wgrad_quad(sum, i / 2, i % 2), factor, old[i]));
+    for (int w = 0; w < L::waves; w++) {
+        wgrad_lane next(p, t, line + 64 * (w + 1));
+#pragma unroll
+        for (int i = 0; i < 16; i++) {
+            lane.store(i, wgrad_scaled_sum(wgrad_quad(sum[w], i / 2, i % 2), factor, old[i]));
+            if (w + 1 < L::waves) old[i] = next.load(i);
+        }
+        lane = next;
+    }
 }
 
 /* What the sums of a tile must be multiplied by at its end. */
@@ -388,8 +435,7 @@ __device__ static inline void wgrad_consume(const wgrad_problem &p, wgrad_shared
                 }
             }
             f8_barrier_wait(full + 8 * ring.at, ring.phase);
-            if (t.rows - block * WGRAD_STEP < WGRAD_STEP)
-                wgrad_clear_tail<L>(stages + ring.at * L::stage_bytes, t.rows - block * WGRAD_STEP, team);
+            wgrad_keep_rows<L>(t, block, stages + ring.at * L::stage_bytes, team);
             uint32_t a = a0 + ring.at * L::stage_bytes, b = b0 + ring.at * L::stage_bytes;
             const float *lines = factors + ring.at * L::factors + line, *columns = factors + ring.at * L::factors + L::tile_n;
 #pragma unroll
@@ -407,11 +453,13 @@ __device__ static inline void wgrad_consume(const wgrad_problem &p, wgrad_shared
             ring.advance();
         }
         wgrad_power power = wgrad_ending<L>(p, t, unit);
+        if (power.first != 1.0f)
 #pragma unroll
-        for (int w = 0; w < L::waves; w++) {
-            if (power.first != 1.0f) wgrad_times(sum[w], power.first);
-            wgrad_write(p, t, t.n + line + 64 * w, sum[w], power.second);
-        }
+            for (int w = 0; w < L::waves; w++) wgrad_times(sum[w], power.first);
+        if (p.write == FP8FLOW_ACCUMULATE)
+            wgrad_add_to<L>(p, t, t.n + line, sum, power.second);
+        else
+            wgrad_replace<L>(p, t, t.n + line, sum, power.second);
     }
 }
 
@@ -432,19 +480,16 @@ __global__ __launch_bounds__(L::threads, 1) static void wgrad_kernel(const __gri
         f8_barrier_fence();
     }
     __syncthreads();
-    if (threadIdx.x >= 128 * WGRAD_GROUPS) {
-        int warp = threadIdx.x / 32 - 4 * WGRAD_GROUPS, team = warp % L::teams;
-        uint32_t delay = wgrad_stagger<L>(p, team);
-        f8_registers_less<40>();
-        if (delay) wgrad_sleep(delay);
-        if (warp < L::teams && f8_lane() == 0)
+    if (threadIdx.x >= 128 * L::consumers) {
+        f8_registers_less<L::producer_registers>();
+        int warp = threadIdx.x / 32 - 4 * L::consumers, team = warp % L::teams;
+        if (warp < L::teams)
             wgrad_produce<L>(&a_map, &b_map, p, s, stages + team * L::stages * L::stage_bytes, team);
         if constexpr (L::factors > 0)
             if (warp >= L::teams && warp < 2 * L::teams)
                 wgrad_produce_factors<L>(p, s, factors + team * L::stages * L::factors, team);
     } else {
-        if (threadIdx.x >= 128 && p.skew) wgrad_sleep(p.skew);
-        f8_registers_more<232>();
+        f8_registers_more<L::consumer_registers>();
         int team = threadIdx.x / 128 / L::groups;
         wgrad_consume<L>(p, s, stages + team * L::stages * L::stage_bytes, factors + team * L::stages * L::factors,
                          team);

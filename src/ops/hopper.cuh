@@ -241,6 +241,12 @@ __device__ static inline void f8_add_box(const CUtensorMap *map, const void *fro
                  : "memory");
 }
 
+/* The line of 128 bytes around an address to L2. */
+__device__ static inline void f8_prefetch(const void *address)
+{
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+}
+
 __device__ static inline void f8_prefetch_box(const CUtensorMap *map, int x, int y, int z)
 {
     asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global [%0, {%1, %2, %3}];" ::"l"(map), "r"(x), "r"(y), "r"(z)
