@@ -1,8 +1,8 @@
-/* gemm_wgrad.cu - layouts of the library's kernel of the FP8 weight gradient (src/ops/gemm_wgrad.cuh), checked and timed;
- * gemm_wgrad_data.cuh makes the operands. Earlier kernels, their predictions and times: docs/SPEED.md.
+/* gemm_wgrad.cu - layouts of the library's kernel of the FP8 weight gradient (src/ops/gemm_wgrad.cuh), checked and
+ * timed; gemm_wgrad_data.cuh makes the operands. Earlier kernels, their predictions and times: docs/SPEED.md.
  *
- * Bounds on the H200 (4.2 TB/s): V2-Lite adding 0.76 / 0.39 ms (750 / 723 TFLOP/s), overwriting 0.41 / 0.22 ms. When all
- * blocks multiply and then all write, products and traffic add up: 7.0 + 9.7 us per tile of 256 x 128 at V3 wgrad1.
+ * Bounds on the H200 (4.2 TB/s): V2-Lite adding 0.70 / 0.35 ms (730 / 730 TFLOP/s), overwriting 0.32 / 0.16 ms. When
+ * all blocks multiply and then all write, products and traffic add up: 19 + 8 us per tile of 256 x 128 at V3.
  */
 #include <cudaTypedefs.h>
 
@@ -44,7 +44,7 @@ typedef wgrad_layout<FP8FLOW_TILE128, 1, 2, 2, 4> one_team;
 typedef wgrad_layout<FP8FLOW_TILE128, 2, 1, 2, 3> two_teams;
 typedef wgrad_layout<FP8FLOW_TILE128, 1, 3, 1, 5> three_groups;
 
-/* name, layout, prefetch, scaling. All without a prefetch read c behind the products: 8 us per 128 KB when all blocks do. */
+/* name, layout, prefetch, scaling. Without prefetch c is read behind the products: 8 us per 128 KB when all blocks do. */
 static const version versions[] = {
     /* predict V3 adding 980, V2-Lite adding 450: as before, c's next wave loaded while one is written. */
     { "t1  256x128 one team", run<one_team>, 0, FP8FLOW_TILE128 },

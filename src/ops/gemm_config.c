@@ -54,13 +54,15 @@ static f8_gemm_kernel kernel_of(const f8_gemm_desc *d)
     return d->product == FP8FLOW_WGRAD ? F8_GEMM_FP8_WGRAD : F8_GEMM_FP8_ROWS;
 }
 
-/* With many rows per expert the products bind, and large tiles read their operands less often from L2. With few, c's
- * way through memory does, and one half of a multiprocessor writes while the other multiplies. */
+/* With many rows per expert the products bind: three warpgroups share a tile, so that two multiply while one adds up
+ * (in COL128 two of them, with twice the lines: its factors need registers). With few, c's way through memory binds, and
+ * one half of a multiprocessor writes while the other multiplies. A band is 2048 lines of c. */
 static f8_gemm_config wgrad_config(const f8_gemm_desc *d)
 {
     const int64_t many_rows = 2048;
-    if (d->rows / d->experts >= many_rows) return (f8_gemm_config){ F8_GEMM_FP8_WGRAD, 256, 128, 128, 4, 1, 8 };
-    return (f8_gemm_config){ F8_GEMM_FP8_WGRAD, 128, 128, 128, 3, 1, 16 };
+    if (d->rows / d->experts < many_rows) return (f8_gemm_config){ F8_GEMM_FP8_WGRAD, 128, 128, 128, 3, 1, 16 };
+    if (d->scaling == FP8FLOW_COL128) return (f8_gemm_config){ F8_GEMM_FP8_WGRAD, 256, 128, 128, 4, 1, 8 };
+    return (f8_gemm_config){ F8_GEMM_FP8_WGRAD, 192, 128, 128, 5, 1, 10 };
 }
 
 f8_gemm_config f8_gemm_configure(const f8_gemm_desc *desc)

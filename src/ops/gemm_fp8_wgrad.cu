@@ -1,5 +1,5 @@
-/* gemm_fp8_wgrad.cu - the weight gradient of FP8 operands on the tensor cores: choice of the layout, tensor maps, launch.
- * The kernel: gemm_wgrad.cuh.
+/* gemm_fp8_wgrad.cu - the weight gradient of FP8 operands on the tensor cores: choice of the layout, tensor maps,
+ * launch. The kernel: gemm_wgrad.cuh.
  */
 #include "ops/gemm_cuda.h"
 #include "ops/gemm_wgrad.cuh"
@@ -68,12 +68,14 @@ template <class L> static fp8flow_status launch(fp8flow_context *c, const fp8flo
     return f8_launched("gemm");
 }
 
-/* Tiles of 256 lines for one team, of 128 for two. */
+/* Tiles of 128 lines for each of two teams; else for one team of 192, three warpgroups, or of 256. */
 template <fp8flow_scaling scaling>
 static fp8flow_status choose(fp8flow_context *c, const fp8flow_gemm_args *a, const f8_gemm_config *config)
 {
-    if (config->tile_m == 256) return launch<wgrad_layout<scaling, 1, 2, 2, 4>>(c, a, config->band);
-    return launch<wgrad_layout<scaling, 2, 1, 2, 3>>(c, a, config->band);
+    if (config->tile_m == 128) return launch<wgrad_layout<scaling, 2, 1, 2, 3>>(c, a, config->band);
+    if constexpr (scaling != FP8FLOW_COL128)
+        if (config->tile_m == 192) return launch<wgrad_layout<scaling, 1, 3, 1, 5>>(c, a, config->band);
+    return launch<wgrad_layout<scaling, 1, 2, 2, 4>>(c, a, config->band);
 }
 
 extern "C" fp8flow_status f8_cuda_gemm_fp8_wgrad(fp8flow_context *c, const fp8flow_gemm_args *a,
