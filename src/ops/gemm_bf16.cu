@@ -27,7 +27,7 @@ enum { CONSUMER_REGISTERS = 232, PRODUCER_REGISTERS = 40 };
 /* Where the lines of c lie: with the rows of the activations, or `lines` (not 0) per expert in a gradient. */
 struct line_groups {
     f8_walk_groups rows;
-    int32_t experts, lines;
+    int32_t experts, columns, band, lines;
     bool empty_untouched; /* an expert without rows has no tiles of the gradient */
 
     __device__ int begin(int e) const { return lines ? e * lines : rows.begin(e); }
@@ -42,7 +42,7 @@ struct line_groups {
 
 struct problem {
     line_groups groups;
-    int32_t columns, inner, band; /* columns of c; contraction of FPROP, DGRAD */
+    int32_t inner; /* contraction of FPROP, DGRAD */
     void *c;
     int64_t c_stride;
     fp8flow_dtype c_dtype;
@@ -122,10 +122,11 @@ __device__ static void produce(const problem &p, const CUtensorMap *a_map, const
 {
     position<S::stages> stage = { 0, 1 };
     f8_walk_tile t;
+    int rank = S::cluster > 1 ? (int)f8_cluster_rank() : 0;
     f8_prefetch_map(a_map);
     f8_prefetch_map(b_map);
     while (walk.next(&t)) {
-        int2 inner = extent<S>(p, t, walk.rank);
+        int2 inner = extent<S>(p, t, rank);
         int steps = (inner.y + STEP - 1) / STEP, a_expert = 0, b_expert = S::gradient ? 0 : t.expert;
         int a_first = S::gradient ? t.row - p.groups.begin(t.expert) : t.row;
         for (int step = 0; step == 0 || step < steps; step++) {
@@ -140,11 +141,11 @@ __device__ static void produce(const problem &p, const CUtensorMap *a_map, const
             } else {
                 f8_barrier_expect(full, STAGE_BYTES);
                 if (t.share == F8_SHARE_A)
-                    share_operand<S::a_outer, A_BOXES>(a, a_map, full, a_first, k, a_expert, walk.rank);
+                    share_operand<S::a_outer, A_BOXES>(a, a_map, full, a_first, k, a_expert, rank);
                 else
                     copy_operand<S::a_outer, A_BOXES>(a, a_map, full, a_first, k, a_expert);
                 if (t.share == F8_SHARE_B)
-                    share_operand<S::b_outer, B_BOXES>(b, b_map, full, t.n, k, b_expert, walk.rank);
+                    share_operand<S::b_outer, B_BOXES>(b, b_map, full, t.n, k, b_expert, rank);
                 else
                     copy_operand<S::b_outer, B_BOXES>(b, b_map, full, t.n, k, b_expert);
             }
@@ -248,7 +249,7 @@ struct c_lines {
         int line = row + f8_lane() / 8, column = t.n + f8_lane() % 8 * (16 / bytes);
         from = (uint8_t *)p.c + ((int64_t)line * p.c_stride + column) * bytes;
         stride = 4 * p.c_stride * bytes;
-        used = t.valid - line, lines = t.limit - line, columns = p.columns - column;
+        used = t.valid - line, lines = t.limit - line, columns = p.groups.columns - column;
     }
 };
 
@@ -346,7 +347,7 @@ __device__ static void consume(const problem &p, shared_memory<S> &shared, uint8
         float sum[128];
 #pragma unroll
         for (int i = 0; i < 128; i++) f8_set_zero(sum[i]);
-        int columns = p.columns - t.n, row = t.row + group * 64;
+        int columns = p.groups.columns - t.n, row = t.row + group * 64;
         t.steps = __shfl_sync(~0u, t.steps, 0);
         columns = __shfl_sync(~0u, row >= t.valid || columns <= 0 ? NOTHING : columns <= TILE_N / 2 ? HALF : WHOLE, 0);
         if (t.steps == 0) {
@@ -379,9 +380,8 @@ __global__ __launch_bounds__(THREADS, 1) static void gemm_bf16_kernel(const __gr
     extern __shared__ uint8_t dynamic[];
     __shared__ shared_memory<S> shared;
     uint8_t *ring = dynamic + (1024 - f8_smem(dynamic) % 1024) % 1024;
-    int rank = S::cluster > 1 ? (int)f8_cluster_rank() : 0;
     if (threadIdx.x < 32)
-        f8_walk_count<typename S::walk>(p.groups, (p.columns + TILE_N - 1) / TILE_N, shared.cumulative);
+        f8_walk_count<typename S::walk>(p.groups, shared.cumulative);
     if (threadIdx.x == 32) {
         for (int i = 0; i < S::stages; i++) {
             f8_barrier_init(&shared.full[i], 1);
@@ -393,7 +393,7 @@ __global__ __launch_bounds__(THREADS, 1) static void gemm_bf16_kernel(const __gr
     if (S::cluster > 1) f8_cluster_sync();
     if (threadIdx.x / 128 == GROUPS) {
         f8_registers_less<PRODUCER_REGISTERS>();
-        typename S::walk walk(p.groups, shared.cumulative, p.columns, p.band, rank);
+        typename S::walk walk(p.groups, shared.cumulative);
         if (threadIdx.x % 128 == 0) produce<S>(p, &a_map, &b_map, shared, ring, walk);
     } else {
         f8_registers_more<CONSUMER_REGISTERS>();
@@ -430,7 +430,7 @@ static problem make_problem(const fp8flow_gemm_args *x, int64_t experts, int ban
     p.groups.experts = (int32_t)experts;
     p.groups.lines = gradient ? (int32_t)x->a->cols : 0;
     p.groups.empty_untouched = x->write == FP8FLOW_ACCUMULATE;
-    p.columns = (int32_t)x->c->cols, p.inner = (int32_t)x->a->cols, p.band = band;
+    p.groups.columns = (int32_t)x->c->cols, p.groups.band = band, p.inner = (int32_t)x->a->cols;
     p.c = x->c->data, p.c_stride = x->c->stride, p.c_dtype = x->c->dtype, p.write = x->write;
     return p;
 }

@@ -23,7 +23,7 @@ enum { BOX_COLS = 64, BOX_BYTES = 64 * BOX_COLS * 2 }; /* of c in shared memory:
 
 struct problem {
     f8_walk_groups groups;
-    int32_t outer, inner, band;
+    int32_t inner;
     const uint8_t *a_scale, *b_scale;                    /* block scales */
     const float *a_factor, *b_factor;                    /* one per expert, or NULL */
     int32_t b_scale_expert, b_scale_block, b_scale_step; /* bytes between experts, blocks of columns, steps */
@@ -56,6 +56,7 @@ struct slot {
 template <class S> struct shared_memory {
     uint64_t full[S::stages], empty[S::stages], ready[SLOTS], taken[SLOTS];
     int32_t cumulative[F8_WALK_EXPERTS + 1];
+    f8_walk_tile current; /* of the warp that brings */
     slot slots[SLOTS];
 };
 
@@ -112,7 +113,7 @@ template <class S> __device__ static void bring_window(const problem &p, slot *t
     if (lane >= WINDOW || first + lane >= steps) return;
 #pragma unroll
     for (int block = 0; block < S::blocks; block++) {
-        int column_block = min(to->tile.n / 128 + block, (p.outer + 127) / 128 - 1);
+        int column_block = min(to->tile.n / 128 + block, (p.groups.columns + 127) / 128 - 1);
         to->b[block][lane] = __ldg(p.b_scale + to->tile.expert * p.b_scale_expert + column_block * p.b_scale_block +
                                    (first + lane) * p.b_scale_step);
     }
@@ -121,10 +122,12 @@ template <class S> __device__ static void bring_window(const problem &p, slot *t
 template <class S> __device__ static void bring(const problem &p, shared_memory<S> &shared, typename S::walk walk)
 {
     position<SLOTS> at = { 0, 1 };
-    f8_walk_tile t;
+    f8_walk_tile &t = shared.current;
     int steps = steps_of(p), window = S::per_expert ? steps : WINDOW;
     for (bool more = true; more;) {
+        __syncwarp();
         more = walk.next(&t);
+        __syncwarp();
         for (int first = 0; first < (more ? steps : 1); first += window) {
             slot *to = &shared.slots[at.at];
             f8_barrier_wait(&shared.taken[at.at], at.phase);
@@ -175,7 +178,7 @@ __device__ static void produce(const problem &p, const CUtensorMap *a_map, const
         const slot &s = shared.slots[at.at];
         f8_barrier_wait(&shared.ready[at.at], at.phase);
         if (s.steps == 0) break;
-        int b_line = s.tile.expert * p.outer + s.tile.n, end = s.first + s.steps;
+        int b_line = s.tile.expert * p.groups.columns + s.tile.n, end = s.first + s.steps;
         for (int step = s.first; step < end; step++, stage.advance()) {
             f8_barrier_wait(&shared.empty[stage.at], stage.phase);
             fill_stage<S>(a_map, b_map, &shared.full[stage.at], ring + stage.at * S::stage_bytes, s.tile, step * STEP,
@@ -285,7 +288,7 @@ template <class S> __device__ static void copy_bf16(const problem &p, const f8_w
 #pragma unroll 1
     for (int i = threadIdx.x % 128; i < 64 * S::boxes * 8; i += 128) {
         int line = i / (S::boxes * 8), piece = i % (S::boxes * 8), col = t.n + 8 * piece;
-        if (first + line >= t.limit || col >= p.outer || !(passes >> 8 * piece / S::columns & 1)) continue;
+        if (first + line >= t.limit || col >= p.groups.columns || !(passes >> 8 * piece / S::columns & 1)) continue;
         uint4 x = f8_load_shared(boxes + piece / 8 * BOX_BYTES + line * (BOX_COLS * 2) + (piece % 8 ^ line % 8) * 16);
         *(uint4 *)((uint16_t *)p.c + (first + line) * p.c_stride + col) = x;
     }
@@ -298,7 +301,7 @@ template <class S> __device__ static void copy_f32(const problem &p, const f8_wa
 #pragma unroll 1
     for (int i = threadIdx.x % 128; i < 64 * S::columns / 4; i += 128) {
         int line = i / (S::columns / 4), col = t.n + pass * S::columns + i % (S::columns / 4) * 4;
-        if (first + line >= limit || col >= p.outer) continue;
+        if (first + line >= limit || col >= p.groups.columns) continue;
         uint4 x = f8_load_shared(boxes + 16 * i);
         float4 sum = make_float4(__uint_as_float(x.x), __uint_as_float(x.y), __uint_as_float(x.z), __uint_as_float(x.w));
         float4 *c = (float4 *)((float *)p.c + (first + line) * p.c_stride + col);
@@ -334,7 +337,7 @@ __device__ static void write_rows(const problem &p, const f8_walk_tile &t, int f
     if (first + 64 > t.limit) {
         copy_bf16<S>(p, t, first, passes, boxes);
     } else if (threadIdx.x % 128 == 0) {
-        for (int i = 0; i < S::boxes && t.n + i * BOX_COLS < p.outer; i++)
+        for (int i = 0; i < S::boxes && t.n + i * BOX_COLS < p.groups.columns; i++)
             if (passes >> i * BOX_COLS / S::columns & 1)
                 f8_store_tile(c_map, boxes + i * BOX_BYTES, t.n + i * BOX_COLS, first);
         f8_store_commit();
@@ -381,7 +384,7 @@ struct share {
 /* The lanes agree, and the shuffles say so to the compiler. */
 template <class S> __device__ static share share_of(const problem &p, const f8_walk_tile &t, int group)
 {
-    int columns = min(S::passes, (p.outer - t.n + S::columns - 1) / S::columns), all = (1 << columns) - 1;
+    int columns = min(S::passes, (p.groups.columns - t.n + S::columns - 1) / S::columns), all = (1 << columns) - 1;
     int divided = S::passes == GROUPS && t.row < t.valid && t.row + 64 >= t.valid;
     divided = __shfl_sync(~0u, divided, 0);
     int passes = divided ? all & 1 << group : t.row + group * 64 < t.valid ? all : 0;
@@ -496,9 +499,8 @@ __global__ __launch_bounds__(THREADS, 1) static void gemm_fp8_rows_kernel(const 
     extern __shared__ uint8_t dynamic[];
     __shared__ shared_memory<S> shared;
     uint8_t *ring = dynamic + (1024 - f8_smem(dynamic) % 1024) % 1024, *boxes = ring + S::stages * S::stage_bytes;
-    int rank = S::cluster > 1 ? (int)f8_cluster_rank() : 0;
     if (threadIdx.x < 32)
-        f8_walk_count<typename S::walk>(p.groups, (p.outer + S::tile_n - 1) / S::tile_n, shared.cumulative);
+        f8_walk_count<typename S::walk>(p.groups, shared.cumulative);
     if (threadIdx.x == 32) init_barriers<S>(shared);
     __syncthreads();
     if (S::cluster > 1) f8_cluster_sync();
@@ -506,7 +508,7 @@ __global__ __launch_bounds__(THREADS, 1) static void gemm_fp8_rows_kernel(const 
         f8_registers_less<40>();
         if (threadIdx.x % 128 == 0) produce<S>(p, &a_map, &b_map, shared, ring);
         if (threadIdx.x % 128 / 32 == 1)
-            bring<S>(p, shared, typename S::walk(p.groups, shared.cumulative, p.outer, p.band, rank));
+            bring<S>(p, shared, typename S::walk(p.groups, shared.cumulative));
     } else {
         f8_registers_more<232>();
         consume<S>(p, shared, ring, boxes, &c_map);
@@ -570,8 +572,8 @@ static problem make_problem(const fp8flow_gemm_args *x, const f8_gemm_desc &d, c
     int64_t inner_blocks = f8_ceil_div(d.inner, 128), outer_blocks = f8_ceil_div(d.outer, 128);
     problem p = {};
     p.groups = { x->groups ? x->groups->offset : NULL, x->groups ? x->groups->rows : NULL, (int32_t)d.experts,
-                 (int32_t)x->a->rows };
-    p.outer = (int32_t)d.outer, p.inner = (int32_t)d.inner, p.band = config.band;
+                 (int32_t)x->a->rows, (int32_t)d.outer, config.band };
+    p.inner = (int32_t)d.inner;
     if (per_expert) {
         p.a_factor = (const float *)x->a->scale, p.b_factor = (const float *)x->b->scale;
     } else {
@@ -592,8 +594,7 @@ extern "C" fp8flow_status f8_cuda_gemm_fp8_rows(fp8flow_context *c, const fp8flo
     if (d.scaling == FP8FLOW_TENSOR) return launch<shape<128, 2, 3, 2, true>>(c, x, d, p);
     switch (config->tile_n * 10 + config->cluster) {
     case 2561: return launch<shape<128, 2, 3, 1, false>>(c, x, d, p);
-    case 1281: return launch<shape<128, 1, 6, 1, false>>(c, x, d, p);
-    case 1282: return launch<shape<128, 1, 6, 2, false>>(c, x, d, p);
+    case 1281: return launch<shape<128, 1, 5, 1, false>>(c, x, d, p);
     default: return launch<shape<128, 2, 3, 2, false>>(c, x, d, p);
     }
 }

@@ -10,12 +10,14 @@
 
 #include <stdint.h>
 
+#include "ops/hopper.cuh"
+
 enum { F8_WALK_ROWS = 128, F8_WALK_EXPERTS = 1024 };
 
-/* Where the rows lie; offset NULL: one expert with all rows. */
+/* Where the rows of c lie, and how c is walked. Offset NULL: one expert with all rows. */
 struct f8_walk_groups {
     const int32_t *offset, *rows;
-    int32_t experts, capacity;
+    int32_t experts, capacity, columns, band;
 
     __device__ int begin(int e) const { return offset ? offset[e] : 0; }
     __device__ int end(int e) const { return offset ? offset[e + 1] : capacity; }
@@ -32,18 +34,19 @@ struct f8_walk_tile {
     f8_walk_share share;
 };
 
-/* The walk of a block, number `rank` of `cluster`, over tiles of tile_n columns. `cumulative`: see f8_walk_count.
- * Groups: f8_walk_groups or what has its functions. */
+/* The walk of a block over tiles of tile_n columns. `cumulative`: see f8_walk_count. Groups: f8_walk_groups or what has
+ * its functions, experts, columns and band. All that does not change is read anew: registers are few. */
 template <int tile_n, int cluster, class Groups = f8_walk_groups> struct f8_walk {
     const Groups &groups;
     const int32_t *cumulative;
-    int columns, band, rank, index, expert;
+    int index, expert;
 
-    __device__ f8_walk(const Groups &groups, const int32_t *cumulative, int columns, int band, int rank)
-        : groups(groups), cumulative(cumulative), columns((columns + tile_n - 1) / tile_n), band(band), rank(rank),
-          index(blockIdx.x / cluster), expert(0)
+    __device__ f8_walk(const Groups &groups, const int32_t *cumulative)
+        : groups(groups), cumulative(cumulative), index(blockIdx.x / cluster), expert(0)
     {
     }
+
+    __device__ static int column_tiles(const Groups &groups) { return (groups.columns + tile_n - 1) / tile_n; }
 
     __device__ static int units(int row_tiles, int column_tiles)
     {
@@ -56,7 +59,7 @@ template <int tile_n, int cluster, class Groups = f8_walk_groups> struct f8_walk
         if (index >= cumulative[groups.experts]) return false;
         while (index >= cumulative[expert + 1]) expert++;
         int row_tiles = groups.row_tiles(expert), lines = row_tiles / cluster, local = index - cumulative[expert];
-        int m, n;
+        int m, n, columns = column_tiles(groups), band = groups.band, rank = cluster > 1 ? (int)f8_cluster_rank() : 0;
         if (local < lines * columns) {
             int whole = local / (band * columns), inside = local - whole * band * columns;
             int height = min(band, lines - whole * band);
@@ -80,12 +83,12 @@ template <int tile_n, int cluster, class Groups = f8_walk_groups> struct f8_walk
 
 /* One warp: cumulative[e] = units of the experts before e, up to e = experts. */
 template <class Walk, class Groups>
-__device__ static void f8_walk_count(const Groups &groups, int column_tiles, int32_t *cumulative)
+__device__ static void f8_walk_count(const Groups &groups, int32_t *cumulative)
 {
     int lane = threadIdx.x % 32, total = 0;
     for (int base = 0; base < groups.experts; base += 32) {
         int e = base + lane;
-        int units = e < groups.experts ? Walk::units(groups.row_tiles(e), column_tiles) : 0, sum = units;
+        int units = e < groups.experts ? Walk::units(groups.row_tiles(e), Walk::column_tiles(groups)) : 0, sum = units;
 #pragma unroll
         for (int step = 1; step < 32; step *= 2) {
             int other = __shfl_up_sync(~0u, sum, step);
