@@ -44,7 +44,7 @@ typedef wgrad_layout<FP8FLOW_TILE128, 1, 2, 2, 4> one_team;
 typedef wgrad_layout<FP8FLOW_TILE128, 2, 1, 2, 3> two_teams;
 typedef wgrad_layout<FP8FLOW_TILE128, 1, 3, 1, 5> three_groups;
 
-/* name, layout, prefetch, scaling. Without prefetch c is read behind the products: 8 us per 128 KB when all blocks do. */
+/* name, layout, prefetch, scaling. Without prefetch c is read behind the products: 8 us per tile when all blocks do. */
 static const version versions[] = {
     /* predict V3 adding 980, V2-Lite adding 450: as before, c's next wave loaded while one is written. */
     { "t1  256x128 one team", run<one_team>, 0, FP8FLOW_TILE128 },

@@ -115,7 +115,8 @@ static operands make_operands(const shape &s)
     for (int e = 0; e < s.experts; e++) std::fill_n(used.begin() + offset[e], rows[e], 1);
     uint8_t *valid = lab_upload(used), *a = lab_alloc<uint8_t>(capacity * s.n), *b = lab_alloc<uint8_t>(capacity * s.k);
     int block = s.scaling == FP8FLOW_COL128 ? 1 : 128;
-    int64_t a_scales = capacity / 128 * ((s.n + block - 1) / block), b_scales = capacity / 128 * ((s.k + block - 1) / block);
+    int64_t a_scales = capacity / 128 * ((s.n + block - 1) / block);
+    int64_t b_scales = capacity / 128 * ((s.k + block - 1) / block);
     uint8_t *a_scale = lab_alloc<uint8_t>(a_scales), *b_scale = lab_alloc<uint8_t>(b_scales);
     fill_codes<<<blocks_of(capacity * s.n), 256>>>(a, capacity * s.n, valid, capacity, 1);
     fill_codes<<<blocks_of(capacity * s.k), 256>>>(b, capacity * s.k, valid, capacity, 1ull << 40);
@@ -185,7 +186,8 @@ static double sm_clock()
     unsigned megahertz = 0;
     if (library && !clock) {
         int (*init)() = (int (*)())dlsym(library, "nvmlInit_v2");
-        int (*by_index)(unsigned, void **) = (int (*)(unsigned, void **))dlsym(library, "nvmlDeviceGetHandleByIndex_v2");
+        int (*by_index)(unsigned, void **) =
+            (int (*)(unsigned, void **))dlsym(library, "nvmlDeviceGetHandleByIndex_v2");
         if (init && by_index && init() == 0 && by_index(0, &device) == 0)
             clock = (int (*)(void *, int, unsigned *))dlsym(library, "nvmlDeviceGetClockInfo");
     }

@@ -5,8 +5,8 @@
  * per ring of stages, which the copy engine fills with 128 rows of both operands. One team: the warpgroups share a tile
  * and its ring. Two teams: each warpgroup has a tile and a ring of its own; while one adds to c the other multiplies.
  * Products leave the tensor core every 128 rows and are added, times their scale, to FP32 sums. Rows of b lie permuted
- * in shared memory (a 5-D tensor map does it), so that a lane's sums are whole 16-byte pieces of a line of c: four lanes
- * read, add and write 64 neighbouring bytes. What a tensor map returns for lines behind the last of a or b is zero.
+ * in shared memory (a 5-D tensor map does it), so that a lane's sums are whole 16-byte pieces of a line of c: four
+ * lanes read, add and write 64 neighbouring bytes. What a tensor map returns for lines outside a and b is zero.
  * The producer warp also brings c to L2, a little with every stage, so that adding to it waits for L2 and not for DRAM.
  *
  * Factors: TILE128 has one per step and warpgroup. Sums are kept in units of the tile's first factor: where a step has
