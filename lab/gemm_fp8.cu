@@ -202,9 +202,9 @@ static const struct {
     const char *name;
     f8_gemm_config config;
 } versions[] = {
-    { "128x256, 3 stages, pairs", { F8_GEMM_FP8_ROWS, 128, 256, 128, 3, 2, 4 } },
-    { "128x256, 3 stages, single", { F8_GEMM_FP8_ROWS, 128, 256, 128, 3, 1, 8 } },
-    { "128x128, 5 stages, single", { F8_GEMM_FP8_ROWS, 128, 128, 128, 5, 1, 8 } },
+    { "128x192, pairs, band 8", { F8_GEMM_FP8_ROWS, 128, 192, 128, 4, 2, 4 } },
+    { "128x192, pairs, band 16", { F8_GEMM_FP8_ROWS, 128, 192, 128, 4, 2, 8 } },
+    { "128x192, single, band 8", { F8_GEMM_FP8_ROWS, 128, 192, 128, 4, 1, 8 } },
 };
 enum { VERSIONS_COUNT = sizeof versions / sizeof *versions };
 

@@ -18,7 +18,8 @@
 #include "ops/tensor_map.cuh"
 #include "ops/warp.cuh"
 
-enum { STEP = 128, GROUPS = 2, THREADS = 128 * (GROUPS + 1), SLOTS = 3, WINDOW = 16, LINE = WINDOW + 4 };
+enum { STEP = 128, STAGES = 4, GROUPS = 2, THREADS = 128 * (GROUPS + 1), SLOTS = 3, WINDOW = 16, LINE = WINDOW + 4 };
+enum { BLOCKS = 2 }; /* of 128 columns that a tile touches, one for one scale each */
 enum { BOX_COLS = 64, BOX_BYTES = 64 * BOX_COLS * 2 }; /* of c in shared memory: 64 rows, one line of 128 bytes each */
 
 struct problem {
@@ -33,16 +34,15 @@ struct problem {
     fp8flow_write write;
 };
 
-/* passes: products of `columns` columns one after the other over a stage. */
-template <int columns_, int passes_, int stages_, int cluster_, bool per_expert_> struct shape {
-    static const int columns = columns_, passes = passes_, stages = stages_, cluster = cluster_;
+/* Tiles of 128 rows x `columns`; a ring of STAGES. */
+template <int columns_, int cluster_, bool per_expert_> struct shape {
+    static const int columns = columns_, cluster = cluster_;
     static const bool per_expert = per_expert_; /* scales: one per expert, else one per block */
-    static const int tile_n = columns * passes, sums = columns / 2, blocks = (tile_n + 127) / 128;
-    static const int a_box = F8_WALK_ROWS / cluster, b_box = tile_n / cluster;
-    static const int a_bytes = F8_WALK_ROWS * STEP, b_bytes = tile_n * STEP, stage_bytes = a_bytes + b_bytes;
-    static const int boxes = tile_n / BOX_COLS;
-    static const int bytes = 1024 + stages * stage_bytes + GROUPS * boxes * BOX_BYTES;
-    typedef f8_walk<tile_n, cluster> walk;
+    static const int sums = columns / 2, boxes = columns / BOX_COLS;
+    static const int a_box = F8_WALK_ROWS / cluster, b_box = columns / cluster;
+    static const int a_bytes = F8_WALK_ROWS * STEP, b_bytes = columns * STEP, stage_bytes = a_bytes + b_bytes;
+    static const int bytes = 1024 + STAGES * stage_bytes + GROUPS * boxes * BOX_BYTES;
+    typedef f8_walk<columns, cluster> walk;
 };
 
 /* What the warpgroups need for up to WINDOW steps of a tile. */
@@ -54,7 +54,7 @@ struct slot {
 };
 
 template <class S> struct shared_memory {
-    uint64_t full[S::stages], empty[S::stages], ready[SLOTS], taken[SLOTS];
+    uint64_t full[STAGES], empty[STAGES], ready[SLOTS], taken[SLOTS];
     int32_t cumulative[F8_WALK_EXPERTS + 1];
     f8_walk_tile current; /* of the warp that brings */
     slot slots[SLOTS];
@@ -94,7 +94,7 @@ struct four_bytes {
 
 /* Scale bytes of steps first .. first + WINDOW - 1: four lanes a line of a, so that eight lines come at once. What lies
  * past the array's end belongs to rows that nobody has. */
-template <class S> __device__ static void bring_window(const problem &p, slot *to)
+__device__ static void bring_window(const problem &p, slot *to)
 {
     const int ahead = 2, lanes = WINDOW / 4, lines = 32 / lanes;
     int lane = f8_lane(), steps = steps_of(p), column = lane % lanes * 4;
@@ -112,7 +112,7 @@ template <class S> __device__ static void bring_window(const problem &p, slot *t
     }
     if (lane >= WINDOW || first + lane >= steps) return;
 #pragma unroll
-    for (int block = 0; block < S::blocks; block++) {
+    for (int block = 0; block < BLOCKS; block++) {
         int column_block = min(to->tile.n / 128 + block, (p.groups.columns + 127) / 128 - 1);
         to->b[block][lane] = __ldg(p.b_scale + to->tile.expert * p.b_scale_expert + column_block * p.b_scale_block +
                                    (first + lane) * p.b_scale_step);
@@ -138,7 +138,7 @@ template <class S> __device__ static void bring(const problem &p, shared_memory<
                 if (S::per_expert && more) to->factor[0] = p.a_factor[t.expert], to->factor[1] = p.b_factor[t.expert];
             }
             __syncwarp();
-            if (!S::per_expert && more) bring_window<S>(p, to);
+            if (!S::per_expert && more) bring_window(p, to);
             f8_barrier_arrive(&shared.ready[at.at]);
             at.advance();
         }
@@ -163,14 +163,14 @@ __device__ static inline void fill_stage(const CUtensorMap *a_map, const CUtenso
         f8_share_tile(b + b_first * STEP, b_map, full, k, b_line + b_first, 3);
     else
 #pragma unroll
-        for (int i = 0; i < S::tile_n; i += S::b_box) f8_copy_tile(b + i * STEP, b_map, full, k, b_line + i);
+        for (int i = 0; i < S::columns; i += S::b_box) f8_copy_tile(b + i * STEP, b_map, full, k, b_line + i);
 }
 
 template <class S>
 __device__ static void produce(const problem &p, const CUtensorMap *a_map, const CUtensorMap *b_map,
                                shared_memory<S> &shared, uint8_t *ring)
 {
-    position<S::stages> stage = { 0, 1 };
+    uint32_t phases = ~0u; /* a bit per stage */
     position<SLOTS> at = { 0, 0 };
     f8_prefetch_map(a_map);
     f8_prefetch_map(b_map);
@@ -179,10 +179,11 @@ __device__ static void produce(const problem &p, const CUtensorMap *a_map, const
         f8_barrier_wait(&shared.ready[at.at], at.phase);
         if (s.steps == 0) break;
         int b_line = s.tile.expert * p.groups.columns + s.tile.n, end = s.first + s.steps;
-        for (int step = s.first; step < end; step++, stage.advance()) {
-            f8_barrier_wait(&shared.empty[stage.at], stage.phase);
-            fill_stage<S>(a_map, b_map, &shared.full[stage.at], ring + stage.at * S::stage_bytes, s.tile, step * STEP,
-                          b_line);
+        for (int step = s.first; step < end; step++) {
+            int stage = step % STAGES;
+            f8_barrier_wait(&shared.empty[stage], phases >> stage & 1);
+            phases ^= 1u << stage;
+            fill_stage<S>(a_map, b_map, &shared.full[stage], ring + stage * S::stage_bytes, s.tile, step * STEP, b_line);
         }
         f8_barrier_arrive(&shared.taken[at.at]);
     }
@@ -190,32 +191,42 @@ __device__ static void produce(const problem &p, const CUtensorMap *a_map, const
 
 /* ---- The warpgroups that multiply ---- */
 
-__device__ static inline float scale_of(uint32_t word)
-{
-    return __uint_as_float((word & 0xFF) << 23);
-}
+/* Scale bytes of four steps: of rows `local` and `local` + 8, and of the tile's two blocks of columns. */
+struct scale_words {
+    uint32_t a[2], b[BLOCKS];
 
-/* Scale bytes of four steps: of rows `local` and `local` + 8, and of the tile's blocks of columns. */
-template <class S> struct scale_words {
-    uint32_t a[2], b[S::blocks];
-
-    __device__ void load(const slot *from, int local, int step)
+    __device__ void load(const slot &from, int local, int step)
     {
-        a[0] = *(const uint32_t *)&from->a[local][step];
-        a[1] = *(const uint32_t *)&from->a[local + 8][step];
-#pragma unroll
-        for (int i = 0; i < S::blocks; i++) b[i] = *(const uint32_t *)&from->b[i][step];
-    }
-
-    __device__ void shift()
-    {
-        a[0] >>= 8, a[1] >>= 8;
-#pragma unroll
-        for (int i = 0; i < S::blocks; i++) b[i] >>= 8;
+        a[0] = *(const uint32_t *)&from.a[local][step];
+        a[1] = *(const uint32_t *)&from.a[local + 8][step];
+        b[0] = *(const uint32_t *)&from.b[0][step];
+        b[1] = *(const uint32_t *)&from.b[1][step];
     }
 };
 
-/* part = this warpgroup's 64 rows x `columns` columns of one stage. */
+/* Byte `index` of a word as a scale. */
+__device__ static inline float scale_of(uint32_t word, int index)
+{
+    return __uint_as_float((index < 3 ? word << (23 - 8 * index) : word >> 1) & 0x7F800000);
+}
+
+/* Of 64 columns each: factors of the two rows. Columns 64 .. 127 of a tile that begins within a block are the next's. */
+template <class S> struct factors {
+    float at[S::boxes][2];
+
+    __device__ void set(const scale_words &w, int index, bool within)
+    {
+        float low = scale_of(w.a[0], index), high = scale_of(w.a[1], index);
+        float b[3] = { scale_of(w.b[0], index), scale_of(within ? w.b[1] : w.b[0], index), scale_of(w.b[1], index) };
+#pragma unroll
+        for (int i = 0; i < S::boxes; i++) at[i][0] = low * b[i], at[i][1] = high * b[i];
+        /* Now, not behind the products. */
+#pragma unroll
+        for (int i = 0; i < 2 * S::boxes; i++) f8_pin(at[i / 2][i % 2]);
+    }
+};
+
+/* part = this warpgroup's 64 rows of one stage. */
 template <int sums> __device__ static inline void multiply(float (&part)[sums], uint64_t a, uint64_t b)
 {
 #pragma unroll
@@ -226,33 +237,19 @@ template <int sums> __device__ static inline void multiply(float (&part)[sums], 
     f8_products_commit();
 }
 
-/* sum += part times the scales; `middle`: 64 columns of 192 belong to the second block. */
 template <class S>
-__device__ static inline void promote(float (&sum)[S::sums], float (&part)[S::sums], const scale_words<S> &w, int pass,
-                                      bool middle)
+__device__ static inline void promote(float (&sum)[S::sums], float (&part)[S::sums], const factors<S> &factor)
 {
 #pragma unroll
     for (int i = 0; i < S::sums; i++) f8_pin(part[i]);
-    if (S::per_expert) {
 #pragma unroll
-        for (int i = 0; i < S::sums; i++) sum[i] += part[i];
-        return;
-    }
-    float low = scale_of(w.a[0]), high = scale_of(w.a[1]);
-    float b[3] = { scale_of(w.b[S::columns == 128 ? pass : 0]), 0, 0 };
-    if (S::columns > 128) b[2] = scale_of(w.b[S::blocks - 1]), b[1] = middle ? b[2] : b[0];
-    else b[1] = b[0];
-#pragma unroll
-    for (int piece = 0; piece < S::columns / 64; piece++) {
-        float factor[2] = { low * b[piece], high * b[piece] };
-#pragma unroll
-        for (int i = 32 * piece; i < 32 * piece + 32; i++) sum[i] = fmaf(part[i], factor[i / 2 % 2], sum[i]);
-    }
+    for (int i = 0; i < S::sums; i++)
+        sum[i] = S::per_expert ? sum[i] + part[i] : fmaf(part[i], factor.at[i / 32][i / 2 % 2], sum[i]);
 }
 
-/* BF16 of one pass to the boxes in shared memory, lines swizzled as the copy engine reads them. */
+/* BF16 to the boxes in shared memory, lines swizzled as the copy engine reads them. */
 template <class S>
-__device__ static void stage_c(uint32_t boxes, const f8_walk_tile &t, int row, int pass, const float (&sum)[S::sums])
+__device__ static void stage_bf16(uint32_t boxes, const f8_walk_tile &t, int row, const float (&sum)[S::sums])
 {
     int lane = f8_lane(), warp = threadIdx.x % 128 / 32;
     uint32_t line = boxes + (warp * 16 + lane % 16) * (BOX_COLS * 2);
@@ -263,44 +260,46 @@ __device__ static void stage_c(uint32_t boxes, const f8_walk_tile &t, int row, i
 #pragma unroll
         for (int j = 0; j < 4; j++)
             pair[j] = f8_bf16_pair_fast(sum[8 * i + 2 * j], sum[8 * i + 2 * j + 1]) & (j % 2 ? mask_high : mask_low);
-        int piece = pass * (S::columns / 8) + 2 * i, chunk = piece % 8 + lane / 16;
-        f8_store_matrices(line + piece / 8 * BOX_BYTES + (chunk ^ lane % 8) * 16, pair[0], pair[1], pair[2], pair[3]);
+        int chunk = 2 * i % 8 + lane / 16;
+        f8_store_matrices(line + i / 4 * BOX_BYTES + (chunk ^ lane % 8) * 16, pair[0], pair[1], pair[2], pair[3]);
     }
 }
 
-/* The same in FP32, for one pass: 64 lines of `columns` numbers. Returns with all of it written. */
-template <class S>
+/* FP32 of one half of the columns to the same memory, line by line. */
+template <class S, int half>
 __device__ static void stage_f32(uint32_t boxes, const f8_walk_tile &t, int row, const float (&sum)[S::sums])
 {
     int line = threadIdx.x % 128 / 32 * 16 + f8_lane() / 4;
 #pragma unroll
-    for (int i = 0; i < S::sums; i += 2) {
+    for (int i = 0; i < S::sums / 2; i += 2) {
         int high = i / 2 % 2, used = row + 8 * high < t.valid;
-        uint32_t at = boxes + (line + 8 * high) * (S::columns * 4) + (i / 4 * 8 + f8_lane() % 4 * 2) * 4;
-        f8_store_shared(at, used ? sum[i] : 0.0f, used ? sum[i + 1] : 0.0f);
+        uint32_t at = boxes + (line + 8 * high) * (S::columns * 2) + (i / 4 * 8 + f8_lane() % 4 * 2) * 4;
+        float x = sum[half * S::sums / 2 + i], y = sum[half * S::sums / 2 + i + 1];
+        f8_store_shared(at, used ? x : 0.0f, used ? y : 0.0f);
     }
 }
 
-/* Pieces of 16 bytes of 64 rows from shared memory to c, where an expert ends within the rows. */
-template <class S> __device__ static void copy_bf16(const problem &p, const f8_walk_tile &t, int first, int passes,
-                                                    uint32_t boxes)
+/* Pieces of 16 bytes of 64 rows from shared memory to c: for rows that are not all the expert's. */
+template <class S> __device__ static void copy_bf16(const problem &p, const f8_walk_tile &t, int first, uint32_t boxes)
 {
+    const int pieces = S::columns / 8;
 #pragma unroll 1
-    for (int i = threadIdx.x % 128; i < 64 * S::boxes * 8; i += 128) {
-        int line = i / (S::boxes * 8), piece = i % (S::boxes * 8), col = t.n + 8 * piece;
-        if (first + line >= t.limit || col >= p.groups.columns || !(passes >> 8 * piece / S::columns & 1)) continue;
+    for (int i = threadIdx.x % 128; i < 64 * pieces; i += 128) {
+        int line = i / pieces, piece = i % pieces, col = t.n + 8 * piece;
+        if (first + line >= t.limit || col >= p.groups.columns) continue;
         uint4 x = f8_load_shared(boxes + piece / 8 * BOX_BYTES + line * (BOX_COLS * 2) + (piece % 8 ^ line % 8) * 16);
         *(uint4 *)((uint16_t *)p.c + (first + line) * p.c_stride + col) = x;
     }
 }
 
-template <class S> __device__ static void copy_f32(const problem &p, const f8_walk_tile &t, int first, int pass,
-                                                   uint32_t boxes)
+template <class S>
+__device__ static void copy_f32(const problem &p, const f8_walk_tile &t, int first, int half, uint32_t boxes)
 {
+    const int pieces = S::columns / 8;
     int limit = p.write == FP8FLOW_ACCUMULATE ? t.valid : t.limit;
 #pragma unroll 1
-    for (int i = threadIdx.x % 128; i < 64 * S::columns / 4; i += 128) {
-        int line = i / (S::columns / 4), col = t.n + pass * S::columns + i % (S::columns / 4) * 4;
+    for (int i = threadIdx.x % 128; i < 64 * pieces; i += 128) {
+        int line = i / pieces, col = t.n + half * (S::columns / 2) + i % pieces * 4;
         if (first + line >= limit || col >= p.groups.columns) continue;
         uint4 x = f8_load_shared(boxes + 16 * i);
         float4 sum = make_float4(__uint_as_float(x.x), __uint_as_float(x.y), __uint_as_float(x.z), __uint_as_float(x.w));
@@ -311,46 +310,34 @@ template <class S> __device__ static void copy_f32(const problem &p, const f8_wa
     }
 }
 
-/* Passes `passes` of 64 rows from `first` on. The copy engine writes BF16 rows that are all the expert's. */
+/* The rows of this warpgroup. The copy engine writes BF16 rows that are all the expert's. */
 template <class S>
-__device__ static void write_rows(const problem &p, const f8_walk_tile &t, int first, int passes,
-                                  const CUtensorMap *c_map, uint32_t boxes, const float (&sum)[S::passes][S::sums])
+__device__ static void write_rows(const problem &p, const f8_walk_tile &t, const CUtensorMap *c_map, uint32_t boxes,
+                                  const float (&sum)[S::sums])
 {
-    int name = 1 + threadIdx.x / 128, row = first + threadIdx.x % 128 / 32 * 16 + f8_lane() / 4;
-    bool bf16 = p.c_dtype == FP8FLOW_BF16;
+    int group = threadIdx.x / 128, name = 1 + group, first = t.row + 64 * group;
+    int row = t.row + threadIdx.x / 32 * 16 + f8_lane() / 4;
     if (threadIdx.x % 128 == 0) f8_store_wait_read<0>();
-#pragma unroll
-    for (int pass = 0; pass < S::passes; pass++) {
-        if (!(passes >> pass & 1)) continue;
+    f8_named_barrier(name, 128);
+    if (p.c_dtype == FP8FLOW_F32) {
+        stage_f32<S, 0>(boxes, t, row, sum);
         f8_named_barrier(name, 128);
-        if (bf16) {
-            stage_c<S>(boxes, t, row, pass, sum[pass]);
-        } else {
-            stage_f32<S>(boxes, t, row, sum[pass]);
-            f8_named_barrier(name, 128);
-            copy_f32<S>(p, t, first, pass, boxes);
-        }
+        copy_f32<S>(p, t, first, 0, boxes);
+        f8_named_barrier(name, 128);
+        stage_f32<S, 1>(boxes, t, row, sum);
+        f8_named_barrier(name, 128);
+        copy_f32<S>(p, t, first, 1, boxes);
+        return;
     }
-    if (!bf16) return;
+    stage_bf16<S>(boxes, t, row, sum);
     f8_async_fence();
     f8_named_barrier(name, 128);
     if (first + 64 > t.limit) {
-        copy_bf16<S>(p, t, first, passes, boxes);
+        copy_bf16<S>(p, t, first, boxes);
     } else if (threadIdx.x % 128 == 0) {
         for (int i = 0; i < S::boxes && t.n + i * BOX_COLS < p.groups.columns; i++)
-            if (passes >> i * BOX_COLS / S::columns & 1)
-                f8_store_tile(c_map, boxes + i * BOX_BYTES, t.n + i * BOX_COLS, first);
+            f8_store_tile(c_map, boxes + i * BOX_BYTES, t.n + i * BOX_COLS, first);
         f8_store_commit();
-    }
-}
-
-/* Each warp that has read a stage says so, in a cluster to both blocks. */
-template <class S> __device__ static inline void release(uint32_t barrier)
-{
-    if (S::cluster == 1) {
-        if (f8_lane() == 0) f8_barrier_arrive(barrier);
-    } else {
-        if (f8_lane() < S::cluster) f8_barrier_arrive_at(barrier, f8_lane());
     }
 }
 
@@ -374,84 +361,80 @@ template <class S> struct slot_reader {
     }
 };
 
-/* What a warpgroup computes of a tile: passes (a bit each) of the rows of one half. Where only the first half has rows
- * in use, the warpgroups divide the passes, else the halves. */
-struct share {
-    bool divided;
-    int half, passes;
-};
-
-/* The lanes agree, and the shuffles say so to the compiler. */
-template <class S> __device__ static share share_of(const problem &p, const f8_walk_tile &t, int group)
-{
-    int columns = min(S::passes, (p.groups.columns - t.n + S::columns - 1) / S::columns), all = (1 << columns) - 1;
-    int divided = S::passes == GROUPS && t.row < t.valid && t.row + 64 >= t.valid;
-    divided = __shfl_sync(~0u, divided, 0);
-    int passes = divided ? all & 1 << group : t.row + group * 64 < t.valid ? all : 0;
-    return { divided != 0, divided ? 0 : group, __shfl_sync(~0u, passes, 0) };
-}
-
 /* What a warpgroup works with. */
 template <class S> struct worker {
     const problem &p;
     const CUtensorMap *c_map;
     uint32_t boxes; /* of this warpgroup, in shared memory */
     slot_reader<S> slots;
-    uint32_t operand, full; /* descriptor of the ring; its barriers */
-    position<S::stages> stage;
+    uint32_t operand, full, phases; /* descriptor of the ring; its barriers, and a bit per stage */
+
+    /* Until stage `stage` is full; the one after the last is the first, a turn later. */
+    __device__ void wait(int stage)
+    {
+        f8_barrier_wait(full + 8 * (stage % STAGES), (phases >> stage % STAGES & 1) ^ (stage == STAGES));
+    }
+
+    __device__ void release(int stage)
+    {
+        uint32_t barrier = full + (uint32_t)sizeof slots.shared.full + 8 * stage;
+        if (S::cluster == 1) {
+            if (f8_lane() == 0) f8_barrier_arrive(barrier);
+        } else {
+            if (f8_lane() < S::cluster) f8_barrier_arrive_at(barrier, f8_lane());
+        }
+    }
 };
 
 /* The sums of the tile whose last slot is number `last`, if there is one, to c. New sums. */
-template <class S>
-__device__ static inline void finish(worker<S> &w, int last, float (&sum)[S::passes][S::sums])
+template <class S> __device__ static inline void finish(worker<S> &w, int last, float (&sum)[S::sums])
 {
     if (last >= 0) {
         const slot &s = w.slots.get(last);
-        int group = threadIdx.x / 128;
-        share mine = share_of<S>(w.p, s.tile, group);
         if (S::per_expert) {
 #pragma unroll
-            for (int i = 0; i < S::passes * S::sums; i++) sum[i / S::sums][i % S::sums] *= s.factor[0] * s.factor[1];
+            for (int i = 0; i < S::sums; i++) sum[i] *= s.factor[0] * s.factor[1];
         }
-#pragma unroll 1
-        for (int half = mine.half; half <= (mine.divided ? 1 : group); half++)
-            write_rows<S>(w.p, s.tile, s.tile.row + 64 * half, mine.divided ? 1 << group : ~0, w.c_map, w.boxes, sum);
+        write_rows<S>(w.p, s.tile, w.c_map, w.boxes, sum);
         w.slots.give_back(last);
     }
 #pragma unroll
-    for (int i = 0; i < S::passes * S::sums; i++) f8_set_zero(sum[i / S::sums][i % S::sums]);
+    for (int i = 0; i < S::sums; i++) f8_set_zero(sum[i]);
 }
 
-/* The steps of a tile; the one before is written while the tensor cores do this one's first products. */
+/* The steps of a tile, which begins at the ring's first stage. The tile before is written while the tensor cores do
+ * this one's first products. */
 template <class S>
-__device__ static inline void run_tile(worker<S> &w, int steps, share mine, float (&sum)[S::passes][S::sums])
+__device__ static inline void run_tile(worker<S> &w, int steps, int group, int live, float (&sum)[S::sums])
 {
-    int local = mine.half * 64 + threadIdx.x % 128 / 32 * 16 + f8_lane() / 4;
-    bool middle = w.slots.get(w.slots.number).tile.n % 128 != 0;
-    scale_words<S> words;
+    int local = threadIdx.x / 32 * 16 + f8_lane() / 4;
+    bool within = w.slots.get(w.slots.number).tile.n % 128 != 0;
+    scale_words words;
+    factors<S> factor;
     float part[S::sums];
+    w.wait(0);
 #pragma unroll 1
-    for (int step = 0; step < steps; step++) {
-        if (!S::per_expert && step % WINDOW == 0 && step > 0) {
+    for (int first = 0; first < steps; first += STAGES) {
+        if (!S::per_expert && first % WINDOW == 0 && first > 0) {
             w.slots.give_back(w.slots.number++);
             w.slots.wait();
         }
-        uint64_t a = F8_OPERAND_HIGH | (w.operand + w.stage.at * (S::stage_bytes / 16));
-        uint64_t b = a + S::a_bytes / 16;
-        a += mine.half * (64 * STEP / 16);
-        f8_barrier_wait(w.full + 8 * w.stage.at, w.stage.phase);
 #pragma unroll
-        for (int pass = 0; pass < S::passes; pass++) {
-            if (mine.passes >> pass & 1) multiply(part, a, b + pass * (S::columns * STEP / 16));
-            if (pass == 0 && step == 0) finish<S>(w, w.slots.number - 1, sum);
-            if (pass == 0 && !S::per_expert && step % 4 == 0)
-                words.load(&w.slots.get(w.slots.number), local, step % WINDOW);
+        for (int stage = 0; stage < STAGES; stage++) {
+            if (first + stage >= steps) break;
+            uint64_t a = F8_OPERAND_HIGH | (w.operand + stage * (S::stage_bytes / 16)), b = a + S::a_bytes / 16;
+            if (live) multiply(part, a + group * (64 * STEP / 16), b);
+            if (stage == 0 && first == 0) finish<S>(w, w.slots.number - 1, sum);
+            if (!S::per_expert) {
+                if (stage == 0) words.load(w.slots.get(w.slots.number), local, first % WINDOW);
+                factor.set(words, stage, within);
+            }
+            if (first + stage + 1 < steps) w.wait(stage + 1);
             f8_products_wait<0>();
-            if (pass == S::passes - 1) release<S>(w.full + (uint32_t)sizeof w.slots.shared.full + 8 * w.stage.at);
-            if (mine.passes >> pass & 1) promote<S>(sum[pass], part, words, pass, middle);
+            w.release(stage);
+            if (live) promote<S>(sum, part, factor);
         }
-        if (!S::per_expert) words.shift();
-        w.stage.advance();
+        w.phases ^= first + STAGES <= steps ? (1u << STAGES) - 1 : (1u << (steps - first)) - 1;
     }
 }
 
@@ -463,12 +446,13 @@ __device__ static void consume(const problem &p, shared_memory<S> &shared, const
     /* Shuffles make descriptors and branches uniform to the compiler: no moves between the products. */
     uint32_t operand = __shfl_sync(~0u, f8_operand_low(f8_smem(ring)), 0);
     worker<S> w = { p, c_map, f8_smem(boxes) + group * S::boxes * BOX_BYTES, { shared, 0 }, operand,
-                    f8_kept(shared.full), { 0, 0 } };
-    float sum[S::passes][S::sums];
+                    f8_smem(shared.full), 0 };
+    float sum[S::sums];
     for (;;) {
         const slot &head = w.slots.wait();
         if (head.steps == 0) break;
-        run_tile<S>(w, steps_of(p), share_of<S>(p, head.tile, group), sum);
+        int live = __shfl_sync(~0u, head.tile.row + 64 * group < head.tile.valid, 0);
+        run_tile<S>(w, steps_of(p), group, live, sum);
         w.slots.number++;
     }
     finish<S>(w, w.slots.number - 1, sum);
@@ -479,7 +463,7 @@ __device__ static void consume(const problem &p, shared_memory<S> &shared, const
 
 template <class S> __device__ static void init_barriers(shared_memory<S> &shared)
 {
-    for (int i = 0; i < S::stages; i++) {
+    for (int i = 0; i < STAGES; i++) {
         f8_barrier_init(&shared.full[i], 1);
         f8_barrier_init(&shared.empty[i], 4 * GROUPS * S::cluster);
     }
@@ -498,7 +482,7 @@ __global__ __launch_bounds__(THREADS, 1) static void gemm_fp8_rows_kernel(const 
 {
     extern __shared__ uint8_t dynamic[];
     __shared__ shared_memory<S> shared;
-    uint8_t *ring = dynamic + (1024 - f8_smem(dynamic) % 1024) % 1024, *boxes = ring + S::stages * S::stage_bytes;
+    uint8_t *ring = dynamic + (1024 - f8_smem(dynamic) % 1024) % 1024, *boxes = ring + STAGES * S::stage_bytes;
     if (threadIdx.x < 32)
         f8_walk_count<typename S::walk>(p.groups, shared.cumulative);
     if (threadIdx.x == 32) init_barriers<S>(shared);
@@ -591,10 +575,7 @@ extern "C" fp8flow_status f8_cuda_gemm_fp8_rows(fp8flow_context *c, const fp8flo
 {
     f8_gemm_desc d = f8_gemm_describe(x);
     problem p = make_problem(x, d, *config);
-    if (d.scaling == FP8FLOW_TENSOR) return launch<shape<128, 2, 3, 2, true>>(c, x, d, p);
-    switch (config->tile_n * 10 + config->cluster) {
-    case 2561: return launch<shape<128, 2, 3, 1, false>>(c, x, d, p);
-    case 1281: return launch<shape<128, 1, 5, 1, false>>(c, x, d, p);
-    default: return launch<shape<128, 2, 3, 2, false>>(c, x, d, p);
-    }
+    if (d.scaling == FP8FLOW_TENSOR) return launch<shape<192, 2, true>>(c, x, d, p);
+    if (config->cluster == 1) return launch<shape<192, 1, false>>(c, x, d, p);
+    return launch<shape<192, 2, false>>(c, x, d, p);
 }
