@@ -18,7 +18,7 @@
 #include "ops/tensor_map.cuh"
 #include "ops/warp.cuh"
 
-enum { STEP = 128, STAGES = 4, GROUPS = 2, THREADS = 128 * (GROUPS + 1), SLOTS = 3, WINDOW = 16, LINE = WINDOW + 4 };
+enum { STEP = 128, STAGES = 4, GROUPS = 2, THREADS = 128 * (GROUPS + 1), SLOTS = 4, WINDOW = 16, LINE = WINDOW + 4 };
 enum { BLOCKS = 2 }; /* of 128 columns that a tile touches, one for one scale each */
 enum { BOX_COLS = 64, BOX_BYTES = 64 * BOX_COLS * 2 }; /* of c in shared memory: 64 rows, one line of 128 bytes each */
 
@@ -35,14 +35,13 @@ struct problem {
 };
 
 /* Tiles of 128 rows x `columns`; a ring of STAGES. */
-template <int columns_, int cluster_, bool per_expert_> struct shape {
-    static const int columns = columns_, cluster = cluster_;
+template <int columns_, bool per_expert_> struct shape {
+    static const int columns = columns_;
     static const bool per_expert = per_expert_; /* scales: one per expert, else one per block */
     static const int sums = columns / 2, boxes = columns / BOX_COLS;
-    static const int a_box = F8_WALK_ROWS / cluster, b_box = columns / cluster;
     static const int a_bytes = F8_WALK_ROWS * STEP, b_bytes = columns * STEP, stage_bytes = a_bytes + b_bytes;
     static const int bytes = 1024 + STAGES * stage_bytes + GROUPS * boxes * BOX_BYTES;
-    typedef f8_walk<columns, cluster> walk;
+    typedef f8_walk<columns, 1> walk;
 };
 
 /* What the warpgroups need for up to WINDOW steps of a tile. */
@@ -148,25 +147,6 @@ template <class S> __device__ static void bring(const problem &p, shared_memory<
 /* ---- The thread that copies ---- */
 
 template <class S>
-__device__ static inline void fill_stage(const CUtensorMap *a_map, const CUtensorMap *b_map, uint64_t *full, uint8_t *a,
-                                         const f8_walk_tile &t, int k, int b_line)
-{
-    uint8_t *b = a + S::a_bytes;
-    int rank = S::cluster > 1 ? (int)f8_cluster_rank() : 0, a_first = rank * S::a_box, b_first = rank * S::b_box;
-    f8_barrier_expect(full, S::stage_bytes);
-    if (t.share == F8_SHARE_A)
-        f8_share_tile(a + a_first * STEP, a_map, full, k, t.row + a_first, 3);
-    else
-#pragma unroll
-        for (int i = 0; i < F8_WALK_ROWS; i += S::a_box) f8_copy_tile(a + i * STEP, a_map, full, k, t.row + i);
-    if (t.share == F8_SHARE_B)
-        f8_share_tile(b + b_first * STEP, b_map, full, k, b_line + b_first, 3);
-    else
-#pragma unroll
-        for (int i = 0; i < S::columns; i += S::b_box) f8_copy_tile(b + i * STEP, b_map, full, k, b_line + i);
-}
-
-template <class S>
 __device__ static void produce(const problem &p, const CUtensorMap *a_map, const CUtensorMap *b_map,
                                shared_memory<S> &shared, uint8_t *ring)
 {
@@ -183,7 +163,10 @@ __device__ static void produce(const problem &p, const CUtensorMap *a_map, const
             int stage = step % STAGES;
             f8_barrier_wait(&shared.empty[stage], phases >> stage & 1);
             phases ^= 1u << stage;
-            fill_stage<S>(a_map, b_map, &shared.full[stage], ring + stage * S::stage_bytes, s.tile, step * STEP, b_line);
+            uint8_t *a = ring + stage * S::stage_bytes;
+            f8_barrier_expect(&shared.full[stage], S::stage_bytes);
+            f8_copy_tile(a, a_map, &shared.full[stage], step * STEP, s.tile.row);
+            f8_copy_tile(a + S::a_bytes, b_map, &shared.full[stage], step * STEP, b_line);
         }
         f8_barrier_arrive(&shared.taken[at.at]);
     }
@@ -220,31 +203,40 @@ template <class S> struct factors {
         float b[3] = { scale_of(w.b[0], index), scale_of(within ? w.b[1] : w.b[0], index), scale_of(w.b[1], index) };
 #pragma unroll
         for (int i = 0; i < S::boxes; i++) at[i][0] = low * b[i], at[i][1] = high * b[i];
-        /* Now, not behind the products. */
+        /* Without a place of their own these products move, and sums go to local memory. */
 #pragma unroll
         for (int i = 0; i < 2 * S::boxes; i++) f8_pin(at[i / 2][i % 2]);
     }
+
+    __device__ void set(const slot &from)
+    {
+        float product = *(volatile const float *)&from.factor[0] * *(volatile const float *)&from.factor[1];
+#pragma unroll
+        for (int i = 0; i < 2 * S::boxes; i++) at[i / 2][i % 2] = product;
+    }
 };
 
-/* part = this warpgroup's 64 rows of one stage. */
-template <int sums> __device__ static inline void multiply(float (&part)[sums], uint64_t a, uint64_t b)
+/* part = this warpgroup's 64 rows of one stage; a, b: low words of the descriptors. */
+template <int sums> __device__ static inline void multiply(float (&part)[sums], uint32_t a, uint32_t b)
 {
 #pragma unroll
     for (int i = 0; i < sums; i++) f8_pin(part[i]);
     f8_products_begin();
 #pragma unroll
-    for (int i = 0; i < STEP / 32; i++) f8_product_e4m3(part, a + 2 * i, b + 2 * i, i);
+    for (int i = 0; i < STEP / 32; i++)
+        f8_product_e4m3(part, F8_OPERAND_HIGH | (a + 2 * i), F8_OPERAND_HIGH | (b + 2 * i), i);
     f8_products_commit();
 }
 
-template <class S>
+/* Sums first .. end - 1. */
+template <class S, int first, int end>
 __device__ static inline void promote(float (&sum)[S::sums], float (&part)[S::sums], const factors<S> &factor)
 {
 #pragma unroll
-    for (int i = 0; i < S::sums; i++) f8_pin(part[i]);
+    for (int i = first; i < end; i++) f8_pin(part[i]);
 #pragma unroll
-    for (int i = 0; i < S::sums; i++)
-        sum[i] = S::per_expert ? sum[i] + part[i] : fmaf(part[i], factor.at[i / 32][i / 2 % 2], sum[i]);
+    for (int i = first; i < end; i++)
+        sum[i] = fmaf(part[i], factor.at[i / 32][i / 2 % 2], sum[i]);
 }
 
 /* BF16 to the boxes in shared memory, lines swizzled as the copy engine reads them. */
@@ -367,22 +359,27 @@ template <class S> struct worker {
     const CUtensorMap *c_map;
     uint32_t boxes; /* of this warpgroup, in shared memory */
     slot_reader<S> slots;
-    uint32_t operand, full, phases; /* descriptor of the ring; its barriers, and a bit per stage */
+    uint32_t a, b;         /* descriptors of the ring's first stage: this warpgroup's rows; columns */
+    uint32_t full, phases; /* the ring's barriers, and the phase that each is waited for, a bit per stage */
+    bool ready;            /* the stage asked for last is full */
 
-    /* Until stage `stage` is full; the one after the last is the first, a turn later. */
+    __device__ void ask(int stage) { ready = f8_barrier_try(full + 8 * stage, phases >> stage & 1); }
+
     __device__ void wait(int stage)
     {
-        f8_barrier_wait(full + 8 * (stage % STAGES), (phases >> stage % STAGES & 1) ^ (stage == STAGES));
+        if (__builtin_expect(!ready, 0)) f8_barrier_wait(full + 8 * stage, phases >> stage & 1);
+        phases ^= 1u << stage;
     }
 
     __device__ void release(int stage)
     {
-        uint32_t barrier = full + (uint32_t)sizeof slots.shared.full + 8 * stage;
-        if (S::cluster == 1) {
-            if (f8_lane() == 0) f8_barrier_arrive(barrier);
-        } else {
-            if (f8_lane() < S::cluster) f8_barrier_arrive_at(barrier, f8_lane());
-        }
+        if (f8_lane() == 0) f8_barrier_arrive(full + (uint32_t)sizeof slots.shared.full + 8 * stage);
+    }
+
+    __device__ void next_window()
+    {
+        slots.give_back(slots.number++);
+        slots.wait();
     }
 };
 
@@ -391,10 +388,6 @@ template <class S> __device__ static inline void finish(worker<S> &w, int last, 
 {
     if (last >= 0) {
         const slot &s = w.slots.get(last);
-        if (S::per_expert) {
-#pragma unroll
-            for (int i = 0; i < S::sums; i++) sum[i] *= s.factor[0] * s.factor[1];
-        }
         write_rows<S>(w.p, s.tile, w.c_map, w.boxes, sum);
         w.slots.give_back(last);
     }
@@ -402,39 +395,76 @@ template <class S> __device__ static inline void finish(worker<S> &w, int last, 
     for (int i = 0; i < S::sums; i++) f8_set_zero(sum[i]);
 }
 
-/* The steps of a tile, which begins at the ring's first stage. The tile before is written while the tensor cores do
- * this one's first products. */
-template <class S>
-__device__ static inline void run_tile(worker<S> &w, int steps, int group, int live, float (&sum)[S::sums])
-{
-    int local = threadIdx.x / 32 * 16 + f8_lane() / 4;
-    bool within = w.slots.get(w.slots.number).tile.n % 128 != 0;
+/* What the steps of a tile share. */
+template <class S> struct progress {
+    int local;   /* this thread's first row in the tile */
+    bool within; /* the tile begins within a block of columns */
     scale_words words;
     factors<S> factor;
+};
+
+/* The step in `stage`, whose products are on their way: between them and the next ones lie the sums and little else. */
+template <class S>
+__device__ static inline void complete(worker<S> &w, progress<S> &t, int stage, float (&part)[S::sums], float (&sum)[S::sums])
+{
+    const int most = S::sums * 2 / 3;
+    if (S::per_expert) t.factor.set(w.slots.get(w.slots.number));
+    else t.factor.set(t.words, stage, t.within);
+    f8_products_wait<0>();
+    w.release(stage);
+    promote<S, 0, most>(sum, part, t.factor);
+    w.ask((stage + 1) % STAGES);
+    promote<S, most, S::sums>(sum, part, t.factor);
+}
+
+template <class S>
+__device__ static inline void run_step(worker<S> &w, progress<S> &t, int stage, int step, float (&sum)[S::sums])
+{
     float part[S::sums];
+    w.wait(stage);
+    multiply(part, w.a + stage * (S::stage_bytes / 16), w.b + stage * (S::stage_bytes / 16));
+    if (!S::per_expert && stage == 0) {
+        if (step % WINDOW == 0) w.next_window();
+        t.words.load(w.slots.get(w.slots.number), t.local, step % WINDOW);
+    }
+    complete<S>(w, t, stage, part, sum);
+}
+
+/* The steps of a tile, which begins at the ring's first stage. The tile before is written while the tensor cores do
+ * this one's first products. */
+template <class S> __device__ static inline void run_tile(worker<S> &w, int steps, float (&sum)[S::sums])
+{
+    progress<S> t;
+    t.local = threadIdx.x / 32 * 16 + f8_lane() / 4;
+    t.within = w.slots.get(w.slots.number).tile.n % 128 != 0;
+    w.ask(0);
     w.wait(0);
+    float part[S::sums];
+    multiply(part, w.a, w.b);
+    finish<S>(w, w.slots.number - 1, sum);
+    if (!S::per_expert) t.words.load(w.slots.get(w.slots.number), t.local, 0);
+    complete<S>(w, t, 0, part, sum);
+    int step = 1;
 #pragma unroll 1
-    for (int first = 0; first < steps; first += STAGES) {
-        if (!S::per_expert && first % WINDOW == 0 && first > 0) {
-            w.slots.give_back(w.slots.number++);
-            w.slots.wait();
-        }
+    for (; step + STAGES <= steps; step += STAGES) {
 #pragma unroll
-        for (int stage = 0; stage < STAGES; stage++) {
-            if (first + stage >= steps) break;
-            uint64_t a = F8_OPERAND_HIGH | (w.operand + stage * (S::stage_bytes / 16)), b = a + S::a_bytes / 16;
-            if (live) multiply(part, a + group * (64 * STEP / 16), b);
-            if (stage == 0 && first == 0) finish<S>(w, w.slots.number - 1, sum);
-            if (!S::per_expert) {
-                if (stage == 0) words.load(w.slots.get(w.slots.number), local, first % WINDOW);
-                factor.set(words, stage, within);
-            }
-            if (first + stage + 1 < steps) w.wait(stage + 1);
-            f8_products_wait<0>();
-            w.release(stage);
-            if (live) promote<S>(sum, part, factor);
-        }
-        w.phases ^= first + STAGES <= steps ? (1u << STAGES) - 1 : (1u << (steps - first)) - 1;
+        for (int i = 0; i < STAGES; i++) run_step<S>(w, t, (i + 1) % STAGES, step + i, sum);
+    }
+#pragma unroll 1
+    for (; step < steps; step++) run_step<S>(w, t, step % STAGES, step, sum);
+}
+
+/* The same where all rows of this warpgroup are padding. */
+template <class S> __device__ static inline void skip_tile(worker<S> &w, int steps, float (&sum)[S::sums])
+{
+    finish<S>(w, w.slots.number - 1, sum);
+#pragma unroll 1
+    for (int step = 0; step < steps; step++) {
+        int stage = step % STAGES;
+        if (!S::per_expert && step % WINDOW == 0 && step > 0) w.next_window();
+        w.ask(stage);
+        w.wait(stage);
+        w.release(stage);
     }
 }
 
@@ -444,15 +474,17 @@ __device__ static void consume(const problem &p, shared_memory<S> &shared, const
 {
     int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
     /* Shuffles make descriptors and branches uniform to the compiler: no moves between the products. */
-    uint32_t operand = __shfl_sync(~0u, f8_operand_low(f8_smem(ring)), 0);
-    worker<S> w = { p, c_map, f8_smem(boxes) + group * S::boxes * BOX_BYTES, { shared, 0 }, operand,
-                    f8_smem(shared.full), 0 };
+    uint32_t a = __shfl_sync(~0u, f8_operand_low(f8_smem(ring) + group * 64 * STEP), 0);
+    uint32_t b = __shfl_sync(~0u, f8_operand_low(f8_smem(ring) + S::a_bytes), 0);
+    worker<S> w = { p, c_map, f8_smem(boxes) + group * S::boxes * BOX_BYTES, { shared, 0 }, a, b,
+                    f8_smem(shared.full), 0, false };
     float sum[S::sums];
     for (;;) {
         const slot &head = w.slots.wait();
         if (head.steps == 0) break;
         int live = __shfl_sync(~0u, head.tile.row + 64 * group < head.tile.valid, 0);
-        run_tile<S>(w, steps_of(p), group, live, sum);
+        if (live) run_tile<S>(w, steps_of(p), sum);
+        else skip_tile<S>(w, steps_of(p), sum);
         w.slots.number++;
     }
     finish<S>(w, w.slots.number - 1, sum);
@@ -465,7 +497,7 @@ template <class S> __device__ static void init_barriers(shared_memory<S> &shared
 {
     for (int i = 0; i < STAGES; i++) {
         f8_barrier_init(&shared.full[i], 1);
-        f8_barrier_init(&shared.empty[i], 4 * GROUPS * S::cluster);
+        f8_barrier_init(&shared.empty[i], 4 * GROUPS);
     }
     for (int i = 0; i < SLOTS; i++) {
         f8_barrier_init(&shared.ready[i], 32);
@@ -487,7 +519,6 @@ __global__ __launch_bounds__(THREADS, 1) static void gemm_fp8_rows_kernel(const 
         f8_walk_count<typename S::walk>(p.groups, shared.cumulative);
     if (threadIdx.x == 32) init_barriers<S>(shared);
     __syncthreads();
-    if (S::cluster > 1) f8_cluster_sync();
     if (threadIdx.x / 128 == GROUPS) {
         f8_registers_less<40>();
         if (threadIdx.x % 128 == 0) produce<S>(p, &a_map, &b_map, shared, ring);
@@ -497,9 +528,6 @@ __global__ __launch_bounds__(THREADS, 1) static void gemm_fp8_rows_kernel(const 
         f8_registers_more<232>();
         consume<S>(p, shared, ring, boxes, &c_map);
     }
-    /* The other block may still copy into this one and arrive at its barriers. A warp counts once: whole again. */
-    __syncwarp();
-    if (S::cluster > 1) f8_cluster_sync();
 }
 
 static fp8flow_status operand_map(CUtensorMap *map, void *data, int64_t lines, int64_t length, int64_t stride, int box)
@@ -531,22 +559,12 @@ static fp8flow_status launch(fp8flow_context *c, const fp8flow_gemm_args *x, con
 {
     CUtensorMap a_map, b_map, c_map;
     int blocks;
-    F8_TRY(operand_map(&a_map, x->a->data, x->a->rows, d.inner, x->a->stride, S::a_box));
-    F8_TRY(operand_map(&b_map, x->b->data, d.experts * d.outer, d.inner, x->b->stride, S::b_box));
+    F8_TRY(operand_map(&a_map, x->a->data, x->a->rows, d.inner, x->a->stride, F8_WALK_ROWS));
+    F8_TRY(operand_map(&b_map, x->b->data, d.experts * d.outer, d.inner, x->b->stride, S::columns));
     F8_TRY(result_map(&c_map, x->c));
     F8_TRY(f8_multiprocessors("gemm", &blocks));
-    cudaLaunchAttribute cluster = {};
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim = { S::cluster, 1, 1 };
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(blocks / S::cluster * S::cluster);
-    config.blockDim = dim3(THREADS);
-    config.dynamicSmemBytes = S::bytes;
-    config.stream = f8_stream(c);
-    config.attrs = &cluster;
-    config.numAttrs = S::cluster > 1;
     f8_allow_shared(gemm_fp8_rows_kernel<S>, S::bytes);
-    cudaLaunchKernelEx(&config, gemm_fp8_rows_kernel<S>, a_map, b_map, c_map, p);
+    gemm_fp8_rows_kernel<S><<<blocks, THREADS, S::bytes, f8_stream(c)>>>(a_map, b_map, c_map, p);
     return f8_launched("gemm");
 }
 
@@ -575,7 +593,6 @@ extern "C" fp8flow_status f8_cuda_gemm_fp8_rows(fp8flow_context *c, const fp8flo
 {
     f8_gemm_desc d = f8_gemm_describe(x);
     problem p = make_problem(x, d, *config);
-    if (d.scaling == FP8FLOW_TENSOR) return launch<shape<192, 2, true>>(c, x, d, p);
-    if (config->cluster == 1) return launch<shape<192, 1, false>>(c, x, d, p);
-    return launch<shape<192, 2, false>>(c, x, d, p);
+    if (d.scaling == FP8FLOW_TENSOR) return launch<shape<192, true>>(c, x, d, p);
+    return launch<shape<192, false>>(c, x, d, p);
 }

@@ -60,6 +60,21 @@ __device__ static inline void f8_barrier_wait(uint32_t barrier, uint32_t phase)
                  : "memory");
 }
 
+/* Has the phase come? Waits a little. */
+__device__ static inline bool f8_barrier_try(uint32_t barrier, uint32_t phase)
+{
+    uint32_t done;
+    asm volatile("{\n"
+                 ".reg .pred done;\n"
+                 "mbarrier.try_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+                 "selp.b32 %0, 1, 0, done;\n"
+                 "}"
+                 : "=r"(done)
+                 : "r"(barrier), "r"(phase)
+                 : "memory");
+    return done;
+}
+
 __device__ static inline void f8_barrier_wait(uint64_t *barrier, uint32_t phase)
 {
     f8_barrier_wait(f8_smem(barrier), phase);
