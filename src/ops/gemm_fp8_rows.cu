@@ -19,6 +19,7 @@
 #include "ops/warp.cuh"
 
 enum { STEP = 128, STAGES = 4, GROUPS = 2, THREADS = 128 * (GROUPS + 1), SLOTS = 4, WINDOW = 16, LINE = WINDOW + 4 };
+enum { BRINGERS = 2 }; /* warps that bring scales */
 enum { BLOCKS = 2 }; /* of 128 columns that a tile touches, one for one scale each */
 enum { BOX_COLS = 64, BOX_BYTES = 64 * BOX_COLS * 2 }; /* of c in shared memory: 64 rows, one line of 128 bytes each */
 
@@ -55,7 +56,7 @@ struct slot {
 template <class S> struct shared_memory {
     uint64_t full[STAGES], empty[STAGES], ready[SLOTS], taken[SLOTS];
     int32_t cumulative[F8_WALK_EXPERTS + 1];
-    f8_walk_tile current; /* of the warp that brings */
+    f8_walk_tile current[BRINGERS];
     slot slots[SLOTS];
 };
 
@@ -93,15 +94,15 @@ struct four_bytes {
 
 /* Scale bytes of steps first .. first + WINDOW - 1: four lanes a line of a, so that eight lines come at once. What lies
  * past the array's end belongs to rows that nobody has. */
-__device__ static void bring_window(const problem &p, slot *to)
+__device__ static void bring_window(const problem &p, const f8_walk_tile &t, int first, slot *to, int part)
 {
-    const int ahead = 2, lanes = WINDOW / 4, lines = 32 / lanes;
+    const int ahead = 2, lanes = WINDOW / 4, lines = 32 / lanes, share = F8_WALK_ROWS / BRINGERS;
     int lane = f8_lane(), steps = steps_of(p), column = lane % lanes * 4;
     const uint32_t *words = (const uint32_t *)p.a_scale;
-    int last = p.groups.capacity * steps / 4 - 1, first = to->first;
-    int at = (to->tile.row + lane / lanes) * steps + first + column;
+    int last = p.groups.capacity * steps / 4 - 1;
+    int at = (t.row + part * share + lane / lanes) * steps + first + column;
 #pragma unroll 1
-    for (int line = lane / lanes; line < F8_WALK_ROWS; line += lines * ahead) {
+    for (int line = part * share + lane / lanes; line < (part + 1) * share; line += lines * ahead) {
         four_bytes bytes[ahead];
 #pragma unroll
         for (int i = 0; i < ahead; i++) bytes[i].load(words, at + i * lines * steps, last);
@@ -109,19 +110,20 @@ __device__ static void bring_window(const problem &p, slot *to)
         for (int i = 0; i < ahead; i++, at += lines * steps)
             *(uint32_t *)&to->a[line + lines * i][column] = bytes[i].value(at);
     }
-    if (lane >= WINDOW || first + lane >= steps) return;
+    if (part > 0 || lane >= WINDOW || first + lane >= steps) return;
 #pragma unroll
     for (int block = 0; block < BLOCKS; block++) {
-        int column_block = min(to->tile.n / 128 + block, (p.groups.columns + 127) / 128 - 1);
-        to->b[block][lane] = __ldg(p.b_scale + to->tile.expert * p.b_scale_expert + column_block * p.b_scale_block +
+        int column_block = min(t.n / 128 + block, (p.groups.columns + 127) / 128 - 1);
+        to->b[block][lane] = __ldg(p.b_scale + t.expert * p.b_scale_expert + column_block * p.b_scale_block +
                                    (first + lane) * p.b_scale_step);
     }
 }
 
-template <class S> __device__ static void bring(const problem &p, shared_memory<S> &shared, typename S::walk walk)
+template <class S>
+__device__ static void bring(const problem &p, shared_memory<S> &shared, typename S::walk walk, int part)
 {
     position<SLOTS> at = { 0, 1 };
-    f8_walk_tile &t = shared.current;
+    f8_walk_tile &t = shared.current[part];
     int steps = steps_of(p), window = S::per_expert ? steps : WINDOW;
     for (bool more = true; more;) {
         __syncwarp();
@@ -130,18 +132,23 @@ template <class S> __device__ static void bring(const problem &p, shared_memory<
         for (int first = 0; first < (more ? steps : 1); first += window) {
             slot *to = &shared.slots[at.at];
             f8_barrier_wait(&shared.taken[at.at], at.phase);
-            if (f8_lane() == 0) {
+            if (part == 0 && f8_lane() == 0) {
                 to->first = first;
                 to->steps = more ? min(window, steps - first) : 0;
                 if (more) to->tile = t;
                 if (S::per_expert && more) to->factor[0] = p.a_factor[t.expert], to->factor[1] = p.b_factor[t.expert];
             }
-            __syncwarp();
-            if (!S::per_expert && more) bring_window(p, to);
+            if (!S::per_expert && more) bring_window(p, t, first, to, part);
             f8_barrier_arrive(&shared.ready[at.at]);
             at.advance();
         }
     }
+}
+
+/* Boxes of 64 columns that a tile has within c. */
+template <class S> __device__ static int boxes_in(const problem &p, const f8_walk_tile &t)
+{
+    return min(S::boxes, (p.groups.columns - t.n + BOX_COLS - 1) / BOX_COLS);
 }
 
 /* ---- The thread that copies ---- */
@@ -158,15 +165,17 @@ __device__ static void produce(const problem &p, const CUtensorMap *a_map, const
         const slot &s = shared.slots[at.at];
         f8_barrier_wait(&shared.ready[at.at], at.phase);
         if (s.steps == 0) break;
-        int b_line = s.tile.expert * p.groups.columns + s.tile.n, end = s.first + s.steps;
+        int b_line = s.tile.expert * p.groups.columns + s.tile.n, end = s.first + s.steps, boxes = boxes_in<S>(p, s.tile);
         for (int step = s.first; step < end; step++) {
             int stage = step % STAGES;
             f8_barrier_wait(&shared.empty[stage], phases >> stage & 1);
             phases ^= 1u << stage;
             uint8_t *a = ring + stage * S::stage_bytes;
-            f8_barrier_expect(&shared.full[stage], S::stage_bytes);
+            f8_barrier_expect(&shared.full[stage], S::a_bytes + boxes * BOX_COLS * STEP);
             f8_copy_tile(a, a_map, &shared.full[stage], step * STEP, s.tile.row);
-            f8_copy_tile(a + S::a_bytes, b_map, &shared.full[stage], step * STEP, b_line);
+            for (int i = 0; i < boxes; i++)
+                f8_copy_tile(a + S::a_bytes + i * BOX_COLS * STEP, b_map, &shared.full[stage], step * STEP,
+                             b_line + i * BOX_COLS);
         }
         f8_barrier_arrive(&shared.taken[at.at]);
     }
@@ -229,8 +238,8 @@ template <int sums> __device__ static inline void multiply(float (&part)[sums], 
 }
 
 /* Sums first .. end - 1. */
-template <class S, int first, int end>
-__device__ static inline void promote(float (&sum)[S::sums], float (&part)[S::sums], const factors<S> &factor)
+template <class S, int columns, int first, int end>
+__device__ static inline void promote(float (&sum)[S::sums], float (&part)[columns / 2], const factors<S> &factor)
 {
 #pragma unroll
     for (int i = first; i < end; i++) f8_pin(part[i]);
@@ -403,55 +412,60 @@ template <class S> struct progress {
     factors<S> factor;
 };
 
-/* The step in `stage`, whose products are on their way: between them and the next ones lie the sums and little else. */
-template <class S>
-__device__ static inline void complete(worker<S> &w, progress<S> &t, int stage, float (&part)[S::sums], float (&sum)[S::sums])
+/* The step in `stage`, whose products are on their way, before one in `next`: between the products of both lie the sums
+ * and little else. To ask for a stage that is not the next would mean to wait for nothing. */
+template <class S, int columns>
+__device__ static inline void complete(worker<S> &w, progress<S> &t, int stage, int next,
+                                       float (&part)[columns / 2], float (&sum)[S::sums])
 {
-    const int most = S::sums * 2 / 3;
+    const int most = columns / 2 * 2 / 3;
     if (S::per_expert) t.factor.set(w.slots.get(w.slots.number));
     else t.factor.set(t.words, stage, t.within);
     f8_products_wait<0>();
     w.release(stage);
-    promote<S, 0, most>(sum, part, t.factor);
-    w.ask((stage + 1) % STAGES);
-    promote<S, most, S::sums>(sum, part, t.factor);
+    promote<S, columns, 0, most>(sum, part, t.factor);
+    w.ask(next);
+    promote<S, columns, most, columns / 2>(sum, part, t.factor);
 }
 
-template <class S>
-__device__ static inline void run_step(worker<S> &w, progress<S> &t, int stage, int step, float (&sum)[S::sums])
+template <class S, int columns>
+__device__ static inline void run_step(worker<S> &w, progress<S> &t, int stage, int next, int step, float (&sum)[S::sums])
 {
-    float part[S::sums];
+    float part[columns / 2];
     w.wait(stage);
     multiply(part, w.a + stage * (S::stage_bytes / 16), w.b + stage * (S::stage_bytes / 16));
     if (!S::per_expert && stage == 0) {
         if (step % WINDOW == 0) w.next_window();
         t.words.load(w.slots.get(w.slots.number), t.local, step % WINDOW);
     }
-    complete<S>(w, t, stage, part, sum);
+    complete<S, columns>(w, t, stage, next, part, sum);
 }
 
-/* The steps of a tile, which begins at the ring's first stage. The tile before is written while the tensor cores do
- * this one's first products. */
-template <class S> __device__ static inline void run_tile(worker<S> &w, int steps, float (&sum)[S::sums])
+/* The steps of a tile, which begins at the ring's first stage and has up to `columns` columns of c. The tile before is
+ * written while the tensor cores do this one's first products. */
+template <class S, int columns>
+__device__ static inline void run_tile(worker<S> &w, int steps, float (&sum)[S::sums])
 {
     progress<S> t;
     t.local = threadIdx.x / 32 * 16 + f8_lane() / 4;
     t.within = w.slots.get(w.slots.number).tile.n % 128 != 0;
     w.ask(0);
     w.wait(0);
-    float part[S::sums];
+    float part[columns / 2];
     multiply(part, w.a, w.b);
     finish<S>(w, w.slots.number - 1, sum);
     if (!S::per_expert) t.words.load(w.slots.get(w.slots.number), t.local, 0);
-    complete<S>(w, t, 0, part, sum);
+    complete<S, columns>(w, t, 0, steps > 1, part, sum);
     int step = 1;
 #pragma unroll 1
     for (; step + STAGES <= steps; step += STAGES) {
 #pragma unroll
-        for (int i = 0; i < STAGES; i++) run_step<S>(w, t, (i + 1) % STAGES, step + i, sum);
+        for (int i = 1; i < STAGES; i++) run_step<S, columns>(w, t, i, (i + 1) % STAGES, step + i - 1, sum);
+        run_step<S, columns>(w, t, 0, step + STAGES < steps, step + STAGES - 1, sum);
     }
 #pragma unroll 1
-    for (; step < steps; step++) run_step<S>(w, t, step % STAGES, step, sum);
+    for (int stage = 1; step < steps; step++, stage++)
+        run_step<S, columns>(w, t, stage, step + 1 < steps ? stage + 1 : 0, step, sum);
 }
 
 /* The same where all rows of this warpgroup are padding. */
@@ -483,8 +497,11 @@ __device__ static void consume(const problem &p, shared_memory<S> &shared, const
         const slot &head = w.slots.wait();
         if (head.steps == 0) break;
         int live = __shfl_sync(~0u, head.tile.row + 64 * group < head.tile.valid, 0);
-        if (live) run_tile<S>(w, steps_of(p), sum);
-        else skip_tile<S>(w, steps_of(p), sum);
+        int boxes_of_c = __shfl_sync(~0u, boxes_in<S>(p, head.tile), 0);
+        if (!live) skip_tile<S>(w, steps_of(p), sum);
+        else if (boxes_of_c >= S::boxes) run_tile<S, S::columns>(w, steps_of(p), sum);
+        else if (boxes_of_c == 2) run_tile<S, 2 * BOX_COLS>(w, steps_of(p), sum);
+        else run_tile<S, BOX_COLS>(w, steps_of(p), sum);
         w.slots.number++;
     }
     finish<S>(w, w.slots.number - 1, sum);
@@ -500,7 +517,7 @@ template <class S> __device__ static void init_barriers(shared_memory<S> &shared
         f8_barrier_init(&shared.empty[i], 4 * GROUPS);
     }
     for (int i = 0; i < SLOTS; i++) {
-        f8_barrier_init(&shared.ready[i], 32);
+        f8_barrier_init(&shared.ready[i], 32 * BRINGERS);
         f8_barrier_init(&shared.taken[i], 4 * GROUPS + 1);
     }
     f8_barrier_fence();
@@ -522,8 +539,8 @@ __global__ __launch_bounds__(THREADS, 1) static void gemm_fp8_rows_kernel(const 
     if (threadIdx.x / 128 == GROUPS) {
         f8_registers_less<40>();
         if (threadIdx.x % 128 == 0) produce<S>(p, &a_map, &b_map, shared, ring);
-        if (threadIdx.x % 128 / 32 == 1)
-            bring<S>(p, shared, typename S::walk(p.groups, shared.cumulative));
+        int part = threadIdx.x % 128 / 32 - 1;
+        if (part >= 0 && part < BRINGERS) bring<S>(p, shared, typename S::walk(p.groups, shared.cumulative), part);
     } else {
         f8_registers_more<232>();
         consume<S>(p, shared, ring, boxes, &c_map);
@@ -560,7 +577,7 @@ static fp8flow_status launch(fp8flow_context *c, const fp8flow_gemm_args *x, con
     CUtensorMap a_map, b_map, c_map;
     int blocks;
     F8_TRY(operand_map(&a_map, x->a->data, x->a->rows, d.inner, x->a->stride, F8_WALK_ROWS));
-    F8_TRY(operand_map(&b_map, x->b->data, d.experts * d.outer, d.inner, x->b->stride, S::columns));
+    F8_TRY(operand_map(&b_map, x->b->data, d.experts * d.outer, d.inner, x->b->stride, BOX_COLS));
     F8_TRY(result_map(&c_map, x->c));
     F8_TRY(f8_multiprocessors("gemm", &blocks));
     f8_allow_shared(gemm_fp8_rows_kernel<S>, S::bytes);
