@@ -128,7 +128,8 @@ __device__ static inline void wgrad_promote(float (&sum)[64], const float (&part
     }
 }
 
-/* TENSOR: the sums of a tile times the scale of a, of b. Where their product is exact to 24 bits it is the one factor. */
+/* TENSOR: what the sums of a tile are multiplied by: the product of its scales where that is exact to 24 bits; else the
+ * sums take the first here. */
 template <class L>
 __device__ static inline float wgrad_scale_tensor(const wgrad_problem &p, const wgrad_tile &t,
                                                   float (&sum)[L::waves][64])

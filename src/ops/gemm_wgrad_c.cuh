@@ -50,37 +50,50 @@ struct wgrad_tile {
     __device__ int blocks() const { return (rows + WGRAD_STEP - 1) / WGRAD_STEP; }
 };
 
-/* The tiles of a block in order: expert by expert, in bands of lines of c, lines first. */
+/* The tiles of a block in order: expert by expert, in bands of lines of c, lines first. The rows of a tile's expert are
+ * asked for one tile ahead: all warpgroups would wait for memory. */
 template <class L> struct wgrad_walker {
     const wgrad_problem &p;
-    int index;
+    int index, expert, begin, rows; /* of the next tile */
 
-    __device__ explicit wgrad_walker(const wgrad_problem &p) : p(p), index(blockIdx.x) {}
+    __device__ explicit wgrad_walker(const wgrad_problem &p) : p(p) { visit(blockIdx.x); }
+
+    __device__ static int tiles_n(const wgrad_problem &p) { return (p.n + L::tile_n - 1) / L::tile_n; }
+    __device__ static int tiles_k(const wgrad_problem &p) { return (p.k + WGRAD_K - 1) / WGRAD_K; }
+    __device__ int tiles() const { return tiles_n(p) * tiles_k(p); }
+
+    __device__ void visit(int new_index)
+    {
+        index = new_index;
+        expert = index / tiles();
+        if (expert >= p.experts) return;
+        begin = p.offset ? __ldg(p.offset + expert) : 0;
+        rows = p.rows ? __ldg(p.rows + expert) : p.all_rows;
+    }
+
+    /* Nothing is added to the c of an expert without rows. */
+    __device__ void skip_empty()
+    {
+        int stride = gridDim.x;
+        while (expert < p.experts && rows == 0 && p.write == FP8FLOW_ACCUMULATE)
+            visit(index + ((expert + 1) * tiles() - index + stride - 1) / stride * stride);
+    }
 
     __device__ bool next(wgrad_tile *t)
     {
-        int tiles_n = (p.n + L::tile_n - 1) / L::tile_n, tiles_k = (p.k + WGRAD_K - 1) / WGRAD_K;
-        int tiles = tiles_n * tiles_k, stride = gridDim.x;
-        while (index < p.experts * tiles) {
-            t->expert = index / tiles;
-            t->begin = p.offset ? __ldg(p.offset + t->expert) : 0;
-            t->rows = p.rows ? __ldg(p.rows + t->expert) : p.all_rows;
-            if (t->rows == 0 && p.write == FP8FLOW_ACCUMULATE) {
-                index += ((t->expert + 1) * tiles - index + stride - 1) / stride * stride;
-                continue;
-            }
-            t->head = L::scaling == FP8FLOW_TENSOR && t->rows > 0 ? t->begin % 16 : 0;
-            t->begin -= t->head;
-            t->rows += t->head;
-            int local = index - t->expert * tiles, band = local / (p.band * tiles_k);
-            int in_band = local - band * p.band * tiles_k;
-            int lines = min(p.band, tiles_n - band * p.band), column = in_band / lines;
-            t->n = (band * p.band + in_band - column * lines) * L::tile_n;
-            t->k = column * WGRAD_K;
-            index += stride;
-            return true;
-        }
-        return false;
+        skip_empty();
+        if (expert >= p.experts) return false;
+        t->expert = expert;
+        t->head = L::scaling == FP8FLOW_TENSOR && rows > 0 ? begin % 16 : 0;
+        t->begin = begin - t->head;
+        t->rows = rows + t->head;
+        int columns = tiles_k(p), local = index - expert * tiles(), band = local / (p.band * columns);
+        int in_band = local - band * p.band * columns;
+        int lines = min(p.band, tiles_n(p) - band * p.band), column = in_band / lines;
+        t->n = (band * p.band + in_band - column * lines) * L::tile_n;
+        t->k = column * WGRAD_K;
+        visit(index + gridDim.x);
+        return true;
     }
 };
 
