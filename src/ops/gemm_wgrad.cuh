@@ -147,25 +147,40 @@ __device__ static inline float wgrad_scale_tensor(const wgrad_problem &p, const 
 
 /* ---- Products ---- */
 
-/* The bytes first .. end-1 of the four bytes of a word. */
-__device__ static inline uint32_t wgrad_bytes(uint32_t word, int first, int end)
+/* A word without its bytes first .. end-1 (of 0 .. 3). */
+__device__ static inline uint32_t wgrad_without(uint32_t word, int first, int end)
 {
     uint32_t below_end = end >= 4 ? ~0u : end <= 0 ? 0 : (1u << 8 * end) - 1;
     uint32_t below_first = first >= 4 ? ~0u : first <= 0 ? 0 : (1u << 8 * first) - 1;
-    return word & below_end & ~below_first;
+    return word & ~(below_end & ~below_first);
 }
 
-/* What a stage has of rows that are not the tile's becomes 0: it may be anything, NaN included. All consumers. */
-template <class L> __device__ static void wgrad_clear(uint8_t *stage, int first, int end)
+/* Bytes first .. end-1 of every line of a stage become 0: they belong to no row of the tile and may be anything, NaN
+ * included. Each consumer clears lines of its own. */
+template <class L> __device__ static inline void wgrad_clear(uint8_t *stage, int first, int end)
 {
     for (int line = threadIdx.x; line < L::tile_n + WGRAD_K; line += L::consumer_threads)
-        for (int chunk = 0; chunk < WGRAD_STEP / 16; chunk++) {
+#pragma unroll 1
+        for (int chunk = first / 16; 16 * chunk < end; chunk++) {
+            uint4 *at = (uint4 *)(stage + line * WGRAD_STEP + (chunk ^ line % 8) * 16), x = make_uint4(0, 0, 0, 0);
             int from = first - 16 * chunk, to = end - 16 * chunk;
-            if (from <= 0 && to >= 16) continue;
-            uint4 *at = (uint4 *)(stage + line * WGRAD_STEP + (chunk ^ line % 8) * 16), x = *at;
-            *at = make_uint4(wgrad_bytes(x.x, from, to), wgrad_bytes(x.y, from - 4, to - 4),
-                             wgrad_bytes(x.z, from - 8, to - 8), wgrad_bytes(x.w, from - 12, to - 12));
+            if (from > 0 || to < 16) {
+                x = *at;
+                x = make_uint4(wgrad_without(x.x, from, to), wgrad_without(x.y, from - 4, to - 4),
+                               wgrad_without(x.z, from - 8, to - 8), wgrad_without(x.w, from - 12, to - 12));
+            }
+            *at = x;
         }
+}
+
+/* What a stage has of rows that are not the tile's is cleared. All consumers. */
+template <class L> __device__ static inline void wgrad_own_rows(const wgrad_tile &t, int block, uint8_t *stage)
+{
+    bool has_head = L::scaling == FP8FLOW_TENSOR && block == 0 && t.head > 0;
+    int end = t.rows - block * WGRAD_STEP;
+    if (end >= WGRAD_STEP && !has_head) return;
+    if (has_head) wgrad_clear<L>(stage, 0, t.head);
+    if (end < WGRAD_STEP) wgrad_clear<L>(stage, end, WGRAD_STEP);
     f8_async_fence();
     f8_named_barrier(1, L::consumer_threads);
 }
@@ -265,10 +280,9 @@ __device__ static inline void wgrad_consume(const wgrad_problem &p, wgrad_shared
                 later = wgrad_scales(p, t, block + F8_WARP, t.n + line);
             }
             float factor = tiled ? __shfl_sync(F8_ALL_LANES, scale, block % F8_WARP) : 1.0f;
-            int offset = ring.at * L::stage_bytes, head = block == 0 ? t.head : 0, end = t.rows - block * WGRAD_STEP;
+            int offset = ring.at * L::stage_bytes;
             f8_barrier_wait(full + 8 * ring.at, ring.phase);
-            if (end < WGRAD_STEP || (L::scaling == FP8FLOW_TENSOR && head > 0))
-                wgrad_clear<L>(stages + offset, head, end);
+            wgrad_own_rows<L>(t, block, stages + offset);
             wgrad_step<L>(sum, a + offset, b + offset, empty + 8 * ring.at, factor, factors + ring.at * L::factors);
             ring.advance();
         }
