@@ -178,6 +178,21 @@ __device__ static inline void f8_store_box(const CUtensorMap *map, const void *f
                  : "memory");
 }
 
+__device__ static inline void f8_store_box(const CUtensorMap *map, uint32_t from, int x, int y, int z)
+{
+    asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(map),
+                 "r"(from), "r"(x), "r"(y), "r"(z)
+                 : "memory");
+}
+
+/* The same, adding to memory. */
+__device__ static inline void f8_add_box(const CUtensorMap *map, uint32_t from, int x, int y, int z)
+{
+    asm volatile("cp.reduce.async.bulk.tensor.3d.global.shared::cta.add.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(map),
+                 "r"(from), "r"(x), "r"(y), "r"(z)
+                 : "memory");
+}
+
 __device__ static inline void f8_store_commit()
 {
     asm volatile("cp.async.bulk.commit_group;" ::: "memory");
@@ -448,6 +463,12 @@ __device__ static inline void f8_product_e4m3(float (&d)[96], uint64_t a, uint64
 __device__ static inline void f8_store_shared(uint32_t address, float x, float y)
 {
     asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(x), "f"(y) : "memory");
+}
+
+__device__ static inline void f8_store_shared(uint32_t address, uint4 x)
+{
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w)
+                 : "memory");
 }
 
 __device__ static inline uint4 f8_load_shared(uint32_t address)
