@@ -14,7 +14,7 @@
  */
 #include "ops/gemm_cuda.h"
 #include "ops/gemm_walk.cuh"
-#include "ops/hopper.cuh"
+#include "ops/hopper_products.cuh"
 #include "ops/launch.cuh"
 #include "ops/tensor_map.cuh"
 #include "ops/warp.cuh"

@@ -17,7 +17,7 @@
 #define F8_OPS_GEMM_FP8_CUH
 
 #include "ops/gemm_walk.cuh"
-#include "ops/hopper.cuh"
+#include "ops/hopper_products.cuh"
 #include "ops/tensor_map.cuh"
 #include "ops/warp.cuh"
 
@@ -125,8 +125,8 @@ __device__ static inline float scale_of(uint32_t word, int index)
     return __uint_as_float((index < 3 ? word << (23 - 8 * index) : word >> 1) & 0x7F800000);
 }
 
-/* Of 64 columns of c each: factors of the two lines. `within`: the tile begins in the middle of a block, so that columns
- * 64 .. 127 belong to the second. */
+/* Of 64 columns of c each: factors of the two lines. `within`: the tile begins in the middle of a block, so that its
+ * columns 64 .. 127 belong to the second. */
 struct factors {
     float at[BOXES][2];
 

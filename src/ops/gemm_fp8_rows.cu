@@ -1,15 +1,13 @@
 /* gemm_fp8_rows.cu - FPROP and DGRAD of FP8 operands: c[P, outer] = a[P, inner] * b_g[outer, inner]^T, E4M3.
  *
  * Both products are one: b's lines run along the contraction, as rows (FPROP) or in column form (DGRAD). Persistent
- * blocks of 384 threads walk tiles of 128 x 256 (gemm_walk.cuh), alone or in clusters of two that share operands:
- *   warpgroups 0, 1  64 rows each: wait for a stage, four products of 32 along the contraction into fresh
- *                    accumulators per 128 columns, add them times their scales to FP32 sums (one FFMA per sum), and
- *                    at the end of a tile leave BF16 in shared memory, which the copy engine writes to c.
+ * blocks of 384 threads walk tiles of 128 x 192 (gemm_walk.cuh); the steps of a tile: gemm_fp8.cuh.
+ *   warpgroups 0, 1  64 rows each: multiply, and leave a tile's BF16 in shared memory, which the copy engine writes
+ *                    to c. One whose rows are all padding multiplies nothing.
  *   one thread       fills the ring of stages through the copy engine.
- *   one warp         brings coordinates and scale bytes ahead of the warpgroups, so that these never wait for
- *                    global memory and never divide.
- * A warpgroup whose rows are all padding, or whose columns lie outside c, multiplies nothing.
- * L2 to shared memory per 128 x 256 x 128: 32 KB in a cluster, 48 alone. Written per element of c: 2 bytes.
+ *   two warps        bring coordinates and scale bytes ahead of the warpgroups, so that these never wait for global
+ *                    memory and never divide.
+ * L2 to shared memory per 128 x 192 x 128: 40 KB. Written per element of c: 2 bytes.
  */
 #include "ops/gemm_cuda.h"
 #include "ops/gemm_fp8.cuh"
@@ -202,7 +200,8 @@ __device__ static void copy_f32(const problem &p, const f8_walk_tile &t, int fir
         int line = i / pieces, col = t.n + half * (COLUMNS / 2) + i % pieces * 4;
         if (first + line >= limit || col >= p.groups.columns) continue;
         uint4 x = f8_load_shared(boxes + 16 * i);
-        float4 sum = make_float4(__uint_as_float(x.x), __uint_as_float(x.y), __uint_as_float(x.z), __uint_as_float(x.w));
+        float4 sum = make_float4(__uint_as_float(x.x), __uint_as_float(x.y), __uint_as_float(x.z),
+                                 __uint_as_float(x.w));
         float4 *c = (float4 *)((float *)p.c + (first + line) * p.c_stride + col);
         if (p.write == FP8FLOW_ACCUMULATE)
             sum = make_float4(c->x + sum.x, c->y + sum.y, c->z + sum.z, c->w + sum.w);

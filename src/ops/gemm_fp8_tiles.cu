@@ -125,14 +125,15 @@ __device__ static void clear_tail(uint32_t lines_at, int lines, int valid)
         }
 }
 
-/* 32 columns of this warpgroup's 64 lines to shared memory, lines of 128 bytes swizzled as the copy engine reads them. */
+/* 32 columns of this warpgroup's 64 lines to shared memory, in lines of 128 bytes swizzled as the copy engine reads. */
 template <int piece> __device__ static inline void stage_piece(uint32_t to, const float (&sum)[SUMS])
 {
     int lane = f8_lane(), line = threadIdx.x % 128 / 32 * 16 + lane / 4;
 #pragma unroll
     for (int i = 0; i < 8; i++) {
         int block = i / 2, high = i % 2, chunk = 2 * block + lane % 4 / 2, from = piece * 16 + 4 * block + 2 * high;
-        f8_store_shared(to + (line + 8 * high) * 128 + (chunk ^ lane / 4) * 16 + lane % 2 * 8, sum[from], sum[from + 1]);
+        uint32_t at = to + (line + 8 * high) * 128 + (chunk ^ lane / 4) * 16 + lane % 2 * 8;
+        f8_store_shared(at, sum[from], sum[from + 1]);
     }
 }
 
