@@ -1,10 +1,10 @@
-/* gemm_fp8.cu - configurations of the grouped FP8 product c[P, N] = a[P, K] * b_g[N, K]^T (ops/gemm_fp8_rows.cu): checked
- * against FP64 on samples, timed with the L2 flushed and back to back. A configuration that fails or hangs does not stop
- * the others.
+/* gemm_fp8.cu - the grouped FP8 product c[P, N] = a[P, K] * b_g[N, K]^T of ops/gemm_fp8_rows.cu, in bands of several
+ * widths: checked against FP64 on samples, timed with the L2 flushed and back to back. One that fails or hangs does not
+ * stop the others.
  *
- * Columns of the table: TFLOP/s and per cent of the tensor cores' 4096 products per clock and SM at the SM clock that the
- * driver reports right after, flushed and sustained; the last says how far the worst of 4096 samples is from FP64, in
- * bounds of 4 * 2^-13 * sum|a b| + BF16 rounding.
+ * Columns of the table: TFLOP/s flushed and sustained, per cent of the tensor cores' 4096 products per clock and SM at
+ * the SM clock that the driver gives in the loop; the last says how far the worst of 4096 samples is from FP64, in
+ * bounds of 4 * 2^-13 * sum|a b| + BF16 rounding. The argument is the length of the loops in seconds.
  */
 #include <cmath>
 #include <csignal>
@@ -91,7 +91,8 @@ static double sm_clock()
     unsigned megahertz = 0;
     if (library && !clock) {
         int (*init)() = (int (*)())dlsym(library, "nvmlInit_v2");
-        int (*by_index)(unsigned, void **) = (int (*)(unsigned, void **))dlsym(library, "nvmlDeviceGetHandleByIndex_v2");
+        typedef int by_index_function(unsigned, void **);
+        by_index_function *by_index = (by_index_function *)dlsym(library, "nvmlDeviceGetHandleByIndex_v2");
         if (init && by_index && init() == 0 && by_index(0, &device) == 0)
             clock = (int (*)(void *, int, unsigned *))dlsym(library, "nvmlDeviceGetClockInfo");
     }
@@ -143,7 +144,8 @@ static void measure(const char *name, const fixture &f, const f8_gemm_config &co
                               p.b_scale);
     fp8flow_tensor c = tensor(f.capacity, p.n, 0, { FP8FLOW_BF16, FP8FLOW_UNSCALED, FP8FLOW_ROWS }, p.c, NULL);
     fp8flow_gemm_args args = { FP8FLOW_FPROP, FP8FLOW_OVERWRITE, &groups, &a, &b, &c };
-    if (fp8flow_context_create(&options, &context) != FP8FLOW_OK) std::printf("%s\n", fp8flow_last_error()), std::exit(1);
+    if (fp8flow_context_create(&options, &context) != FP8FLOW_OK)
+        std::printf("%s\n", fp8flow_last_error()), std::exit(1);
     auto once = [&](cudaStream_t s) {
         context->stream = s;
         if (f8_cuda_gemm_fp8_rows(context, &args, &config) != FP8FLOW_OK)
@@ -202,7 +204,8 @@ static const struct {
     const char *name;
     f8_gemm_config config;
 } versions[] = {
-    { "128x192, band 16", { F8_GEMM_FP8_ROWS, 128, 192, 128, 4, 1, 16 } },
+    { "128x192, pairs, bands of 16", { F8_GEMM_FP8_ROWS, 128, 192, 128, 4, 2, 8 } },
+    { "128x192, bands of 16", { F8_GEMM_FP8_ROWS, 128, 192, 128, 4, 1, 16 } },
 };
 enum { VERSIONS_COUNT = sizeof versions / sizeof *versions };
 
@@ -237,11 +240,6 @@ static void run_from(volatile int *current)
 int main(int argc, char **argv)
 {
     if (argc > 1) seconds = std::atof(argv[1]);
-    if (argc > 2) {
-        int s = std::atoi(argv[2]), v = std::atoi(argv[3]);
-        measure(versions[v].name, make_fixture(shapes[s].name, shapes[s].experts, shapes[s].mean, shapes[s].n, shapes[s].k), versions[v].config);
-        return 0;
-    }
     setvbuf(stdout, NULL, _IONBF, 0);
     int *current = (int *)mmap(NULL, sizeof(int), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (current == MAP_FAILED) return 1;

@@ -14,7 +14,7 @@
  */
 #include "ops/gemm_cuda.h"
 #include "ops/gemm_walk.cuh"
-#include "ops/hopper.cuh"
+#include "ops/hopper_products.cuh"
 #include "ops/launch.cuh"
 #include "ops/tensor_map.cuh"
 #include "ops/warp.cuh"
@@ -24,24 +24,8 @@ enum { TILE_N = 256, A_BOXES = F8_WALK_ROWS / BOX, B_BOXES = TILE_N / BOX, A_BYT
 enum { STAGE_BYTES = (A_BOXES + B_BOXES) * BOX_BYTES, LINE_BYTES = 128, TURN_BYTES = 16 * LINE_BYTES };
 enum { CONSUMER_REGISTERS = 232, PRODUCER_REGISTERS = 40 };
 
-/* Where the lines of c lie: with the rows of the activations, or `lines` (not 0) per expert in a gradient. */
-struct line_groups {
-    f8_walk_groups rows;
-    int32_t experts, columns, band, lines;
-    bool empty_untouched; /* an expert without rows has no tiles of the gradient */
-
-    __device__ int begin(int e) const { return lines ? e * lines : rows.begin(e); }
-    __device__ int end(int e) const { return lines ? begin(e) + lines : rows.end(e); }
-    __device__ int used(int e) const { return lines ? lines : rows.used(e); }
-    __device__ int row_tiles(int e) const
-    {
-        if (!lines) return rows.row_tiles(e);
-        return empty_untouched && rows.used(e) == 0 ? 0 : (lines + F8_WALK_ROWS - 1) / F8_WALK_ROWS;
-    }
-};
-
 struct problem {
-    line_groups groups;
+    f8_walk_lines groups;
     int32_t inner; /* contraction of FPROP, DGRAD */
     void *c;
     int64_t c_stride;
@@ -55,7 +39,7 @@ template <fp8flow_product product_, int stages_, int cluster_> struct shape {
     static const bool gradient = product == FP8FLOW_WGRAD;
     static const int a_outer = gradient, b_outer = product != FP8FLOW_FPROP; /* MN-major operands */
     static const int bytes = 1024 + stages * STAGE_BYTES + 4 * GROUPS * TURN_BYTES;
-    typedef f8_walk<TILE_N, cluster, line_groups> walk;
+    typedef f8_walk<TILE_N, cluster, f8_walk_lines> walk;
 };
 
 /* What the warpgroups know of a tile. */

@@ -58,7 +58,9 @@ static f8_gemm_kernel kernel_of(const f8_gemm_desc *d)
  * pieces of 32 columns). A band is 2048 lines of c. */
 static f8_gemm_config wgrad_config(const f8_gemm_desc *d)
 {
-    const int64_t piece = 32;
+    const int64_t many_rows = 2048, piece = 32;
+    if (d->scaling == FP8FLOW_TILE128 && d->rows / d->experts >= many_rows)
+        return (f8_gemm_config){ F8_GEMM_FP8_TILES, 128, 192, 128, 4, 1, 16 };
     int staged = d->scaling == FP8FLOW_TILE128 && d->write == FP8FLOW_ACCUMULATE && d->inner % piece == 0;
     return (f8_gemm_config){ F8_GEMM_FP8_WGRAD, 256, 128, 128, staged ? 3 : 4, 1, 8 };
 }
@@ -66,7 +68,7 @@ static f8_gemm_config wgrad_config(const f8_gemm_desc *d)
 f8_gemm_config f8_gemm_configure(const f8_gemm_desc *desc)
 {
     switch (kernel_of(desc)) {
-    case F8_GEMM_FP8_ROWS: return (f8_gemm_config){ F8_GEMM_FP8_ROWS, 128, 256, 128, 3, 2, 4 };
+    case F8_GEMM_FP8_ROWS: return (f8_gemm_config){ F8_GEMM_FP8_ROWS, 128, 192, 128, 4, 1, 16 };
     case F8_GEMM_FP8_WGRAD: return wgrad_config(desc);
     case F8_GEMM_BF16: return (f8_gemm_config){ F8_GEMM_BF16, 128, 256, 64, 4, 2, 8 };
     default: return (f8_gemm_config){ F8_GEMM_ANY, 64, 64, 32, 1, 1, 1 };
@@ -75,7 +77,7 @@ f8_gemm_config f8_gemm_configure(const f8_gemm_desc *desc)
 
 int f8_gemm_config_print(const f8_gemm_config *config, char *text, size_t size)
 {
-    static const char *const names[] = { "any", "fp8 rows", "fp8 wgrad", "bf16" };
+    static const char *const names[] = { "any", "fp8 rows", "fp8 wgrad", "fp8 tiles", "bf16" };
     return snprintf(text, size, "%s %dx%dx%d, %d stage%s, clusters of %d, bands of %d", names[config->kernel],
                     config->tile_m, config->tile_n, config->tile_k, config->stages, config->stages == 1 ? "" : "s",
                     config->cluster, config->band);

@@ -11,6 +11,7 @@ extern "C" {
 fp8flow_status f8_cuda_gemm_any(fp8flow_context *c, const fp8flow_gemm_args *a);
 fp8flow_status f8_cuda_gemm_fp8_rows(fp8flow_context *c, const fp8flow_gemm_args *a, const f8_gemm_config *config);
 fp8flow_status f8_cuda_gemm_fp8_wgrad(fp8flow_context *c, const fp8flow_gemm_args *a, const f8_gemm_config *config);
+fp8flow_status f8_cuda_gemm_fp8_tiles(fp8flow_context *c, const fp8flow_gemm_args *a, const f8_gemm_config *config);
 fp8flow_status f8_cuda_gemm_bf16(fp8flow_context *c, const fp8flow_gemm_args *a, const f8_gemm_config *config);
 
 #if defined(__cplusplus)

@@ -17,7 +17,7 @@
 #define F8_OPS_GEMM_FP8_CUH
 
 #include "ops/gemm_walk.cuh"
-#include "ops/hopper.cuh"
+#include "ops/hopper_products.cuh"
 #include "ops/tensor_map.cuh"
 #include "ops/warp.cuh"
 
@@ -45,11 +45,11 @@ struct pipeline {
     uint64_t full[STAGES], empty[STAGES], ready[SLOTS], taken[SLOTS];
 
     /* One thread. `bringers`: threads that arrive when a slot is filled; one more than the warps gives it back. */
-    __device__ void init(int bringers)
+    template <int cluster> __device__ void init(int bringers)
     {
         for (int i = 0; i < STAGES; i++) {
             f8_barrier_init(&full[i], 1);
-            f8_barrier_init(&empty[i], 4 * GROUPS);
+            f8_barrier_init(&empty[i], 4 * GROUPS * cluster);
         }
         for (int i = 0; i < SLOTS; i++) {
             f8_barrier_init(&ready[i], bringers);
@@ -60,7 +60,7 @@ struct pipeline {
 };
 
 /* The ring as a warpgroup sees it. */
-struct ring_reader {
+template <int cluster> struct ring_reader {
     uint32_t a, b;         /* descriptors of the first stage: this warpgroup's lines of a; lines of b */
     uint32_t full, phases; /* barriers, and the phase that each is waited for, a bit per stage */
     bool ready;            /* the stage asked for last is full */
@@ -75,12 +75,18 @@ struct ring_reader {
 
     __device__ void release(int stage)
     {
-        if (f8_lane() == 0) f8_barrier_arrive(full + 8 * (STAGES + stage));
+        uint32_t barrier = full + 8 * (STAGES + stage);
+        if (cluster == 1) {
+            if (f8_lane() == 0) f8_barrier_arrive(barrier);
+        } else {
+            if (f8_lane() < cluster) f8_barrier_arrive_at(barrier, f8_lane());
+        }
     }
 };
 
 /* The shuffles make descriptors uniform to the compiler: no moves between the products. */
-__device__ static inline ring_reader read_ring(const uint8_t *ring, const pipeline &pipe, int group)
+template <int cluster>
+__device__ static inline ring_reader<cluster> read_ring(const uint8_t *ring, const pipeline &pipe, int group)
 {
     uint32_t a = __shfl_sync(~0u, f8_operand_low(f8_smem(ring) + group * 64 * STEP), 0);
     uint32_t b = __shfl_sync(~0u, f8_operand_low(f8_smem(ring) + A_BYTES), 0);
@@ -125,8 +131,8 @@ __device__ static inline float scale_of(uint32_t word, int index)
     return __uint_as_float((index < 3 ? word << (23 - 8 * index) : word >> 1) & 0x7F800000);
 }
 
-/* Of 64 columns of c each: factors of the two lines. `within`: the tile begins in the middle of a block, so that columns
- * 64 .. 127 belong to the second. */
+/* Of 64 columns of c each: factors of the two lines. `within`: the tile begins in the middle of a block, so that its
+ * columns 64 .. 127 belong to the second. */
 struct factors {
     float at[BOXES][2];
 

@@ -25,6 +25,22 @@ struct f8_walk_groups {
     __device__ int row_tiles(int e) const { return (end(e) - begin(e) + F8_WALK_ROWS - 1) / F8_WALK_ROWS; }
 };
 
+/* Where the lines of c lie: with the rows of the activations, or `lines` (not 0) per expert in a gradient. */
+struct f8_walk_lines {
+    f8_walk_groups rows;
+    int32_t experts, columns, band, lines;
+    bool empty_untouched; /* an expert without rows has no tiles of the gradient */
+
+    __device__ int begin(int e) const { return lines ? e * lines : rows.begin(e); }
+    __device__ int end(int e) const { return lines ? begin(e) + lines : rows.end(e); }
+    __device__ int used(int e) const { return lines ? lines : rows.used(e); }
+    __device__ int row_tiles(int e) const
+    {
+        if (!lines) return rows.row_tiles(e);
+        return empty_untouched && rows.used(e) == 0 ? 0 : (lines + F8_WALK_ROWS - 1) / F8_WALK_ROWS;
+    }
+};
+
 enum f8_walk_share { F8_SHARE_NOTHING, F8_SHARE_A, F8_SHARE_B };
 
 struct f8_walk_tile {

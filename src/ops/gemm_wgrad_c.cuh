@@ -4,7 +4,7 @@
 #ifndef F8_OPS_GEMM_WGRAD_C_CUH
 #define F8_OPS_GEMM_WGRAD_C_CUH
 
-#include "ops/hopper.cuh"
+#include "ops/hopper_products.cuh"
 #include "ops/warp.cuh"
 
 enum { WGRAD_STEP = 128, WGRAD_K = 128 };
