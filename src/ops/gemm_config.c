@@ -54,16 +54,16 @@ static f8_gemm_kernel kernel_of(const f8_gemm_desc *d)
     return d->product == FP8FLOW_WGRAD ? F8_GEMM_FP8_WGRAD : F8_GEMM_FP8_ROWS;
 }
 
-/* With many rows per expert the products bind: three warpgroups share a tile, so that two multiply while one adds up
- * (in COL128 two of them, with twice the lines: its factors need registers). With few, c's way through memory binds, and
- * one half of a multiprocessor writes while the other multiplies. A band is 2048 lines of c. */
+/* Adding to c costs a stage of the ring for pieces of c that come and go beside the products (their layout wants whole
+ * pieces of 32 columns). A band is 2048 lines of c. */
 static f8_gemm_config wgrad_config(const f8_gemm_desc *d)
 {
-    const int64_t many_rows = 2048;
+    const int64_t many_rows = 2048, piece = 32;
     if (d->scaling == FP8FLOW_TILE128 && d->rows / d->experts >= many_rows)
         return (f8_gemm_config){ F8_GEMM_FP8_TILES, 128, 192, 128, 4, 1, 16 };
-    if (d->rows / d->experts < many_rows) return (f8_gemm_config){ F8_GEMM_FP8_WGRAD, 128, 128, 128, 3, 1, 16 };
     if (d->scaling == FP8FLOW_COL128) return (f8_gemm_config){ F8_GEMM_FP8_WGRAD, 256, 128, 128, 4, 1, 8 };
+    if (d->scaling == FP8FLOW_TILE128 && d->write == FP8FLOW_ACCUMULATE && d->inner % piece == 0)
+        return (f8_gemm_config){ F8_GEMM_FP8_WGRAD, 256, 128, 128, 3, 1, 8 };
     return (f8_gemm_config){ F8_GEMM_FP8_WGRAD, 192, 128, 128, 5, 1, 10 };
 }
 
