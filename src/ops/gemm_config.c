@@ -54,17 +54,17 @@ static f8_gemm_kernel kernel_of(const f8_gemm_desc *d)
     return d->product == FP8FLOW_WGRAD ? F8_GEMM_FP8_WGRAD : F8_GEMM_FP8_ROWS;
 }
 
-/* Adding to c costs a stage of the ring for pieces of c that come and go beside the products (their layout wants whole
- * pieces of 32 columns). A band is 2048 lines of c. */
+/* TILE128: one scale per step and block, so that the tiles are those of FP8_ROWS; adding is done by L2, which keeps up
+ * with the products of many rows. With few, c's way through memory binds: a stage of the ring makes room for pieces of
+ * c (32 columns) that come and go beside the products. */
 static f8_gemm_config wgrad_config(const f8_gemm_desc *d)
 {
     const int64_t many_rows = 2048, piece = 32;
-    if (d->scaling == FP8FLOW_TILE128 && d->rows / d->experts >= many_rows)
-        return (f8_gemm_config){ F8_GEMM_FP8_TILES, 128, 192, 128, 4, 1, 16 };
+    if (d->scaling == FP8FLOW_TENSOR) return (f8_gemm_config){ F8_GEMM_FP8_WGRAD, 192, 128, 128, 5, 1, 10 };
     if (d->scaling == FP8FLOW_COL128) return (f8_gemm_config){ F8_GEMM_FP8_WGRAD, 256, 128, 128, 4, 1, 8 };
-    if (d->scaling == FP8FLOW_TILE128 && d->write == FP8FLOW_ACCUMULATE && d->inner % piece == 0)
+    if (d->write == FP8FLOW_ACCUMULATE && d->rows / d->experts < many_rows && d->inner % piece == 0)
         return (f8_gemm_config){ F8_GEMM_FP8_WGRAD, 256, 128, 128, 3, 1, 8 };
-    return (f8_gemm_config){ F8_GEMM_FP8_WGRAD, 192, 128, 128, 5, 1, 10 };
+    return (f8_gemm_config){ F8_GEMM_FP8_TILES, 128, 192, 128, 4, 1, 16 };
 }
 
 f8_gemm_config f8_gemm_configure(const f8_gemm_desc *desc)
