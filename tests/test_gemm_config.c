@@ -118,7 +118,7 @@ static void test_kernels_of_formats(void **state)
         fp8flow_scaling scaling;
         f8_gemm_kernel kernel[3]; /* of each product */
     } cases[] = {
-        { FP8FLOW_E4M3, FP8FLOW_ROW128, { F8_GEMM_FP8_ROWS, F8_GEMM_FP8_ROWS, F8_GEMM_FP8_WGRAD } },
+        { FP8FLOW_E4M3, FP8FLOW_ROW128, { F8_GEMM_FP8_ROWS, F8_GEMM_FP8_ROWS, F8_GEMM_FP8_TILES } },
         { FP8FLOW_E4M3, FP8FLOW_TENSOR, { F8_GEMM_FP8_ROWS, F8_GEMM_FP8_ROWS, F8_GEMM_FP8_WGRAD } },
         { FP8FLOW_E5M2, FP8FLOW_ROW128, { F8_GEMM_ANY, F8_GEMM_ANY, F8_GEMM_ANY } },
         { FP8FLOW_E5M2, FP8FLOW_TENSOR, { F8_GEMM_ANY, F8_GEMM_ANY, F8_GEMM_ANY } },
