@@ -118,7 +118,7 @@ static void test_kernels_of_formats(void **state)
         fp8flow_scaling scaling;
         f8_gemm_kernel kernel[3]; /* of each product */
     } cases[] = {
-        { FP8FLOW_E4M3, FP8FLOW_ROW128, { F8_GEMM_FP8_ROWS, F8_GEMM_FP8_ROWS, F8_GEMM_FP8_WGRAD } },
+        { FP8FLOW_E4M3, FP8FLOW_ROW128, { F8_GEMM_FP8_ROWS, F8_GEMM_FP8_ROWS, F8_GEMM_FP8_TILES } },
         { FP8FLOW_E4M3, FP8FLOW_TENSOR, { F8_GEMM_FP8_ROWS, F8_GEMM_FP8_ROWS, F8_GEMM_FP8_WGRAD } },
         { FP8FLOW_E5M2, FP8FLOW_ROW128, { F8_GEMM_ANY, F8_GEMM_ANY, F8_GEMM_ANY } },
         { FP8FLOW_E5M2, FP8FLOW_TENSOR, { F8_GEMM_ANY, F8_GEMM_ANY, F8_GEMM_ANY } },
@@ -149,23 +149,27 @@ static void test_kernels_of_mixed_pairs_and_exact_columns(void **state)
 }
 
 /* Stages: four, or three where c is staged beside them, which wants whole pieces of 32 columns. */
-static void test_stages_of_weight_gradients(void **state)
+static void test_weight_gradients(void **state)
 {
     (void)state;
     subject s;
     set_subject(&s, FP8FLOW_WGRAD, FP8FLOW_E4M3, FP8FLOW_TILE128);
     f8_gemm_desc d = f8_gemm_describe(&s.args);
     d.inner = 96;
-    assert_int_equal(f8_gemm_configure(&d).stages, 4);
+    d.experts = 8;
+    d.rows = 8 * 768;
+    assert_int_equal(f8_gemm_configure(&d).kernel, F8_GEMM_FP8_TILES);
     d.write = FP8FLOW_ACCUMULATE;
-    assert_int_equal(f8_gemm_configure(&d).stages, 3);
-    d.inner = 80;
-    assert_int_equal(f8_gemm_configure(&d).stages, 4);
+    assert_int_equal(f8_gemm_configure(&d).kernel, F8_GEMM_FP8_WGRAD);
+    d.inner = 80; /* no whole pieces */
+    assert_int_equal(f8_gemm_configure(&d).kernel, F8_GEMM_FP8_TILES);
     d.inner = 96;
+    d.rows = 8 * 4096;
+    assert_int_equal(f8_gemm_configure(&d).kernel, F8_GEMM_FP8_TILES);
     d.scaling = FP8FLOW_COL128;
-    assert_int_equal(f8_gemm_configure(&d).stages, 4);
+    assert_int_equal(f8_gemm_configure(&d).kernel, F8_GEMM_FP8_WGRAD);
     d.scaling = FP8FLOW_TENSOR;
-    assert_int_equal(f8_gemm_configure(&d).stages, 4);
+    assert_int_equal(f8_gemm_configure(&d).kernel, F8_GEMM_FP8_WGRAD);
 }
 
 /* ---- Limits ---- */
@@ -300,7 +304,7 @@ int main(void)
         cmocka_unit_test(test_row_scales_are_read_as_words),
         cmocka_unit_test(test_kernels_of_formats),
         cmocka_unit_test(test_kernels_of_mixed_pairs_and_exact_columns),
-        cmocka_unit_test(test_stages_of_weight_gradients),
+        cmocka_unit_test(test_weight_gradients),
         cmocka_unit_test(test_limits_of_shapes),
         cmocka_unit_test(test_limits_of_rows_experts_and_maps),
         cmocka_unit_test(test_the_same_description_gives_the_same_configuration),

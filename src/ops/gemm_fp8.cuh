@@ -45,11 +45,11 @@ struct pipeline {
     uint64_t full[STAGES], empty[STAGES], ready[SLOTS], taken[SLOTS];
 
     /* One thread. `bringers`: threads that arrive when a slot is filled; one more than the warps gives it back. */
-    template <int cluster> __device__ void init(int bringers)
+    __device__ void init(int bringers)
     {
         for (int i = 0; i < STAGES; i++) {
             f8_barrier_init(&full[i], 1);
-            f8_barrier_init(&empty[i], 4 * GROUPS * cluster);
+            f8_barrier_init(&empty[i], 4 * GROUPS);
         }
         for (int i = 0; i < SLOTS; i++) {
             f8_barrier_init(&ready[i], bringers);
@@ -60,7 +60,7 @@ struct pipeline {
 };
 
 /* The ring as a warpgroup sees it. */
-template <int cluster> struct ring_reader {
+struct ring_reader {
     uint32_t a, b;         /* descriptors of the first stage: this warpgroup's lines of a; lines of b */
     uint32_t full, phases; /* barriers, and the phase that each is waited for, a bit per stage */
     bool ready;            /* the stage asked for last is full */
@@ -75,18 +75,12 @@ template <int cluster> struct ring_reader {
 
     __device__ void release(int stage)
     {
-        uint32_t barrier = full + 8 * (STAGES + stage);
-        if (cluster == 1) {
-            if (f8_lane() == 0) f8_barrier_arrive(barrier);
-        } else {
-            if (f8_lane() < cluster) f8_barrier_arrive_at(barrier, f8_lane());
-        }
+        if (f8_lane() == 0) f8_barrier_arrive(full + 8 * (STAGES + stage));
     }
 };
 
 /* The shuffles make descriptors uniform to the compiler: no moves between the products. */
-template <int cluster>
-__device__ static inline ring_reader<cluster> read_ring(const uint8_t *ring, const pipeline &pipe, int group)
+__device__ static inline ring_reader read_ring(const uint8_t *ring, const pipeline &pipe, int group)
 {
     uint32_t a = __shfl_sync(~0u, f8_operand_low(f8_smem(ring) + group * 64 * STEP), 0);
     uint32_t b = __shfl_sync(~0u, f8_operand_low(f8_smem(ring) + A_BYTES), 0);

@@ -27,6 +27,8 @@ struct problem {
     fp8flow_write write;
 };
 
+typedef f8_walk<COLUMNS, 1> walk;
+
 /* What the warpgroups need for up to WINDOW steps of a tile. */
 struct slot {
     f8_walk_tile tile;
@@ -90,8 +92,8 @@ __device__ static void bring_window(const problem &p, const f8_walk_tile &t, int
     }
 }
 
-template <bool per_expert, class Walk>
-__device__ static void bring(const problem &p, shared_memory &shared, Walk walk, int part)
+template <bool per_expert>
+__device__ static void bring(const problem &p, shared_memory &shared, walk walk, int part)
 {
     position<SLOTS> at = { 0, 1 };
     f8_walk_tile &t = shared.current[part];
@@ -118,27 +120,6 @@ __device__ static void bring(const problem &p, shared_memory &shared, Walk walk,
 
 /* ---- The thread that copies ---- */
 
-/* In a cluster each block brings one half of what both need. */
-template <int cluster>
-__device__ static inline void fill_stage(const CUtensorMap *a_map, const CUtensorMap *b_map, uint64_t *full, uint8_t *a,
-                                         const f8_walk_tile &t, int k, int b_line)
-{
-    const int a_box = F8_WALK_ROWS / cluster, b_box = COLUMNS / cluster;
-    int rank = cluster > 1 ? (int)f8_cluster_rank() : 0;
-    uint8_t *b = a + A_BYTES;
-    if (t.share == F8_SHARE_A)
-        f8_share_tile(a + rank * a_box * STEP, a_map, full, k, t.row + rank * a_box, 3);
-    else
-#pragma unroll
-        for (int i = 0; i < F8_WALK_ROWS; i += a_box) f8_copy_tile(a + i * STEP, a_map, full, k, t.row + i);
-    if (t.share == F8_SHARE_B)
-        f8_share_tile(b + rank * b_box * STEP, b_map, full, k, b_line + rank * b_box, 3);
-    else
-#pragma unroll
-        for (int i = 0; i < COLUMNS; i += b_box) f8_copy_tile(b + i * STEP, b_map, full, k, b_line + i);
-}
-
-template <int cluster>
 __device__ static void produce(const problem &p, const CUtensorMap *a_map, const CUtensorMap *b_map,
                                shared_memory &shared, uint8_t *ring)
 {
@@ -157,7 +138,8 @@ __device__ static void produce(const problem &p, const CUtensorMap *a_map, const
             phases ^= 1u << stage;
             uint8_t *a = ring + stage * STAGE_BYTES;
             f8_barrier_expect(&shared.pipe.full[stage], STAGE_BYTES);
-            fill_stage<cluster>(a_map, b_map, &shared.pipe.full[stage], a, s.tile, step * STEP, b_line);
+            f8_copy_tile(a, a_map, &shared.pipe.full[stage], step * STEP, s.tile.row);
+            f8_copy_tile(a + A_BYTES, b_map, &shared.pipe.full[stage], step * STEP, b_line);
         }
         f8_barrier_arrive(&shared.pipe.taken[at.at]);
     }
@@ -258,12 +240,12 @@ __device__ static void write_rows(const problem &p, const f8_walk_tile &t, const
 }
 
 /* What a warpgroup works on: gemm_fp8.cuh. */
-template <bool per_expert, int cluster> struct job {
+template <bool per_expert> struct job {
     static const bool may_be_partial = false;
     const problem &p;
     const CUtensorMap *c_map;
     uint32_t boxes; /* of this warpgroup, in shared memory */
-    ring_reader<cluster> ring;
+    ring_reader ring;
     slot_reader<slot> slots;
     int local;   /* this thread's first row in a tile */
     bool within; /* the tile begins within a block of columns */
@@ -308,13 +290,12 @@ template <bool per_expert, int cluster> struct job {
     }
 };
 
-template <bool per_expert, int cluster>
+template <bool per_expert>
 __device__ static void consume(const problem &p, shared_memory &shared, const uint8_t *ring, uint8_t *boxes,
                                const CUtensorMap *c_map)
 {
     int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
-    job<per_expert, cluster> work = { p, c_map, f8_smem(boxes) + group * BOXES * BOX_BYTES,
-                             read_ring<cluster>(ring, shared.pipe, group),
+    job<per_expert> work = { p, c_map, f8_smem(boxes) + group * BOXES * BOX_BYTES, read_ring(ring, shared.pipe, group),
                              { shared.pipe, shared.slots, 0 }, (int)threadIdx.x / 32 * 16 + f8_lane() / 4, false };
     float sum[SUMS];
     for (;;) {
@@ -332,7 +313,7 @@ __device__ static void consume(const problem &p, shared_memory &shared, const ui
 
 /* ---- Kernel and launch ---- */
 
-template <bool per_expert, int cluster>
+template <bool per_expert>
 __global__ __launch_bounds__(THREADS, 1) static void gemm_fp8_rows_kernel(const __grid_constant__ CUtensorMap a_map,
                                                                           const __grid_constant__ CUtensorMap b_map,
                                                                           const __grid_constant__ CUtensorMap c_map,
@@ -341,23 +322,19 @@ __global__ __launch_bounds__(THREADS, 1) static void gemm_fp8_rows_kernel(const 
     extern __shared__ uint8_t dynamic[];
     __shared__ shared_memory shared;
     uint8_t *ring = dynamic + (1024 - f8_smem(dynamic) % 1024) % 1024, *boxes = ring + STAGES * STAGE_BYTES;
-    typedef f8_walk<COLUMNS, cluster> walk;
-    if (threadIdx.x < 32) f8_walk_count<walk>(p.groups, shared.cumulative);
-    if (threadIdx.x == 32) shared.pipe.init<cluster>(32 * BRINGERS);
+    if (threadIdx.x < 32)
+        f8_walk_count<walk>(p.groups, shared.cumulative);
+    if (threadIdx.x == 32) shared.pipe.init(32 * BRINGERS);
     __syncthreads();
-    if (cluster > 1) f8_cluster_sync();
     if (threadIdx.x / 128 == GROUPS) {
         f8_registers_less<PRODUCER_REGISTERS>();
-        if (threadIdx.x % 128 == 0) produce<cluster>(p, &a_map, &b_map, shared, ring);
+        if (threadIdx.x % 128 == 0) produce(p, &a_map, &b_map, shared, ring);
         int part = threadIdx.x % 128 / 32 - 1;
         if (part >= 0 && part < BRINGERS) bring<per_expert>(p, shared, walk(p.groups, shared.cumulative), part);
     } else {
         f8_registers_more<CONSUMER_REGISTERS>();
-        consume<per_expert, cluster>(p, shared, ring, boxes, &c_map);
+        consume<per_expert>(p, shared, ring, boxes, &c_map);
     }
-    /* The other block may still copy into this one and arrive at its barriers. A warp counts once: whole again. */
-    __syncwarp();
-    if (cluster > 1) f8_cluster_sync();
 }
 
 static fp8flow_status result_map(CUtensorMap *map, const fp8flow_tensor *c)
@@ -372,27 +349,17 @@ static fp8flow_status result_map(CUtensorMap *map, const fp8flow_tensor *c)
     return c->dtype == FP8FLOW_BF16 ? f8_tensor_map("gemm", map, c->data, shape) : FP8FLOW_OK;
 }
 
-template <bool per_expert, int cluster>
+template <bool per_expert>
 static fp8flow_status launch(fp8flow_context *c, const fp8flow_gemm_args *x, const f8_gemm_desc &d, const problem &p)
 {
     CUtensorMap a_map, b_map, c_map;
     int blocks;
-    F8_TRY(operand_map(&a_map, x->a->data, x->a->rows, d.inner, x->a->stride, F8_WALK_ROWS / cluster));
-    F8_TRY(operand_map(&b_map, x->b->data, d.experts * d.outer, d.inner, x->b->stride, COLUMNS / cluster));
+    F8_TRY(operand_map(&a_map, x->a->data, x->a->rows, d.inner, x->a->stride, F8_WALK_ROWS));
+    F8_TRY(operand_map(&b_map, x->b->data, d.experts * d.outer, d.inner, x->b->stride, COLUMNS));
     F8_TRY(result_map(&c_map, x->c));
     F8_TRY(f8_multiprocessors("gemm", &blocks));
-    cudaLaunchAttribute attribute = {};
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim.x = cluster, attribute.val.clusterDim.y = 1, attribute.val.clusterDim.z = 1;
-    cudaLaunchConfig_t launch = {};
-    launch.gridDim = dim3(blocks / cluster * cluster);
-    launch.blockDim = dim3(THREADS);
-    launch.dynamicSmemBytes = SHARED_BYTES;
-    launch.stream = f8_stream(c);
-    launch.attrs = &attribute;
-    launch.numAttrs = cluster > 1;
-    f8_allow_shared(gemm_fp8_rows_kernel<per_expert, cluster>, SHARED_BYTES);
-    cudaLaunchKernelEx(&launch, gemm_fp8_rows_kernel<per_expert, cluster>, a_map, b_map, c_map, p);
+    f8_allow_shared(gemm_fp8_rows_kernel<per_expert>, SHARED_BYTES);
+    gemm_fp8_rows_kernel<per_expert><<<blocks, THREADS, SHARED_BYTES, f8_stream(c)>>>(a_map, b_map, c_map, p);
     return f8_launched("gemm");
 }
 
@@ -421,6 +388,6 @@ extern "C" fp8flow_status f8_cuda_gemm_fp8_rows(fp8flow_context *c, const fp8flo
 {
     f8_gemm_desc d = f8_gemm_describe(x);
     problem p = make_problem(x, d, *config);
-    if (d.scaling == FP8FLOW_TENSOR) return launch<true, 1>(c, x, d, p);
-    return config->cluster == 2 ? launch<false, 2>(c, x, d, p) : launch<false, 1>(c, x, d, p);
+    if (d.scaling == FP8FLOW_TENSOR) return launch<true>(c, x, d, p);
+    return launch<false>(c, x, d, p);
 }

@@ -142,7 +142,7 @@ struct job {
     const problem &p;
     const CUtensorMap *c_map;
     uint32_t stages, boxes; /* of the ring; of this warpgroup's pieces */
-    ring_reader<1> ring;
+    ring_reader ring;
     slot_reader<slot> slots;
     bool within;
 
@@ -213,7 +213,7 @@ __device__ static void consume(const problem &p, shared_memory &shared, const ui
 {
     int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
     job work = { p, c_map, f8_smem(ring), f8_smem(boxes) + group * BOXES * BOX_BYTES,
-                 read_ring<1>(ring, shared.pipe, group), { shared.pipe, shared.slots, 0 }, false };
+                 read_ring(ring, shared.pipe, group), { shared.pipe, shared.slots, 0 }, false };
     float sum[SUMS];
     for (;;) {
         const slot &head = work.slots.wait();
@@ -240,7 +240,7 @@ __global__ __launch_bounds__(THREADS, 1) static void gemm_fp8_tiles_kernel(const
     __shared__ shared_memory shared;
     uint8_t *ring = dynamic + (1024 - f8_smem(dynamic) % 1024) % 1024, *boxes = ring + STAGES * STAGE_BYTES;
     if (threadIdx.x < 32) f8_walk_count<walk>(p.groups, shared.cumulative);
-    if (threadIdx.x == 32) shared.pipe.init<1>(32);
+    if (threadIdx.x == 32) shared.pipe.init(32);
     __syncthreads();
     if (threadIdx.x / 128 == GROUPS) {
         f8_registers_less<PRODUCER_REGISTERS>();

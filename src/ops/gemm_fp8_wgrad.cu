@@ -92,8 +92,9 @@ template <class L> static fp8flow_status launch(fp8flow_context *c, const fp8flo
 extern "C" fp8flow_status f8_cuda_gemm_fp8_wgrad(fp8flow_context *c, const fp8flow_gemm_args *a,
                                                  const f8_gemm_config *config)
 {
-    if (a->a->scaling == FP8FLOW_TENSOR) return launch<wgrad_layout<FP8FLOW_TENSOR, 3, 1, 5, 0>>(c, a, config->band);
-    if (a->a->scaling == FP8FLOW_COL128) return launch<wgrad_layout<FP8FLOW_COL128, 2, 2, 4, 0>>(c, a, config->band);
-    if (config->stages == 3) return launch<wgrad_layout<FP8FLOW_TILE128, 2, 2, 3, 5>>(c, a, config->band);
-    return launch<wgrad_layout<FP8FLOW_TILE128, 3, 1, 5, 0>>(c, a, config->band);
+    switch (a->a->scaling) {
+    case FP8FLOW_TENSOR: return launch<wgrad_layout<FP8FLOW_TENSOR, 3, 1, 5, 0>>(c, a, config->band);
+    case FP8FLOW_COL128: return launch<wgrad_layout<FP8FLOW_COL128, 2, 2, 4, 0>>(c, a, config->band);
+    default: return launch<wgrad_layout<FP8FLOW_TILE128, 2, 2, 3, 5>>(c, a, config->band);
+    }
 }

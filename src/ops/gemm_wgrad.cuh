@@ -318,7 +318,7 @@ __global__ __launch_bounds__(L::threads, 1) static void wgrad_kernel(const __gri
     if (threadIdx.x == 0) wgrad_init<L>(s);
     __syncthreads();
     if (threadIdx.x >= L::consumer_threads) {
-        f8_registers_less<40>();
+        f8_registers_less<L::producer_registers>();
         int warp = (threadIdx.x - L::consumer_threads) / F8_WARP;
         if (warp == 0 && f8_lane() == 0) wgrad_produce<L>(&a_map, &b_map, p, s, stages);
         if constexpr (L::slots > 0)
@@ -327,7 +327,7 @@ __global__ __launch_bounds__(L::threads, 1) static void wgrad_kernel(const __gri
         if constexpr (L::factors > 0)
             if (warp == 1) wgrad_produce_factors<L>(p, s, factors);
     } else {
-        f8_registers_more<232>();
+        f8_registers_more<L::consumer_registers>();
         wgrad_consume<L>(p, s, stages, slots + threadIdx.x / 128 * L::slots * WGRAD_PIECE_BYTES, factors);
     }
 }

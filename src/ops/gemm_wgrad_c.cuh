@@ -20,6 +20,7 @@ template <fp8flow_scaling scaling_, int groups_, int waves_, int stages_, int sl
     static const int factors = scaling == FP8FLOW_COL128 ? tile_n + WGRAD_K : 0; /* per stage */
     static const int lane_columns = slots ? 8 : 4; /* neighbouring columns of c whose sums one lane holds */
     static const int barrier_slots = slots ? slots : 1;
+    static const int producer_registers = groups == 3 ? 32 : 40, consumer_registers = groups == 3 ? 160 : 232;
     static const int bytes = stages * (stage_bytes + 4 * factors) + groups * slots * WGRAD_PIECE_BYTES + 1024;
     static_assert(slots != 1, "the keeper refills a slot after the store of the next one");
     static_assert(factors % 128 == 0, "a warp brings four factors per lane at a time");

@@ -199,16 +199,6 @@ __device__ static inline uint64_t f8_policy_once()
     return policy;
 }
 
-/* The same box to the same place in every block of the cluster named by `blocks`, and to their barriers. */
-__device__ static inline void f8_share_tile(void *to, const CUtensorMap *map, uint64_t *barrier, int x, int y,
-                                            uint16_t blocks)
-{
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
-                 "[%1, {%3, %4}], [%2], %5;" ::"r"(f8_smem(to)),
-                 "l"(map), "r"(f8_smem(barrier)), "r"(x), "r"(y), "h"(blocks)
-                 : "memory");
-}
-
 /* Box of a 3-D tensor map at (x, y, z) to shared memory; what lies outside the tensor comes as zeros. */
 __device__ static inline void f8_copy_box(void *to, const CUtensorMap *map, uint64_t *barrier, int x, int y, int z,
                                           uint64_t policy)
