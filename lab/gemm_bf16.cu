@@ -183,7 +183,6 @@ static const struct {
     /* predict V3 650-700 sustained, V2-Lite 560-620: nothing but power limits the loop. */
     { "pairs, band 16", { F8_GEMM_BF16, 128, 256, 64, 4, 2, 8 }, false },
     /* predict the same: copies cost nothing as long as L2 gives 48 bytes per clock and SM; if not, 5-10 % less. */
-    { "single, band 16", { F8_GEMM_BF16, 128, 256, 64, 4, 1, 16 }, false },
     /* predict equal for V3, where both bands fit into L2. */
     { "pairs, band 8", { F8_GEMM_BF16, 128, 256, 64, 4, 2, 4 }, true },
 };

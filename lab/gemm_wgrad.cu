@@ -21,37 +21,46 @@ static CUtensorMap make_map(const void *data, f8_box_shape shape)
     return map;
 }
 
-template <class L> static result run(const operands &o, fp8flow_write write)
+template <class L> static result run(const operands &o, fp8flow_write write, int prefetch)
 {
     problem p = o.p;
     p.write = write;
+    p.prefetch = prefetch;
     p.band = BAND_ROWS / L::tile_n;
-    const cuuint64_t s = (cuuint64_t)o.capacity, n = (cuuint64_t)p.n, k = (cuuint64_t)p.k, line = 4 * k;
-    const cuuint32_t columns = L::lane_columns, pairs = columns / 2, group = 4 * columns;
-    CUtensorMap a_map = make_map(o.a, { 2, { s, n }, { s }, { WGRAD_STEP, L::tile_n } });
-    CUtensorMap b_map = make_map(o.b, { 5, { s, 2, 4, pairs, k / group }, { s, columns * s, 2 * s, group * s },
-                                        { WGRAD_STEP, 2, 4, pairs, WGRAD_K / group } });
-    f8_box_shape c_shape = { 3, { k, n, (cuuint64_t)p.experts }, { line, line * n },
-                             { WGRAD_PIECE_COLS, WGRAD_PIECE_LINES, 1 } };
-    c_shape.type = CU_TENSOR_MAP_DATA_TYPE_FLOAT32;
-    CUtensorMap c_map = make_map(p.c, c_shape);
+    cuuint64_t s = (cuuint64_t)o.capacity;
+    CUtensorMap a_map = make_map(o.a, { 2, { s, (cuuint64_t)p.n }, { s }, { WGRAD_STEP, L::tile_n } });
+    CUtensorMap b_map = make_map(o.b, { 5, { s, 2, 4, 2, (cuuint64_t)p.k / 16 }, { s, 4 * s, 2 * s, 16 * s },
+                                        { WGRAD_STEP, 2, 4, 2, WGRAD_K / 16 } });
     auto kernel = wgrad_kernel<L>;
     LAB_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, L::bytes));
     auto launch = [&](cudaStream_t stream) {
-        kernel<<<132, L::threads, L::bytes, stream>>>(a_map, b_map, c_map, p);
+        kernel<<<132, L::threads, L::bytes, stream>>>(a_map, b_map, p);
         LAB_TRY(cudaGetLastError());
     };
     return measure(o, p, launch);
 }
 
-/* name, layout, scaling, writes, multiple of k */
+typedef wgrad_layout<FP8FLOW_TILE128, 1, 2, 2, 4> one_team;
+typedef wgrad_layout<FP8FLOW_TILE128, 2, 1, 2, 3> two_teams;
+typedef wgrad_layout<FP8FLOW_TILE128, 1, 3, 1, 5> three_groups;
+
+/* name, layout, prefetch, scaling. Without prefetch c is read behind the products: 8 us per tile when all blocks do. */
 static const version versions[] = {
-    /* predict V2-Lite overwriting 680, adding 440; V3 adding 940: c is read behind the products. */
-    { "direct, 4 stages", run<wgrad_layout<FP8FLOW_TILE128, 2, 2, 4, 0>>, FP8FLOW_TILE128, ADDS | OVERWRITES, 16 },
-    /* predict V2-Lite adding 530; V3 adding 900: c comes and goes beside the products, one stage less. */
-    { "staged, 3 stages, 2x5 slots", run<wgrad_layout<FP8FLOW_TILE128, 2, 2, 3, 5>>, FP8FLOW_TILE128, ADDS, 32 },
+    /* predict V3 adding 980, V2-Lite adding 450: as before, c's next wave loaded while one is written. */
+    { "t1  256x128 one team", run<one_team>, 0, FP8FLOW_TILE128 },
+    /* predict V3 adding 1050, V2-Lite adding 580: c comes from L2; writes go to DRAM behind the next products. */
+    { "t1p the same, c brought to L2", run<one_team>, 1, FP8FLOW_TILE128 },
+    /* predict V3 850, V2-Lite adding 520. */
+    { "t2  128x128 two teams", run<two_teams>, 0, FP8FLOW_TILE128 },
+    /* predict V3 880, V2-Lite adding 600, overwriting 650. */
+    { "t2p the same, c brought to L2", run<two_teams>, 1, FP8FLOW_TILE128 },
+    /* predict V3 1000: of three warpgroups two multiply while one promotes. */
+    { "t3  192x128 three warpgroups", run<three_groups>, 0, FP8FLOW_TILE128 },
+    /* predict V3 1060, V2-Lite adding 560. */
+    { "t3p the same, c brought to L2", run<three_groups>, 1, FP8FLOW_TILE128 },
     /* predict V3 750: four operations per product instead of one. */
-    { "direct, COL128", run<wgrad_layout<FP8FLOW_COL128, 2, 2, 4, 0>>, FP8FLOW_COL128, ADDS | OVERWRITES, 16 },
+    { "c1p 256x128 one team, COL128", run<wgrad_layout<FP8FLOW_COL128, 1, 2, 2, 4>>, 1, FP8FLOW_COL128 },
+    { "c2p 128x128 two teams, COL128", run<wgrad_layout<FP8FLOW_COL128, 2, 1, 2, 3>>, 1, FP8FLOW_COL128 },
 };
 
 int main()

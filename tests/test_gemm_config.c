@@ -11,7 +11,7 @@ typedef struct {
     fp8flow_gemm_args args;
 } subject;
 
-enum { EXPERTS = 4, ROWS = 512, N = 384, K = 256 };
+enum { EXPERTS = 4, ROWS = 2048, N = 384, K = 256 };
 
 static char memory[64] __attribute__((aligned(64)));
 
@@ -155,21 +155,22 @@ static void test_weight_gradients(void **state)
     subject s;
     set_subject(&s, FP8FLOW_WGRAD, FP8FLOW_E4M3, FP8FLOW_TILE128);
     f8_gemm_desc d = f8_gemm_describe(&s.args);
-    d.inner = 96;
     d.experts = 8;
-    d.rows = 8 * 768;
-    assert_int_equal(f8_gemm_configure(&d).kernel, F8_GEMM_FP8_TILES);
-    d.write = FP8FLOW_ACCUMULATE;
-    assert_int_equal(f8_gemm_configure(&d).kernel, F8_GEMM_FP8_WGRAD);
-    d.inner = 80; /* no whole pieces */
-    assert_int_equal(f8_gemm_configure(&d).kernel, F8_GEMM_FP8_TILES);
-    d.inner = 96;
-    d.rows = 8 * 4096;
-    assert_int_equal(f8_gemm_configure(&d).kernel, F8_GEMM_FP8_TILES);
-    d.scaling = FP8FLOW_COL128;
-    assert_int_equal(f8_gemm_configure(&d).kernel, F8_GEMM_FP8_WGRAD);
-    d.scaling = FP8FLOW_TENSOR;
-    assert_int_equal(f8_gemm_configure(&d).kernel, F8_GEMM_FP8_WGRAD);
+    for (int write = FP8FLOW_OVERWRITE; write <= FP8FLOW_ACCUMULATE; write++) {
+        d.write = (fp8flow_write)write;
+        for (int i = 0; i < 3; i++) {
+            static const fp8flow_scaling scalings[] = { FP8FLOW_TILE128, FP8FLOW_COL128, FP8FLOW_TENSOR };
+            static const f8_gemm_kernel kernels[] = { F8_GEMM_FP8_TILES, F8_GEMM_FP8_WGRAD, F8_GEMM_FP8_WGRAD };
+            static const int tiles[] = { 128, 256, 192 };
+            d.scaling = scalings[i];
+            d.rows = 8 * 511;
+            assert_int_equal(f8_gemm_configure(&d).kernel, F8_GEMM_FP8_WGRAD);
+            assert_int_equal(f8_gemm_configure(&d).tile_m, 128);
+            d.rows = 8 * 512;
+            assert_int_equal(f8_gemm_configure(&d).kernel, kernels[i]);
+            assert_int_equal(f8_gemm_configure(&d).tile_m, tiles[i]);
+        }
+    }
 }
 
 /* ---- Limits ---- */

@@ -443,21 +443,14 @@ template <class S> static fp8flow_status launch(fp8flow_context *c, const fp8flo
     return f8_launched("gemm");
 }
 
-template <fp8flow_product product>
-static fp8flow_status choose(fp8flow_context *c, const fp8flow_gemm_args *x, const f8_gemm_config *config)
-{
-    if (config->cluster == 1) return launch<shape<product, 4, 1>>(c, x, config->band);
-    return launch<shape<product, 4, 2>>(c, x, config->band);
-}
-
 extern "C" fp8flow_status f8_cuda_gemm_bf16(fp8flow_context *c, const fp8flow_gemm_args *x,
                                             const f8_gemm_config *config)
 {
     /* No tensor map of nothing; the walk has room for so many experts. */
     if (x->a->rows == 0 || (x->groups && x->groups->count > F8_WALK_EXPERTS)) return f8_cuda_gemm_any(c, x);
     switch (x->product) {
-    case FP8FLOW_FPROP: return choose<FP8FLOW_FPROP>(c, x, config);
-    case FP8FLOW_DGRAD: return choose<FP8FLOW_DGRAD>(c, x, config);
-    default: return choose<FP8FLOW_WGRAD>(c, x, config);
+    case FP8FLOW_FPROP: return launch<shape<FP8FLOW_FPROP, 4, 2>>(c, x, config->band);
+    case FP8FLOW_DGRAD: return launch<shape<FP8FLOW_DGRAD, 4, 2>>(c, x, config->band);
+    default: return launch<shape<FP8FLOW_WGRAD, 4, 2>>(c, x, config->band);
     }
 }

@@ -54,17 +54,18 @@ static f8_gemm_kernel kernel_of(const f8_gemm_desc *d)
     return d->product == FP8FLOW_WGRAD ? F8_GEMM_FP8_WGRAD : F8_GEMM_FP8_ROWS;
 }
 
-/* TILE128: one scale per step and block, so that the tiles are those of FP8_ROWS; adding is done by L2, which keeps up
- * with the products of many rows. With few, c's way through memory binds: a stage of the ring makes room for pieces of
- * c (32 columns) that come and go beside the products. */
+/* With few rows c's way through memory binds, and one half of a multiprocessor writes while the other multiplies. With
+ * more: TILE128 has one scale per step and block, so that the tiles are those of FP8_ROWS; TENSOR has none until the
+ * end, and three warpgroups, so that two multiply while one adds up; the factors of COL128 need registers. */
 static f8_gemm_config wgrad_config(const f8_gemm_desc *d)
 {
-    const int64_t many_rows = 2048, piece = 32;
-    if (d->scaling == FP8FLOW_TENSOR) return (f8_gemm_config){ F8_GEMM_FP8_WGRAD, 192, 128, 128, 5, 1, 10 };
-    if (d->scaling == FP8FLOW_COL128) return (f8_gemm_config){ F8_GEMM_FP8_WGRAD, 256, 128, 128, 4, 1, 8 };
-    if (d->write == FP8FLOW_ACCUMULATE && d->rows / d->experts < many_rows && d->inner % piece == 0)
-        return (f8_gemm_config){ F8_GEMM_FP8_WGRAD, 256, 128, 128, 3, 1, 8 };
-    return (f8_gemm_config){ F8_GEMM_FP8_TILES, 128, 192, 128, 4, 1, 16 };
+    const int64_t few_rows = 512;
+    if (d->rows / d->experts < few_rows) return (f8_gemm_config){ F8_GEMM_FP8_WGRAD, 128, 128, 128, 3, 1, 16 };
+    switch (d->scaling) {
+    case FP8FLOW_TENSOR: return (f8_gemm_config){ F8_GEMM_FP8_WGRAD, 192, 128, 128, 5, 1, 10 };
+    case FP8FLOW_COL128: return (f8_gemm_config){ F8_GEMM_FP8_WGRAD, 256, 128, 128, 4, 1, 8 };
+    default: return (f8_gemm_config){ F8_GEMM_FP8_TILES, 128, 192, 128, 4, 1, 16 };
+    }
 }
 
 f8_gemm_config f8_gemm_configure(const f8_gemm_desc *desc)

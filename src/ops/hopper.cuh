@@ -247,6 +247,12 @@ __device__ static inline void f8_add_box(const CUtensorMap *map, const void *fro
                  : "memory");
 }
 
+/* The line of 128 bytes around an address to L2. */
+__device__ static inline void f8_prefetch(const void *address)
+{
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+}
+
 /* ---- Warpgroup products ---- */
 
 /* A shared-memory address that the caller keeps in a register: from a pointer the
