@@ -78,23 +78,6 @@ __global__ static void fill_kernel(uint16_t *to, int64_t cols, const int32_t *of
     }
 }
 
-/* Back to back for `seconds`, the second half timed: microseconds. */
-template <class Launch> static double sustained(Launch once, double guess, double seconds)
-{
-    cudaEvent_t start, stop;
-    float milliseconds;
-    LAB_TRY(cudaEventCreate(&start));
-    LAB_TRY(cudaEventCreate(&stop));
-    int loops = std::max(4, (int)(seconds / 2 * 1e6 / guess));
-    for (int i = 0; i < loops; i++) once(0);
-    LAB_TRY(cudaEventRecord(start));
-    for (int i = 0; i < loops; i++) once(0);
-    LAB_TRY(cudaEventRecord(stop));
-    LAB_TRY(cudaEventSynchronize(stop));
-    LAB_TRY(cudaEventElapsedTime(&milliseconds, start, stop));
-    return 1e3 * milliseconds / loops;
-}
-
 static fp8flow_tensor tensor(int64_t rows, int64_t cols, int64_t group_rows, fp8flow_dtype dtype, void *data)
 {
     return { rows, cols, cols, group_rows, dtype, FP8FLOW_UNSCALED, FP8FLOW_ROWS, data, NULL };
@@ -131,7 +114,7 @@ static void measure(const char *name, const fixture &f, const f8_gemm_config &co
     double largest = *std::max_element(errors.begin(), errors.end());
     int wrong = (int)std::count_if(errors.begin(), errors.end(), [](double x) { return x > 1; });
     usleep(100000);
-    double cool = lab_time(once, 9), warm = sustained(once, cool, seconds);
+    double cool = lab_time(once, 9), warm = lab_sustained(once, cool, seconds).microseconds;
     std::printf("%-22s %-20s %5.0f TFLOP/s flushed, %5.0f sustained, %.2g", name, s.name, f.flops() / cool * 1e-6,
                 f.flops() / warm * 1e-6, largest);
     std::printf(wrong ? " WRONG: %d\n" : "\n", wrong);

@@ -9,7 +9,6 @@
 #include <cmath>
 #include <csignal>
 
-#include <dlfcn.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -82,48 +81,6 @@ struct fixture {
     double flops, *worst;
 };
 
-/* SM clock in MHz as NVML tells it, 0 without NVML. */
-static double sm_clock()
-{
-    static void *library = dlopen("libnvidia-ml.so.1", RTLD_NOW);
-    static int (*clock)(void *, int, unsigned *);
-    static void *device;
-    unsigned megahertz = 0;
-    if (library && !clock) {
-        int (*init)() = (int (*)())dlsym(library, "nvmlInit_v2");
-        typedef int by_index_function(unsigned, void **);
-        by_index_function *by_index = (by_index_function *)dlsym(library, "nvmlDeviceGetHandleByIndex_v2");
-        if (init && by_index && init() == 0 && by_index(0, &device) == 0)
-            clock = (int (*)(void *, int, unsigned *))dlsym(library, "nvmlDeviceGetClockInfo");
-    }
-    return clock && clock(device, 1, &megahertz) == 0 ? megahertz : 0;
-}
-
-struct rate {
-    double teraflops, megahertz;
-
-    double share() const { return megahertz ? 100 * teraflops * 1e12 / (2 * 4096.0 * 132 * megahertz * 1e6) : 0; }
-};
-
-/* Back to back for `seconds`, the second half timed; the clock in the middle of that. */
-template <class Launch> static rate sustained(Launch once, const fixture &f, double guess, double seconds)
-{
-    cudaEvent_t start, stop;
-    float milliseconds;
-    LAB_TRY(cudaEventCreate(&start));
-    LAB_TRY(cudaEventCreate(&stop));
-    int loops = std::max(8, (int)(seconds / 2 * 1e6 / guess));
-    for (int i = 0; i < loops; i++) once(0);
-    LAB_TRY(cudaEventRecord(start));
-    for (int i = 0; i < loops; i++) once(0);
-    LAB_TRY(cudaEventRecord(stop));
-    usleep((unsigned)(seconds * 0.7e6));
-    double megahertz = sm_clock();
-    LAB_TRY(cudaEventSynchronize(stop));
-    LAB_TRY(cudaEventElapsedTime(&milliseconds, start, stop));
-    return { f.flops * loops / milliseconds * 1e-9, megahertz };
-}
-
 static fp8flow_tensor tensor(int64_t rows, int64_t cols, int64_t group_rows, f8_tensor_format format, void *data,
                              const void *scale)
 {
@@ -162,9 +119,11 @@ static void measure(const char *name, const fixture &f, const f8_gemm_config &co
     usleep(300000);
     double cool = lab_time(once, 15);
     usleep(100000);
-    rate flushed = { f.flops / cool * 1e-6, sm_clock() }, warm = sustained(once, f, cool, seconds);
+    lab_rate warm = lab_sustained(once, cool, seconds);
+    double teraflops = f.flops / warm.microseconds * 1e-6, peak = 2 * 4096.0 * 132 * warm.megahertz * 1e-6;
     std::printf("%-34s %-15s %5.0f TFLOP/s flushed, %5.0f %3.0f %% %4.0f MHz sustained, %.2f%s\n", name, f.name,
-                flushed.teraflops, warm.teraflops, warm.share(), warm.megahertz, largest, largest < 1 ? "" : " WRONG");
+                f.flops / cool * 1e-6, teraflops, peak > 0 ? 100 * teraflops / peak : 0, warm.megahertz, largest,
+                largest < 1 ? "" : " WRONG");
 }
 
 static fixture make_fixture(const char *name, int experts, int mean, int n, int k)

@@ -8,7 +8,6 @@
 #include <cmath>
 #include <csignal>
 
-#include <dlfcn.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -177,44 +176,6 @@ __global__ static void count_nan(const float *c, int64_t count, unsigned long lo
     if (mine) atomicAdd(found, mine);
 }
 
-/* SM clock in MHz as NVML tells it, 0 without NVML. */
-static double sm_clock()
-{
-    static void *library = dlopen("libnvidia-ml.so.1", RTLD_NOW);
-    static int (*clock)(void *, int, unsigned *);
-    static void *device;
-    unsigned megahertz = 0;
-    if (library && !clock) {
-        int (*init)() = (int (*)())dlsym(library, "nvmlInit_v2");
-        int (*by_index)(unsigned, void **) =
-            (int (*)(unsigned, void **))dlsym(library, "nvmlDeviceGetHandleByIndex_v2");
-        if (init && by_index && init() == 0 && by_index(0, &device) == 0)
-            clock = (int (*)(void *, int, unsigned *))dlsym(library, "nvmlDeviceGetClockInfo");
-    }
-    return clock && clock(device, 1, &megahertz) == 0 ? megahertz : 0;
-}
-
-/* Microseconds of one launch of many, for about `milliseconds`, of which the second half is timed. */
-template <class Launch> static double sustain(Launch launch, double one, double milliseconds, double *megahertz)
-{
-    cudaEvent_t start, stop;
-    float elapsed;
-    LAB_TRY(cudaEventCreate(&start));
-    LAB_TRY(cudaEventCreate(&stop));
-    int loops = std::max(8, (int)(5e2 * milliseconds / one));
-    for (int i = 0; i < loops; i++) launch(0);
-    LAB_TRY(cudaEventRecord(start));
-    for (int i = 0; i < loops; i++) launch(0);
-    LAB_TRY(cudaEventRecord(stop));
-    usleep((unsigned)(milliseconds * 0.7e3));
-    *megahertz = sm_clock();
-    LAB_TRY(cudaEventSynchronize(stop));
-    LAB_TRY(cudaEventElapsedTime(&elapsed, start, stop));
-    LAB_TRY(cudaEventDestroy(start));
-    LAB_TRY(cudaEventDestroy(stop));
-    return 1e3 * elapsed / loops;
-}
-
 /* launch(stream) solves p. */
 template <class Launch> static result measure(const operands &o, const problem &p, Launch launch)
 {
@@ -238,7 +199,10 @@ template <class Launch> static result measure(const operands &o, const problem &
     if (o.sustained_ms == 0) return r;
     usleep(300 * 1000); /* what ran before has warmed the card */
     r.cool = lab_time(launch, 11);
-    if (o.sustained_ms < 0) r.sustained = sustain(launch, r.cool, -o.sustained_ms, &r.megahertz);
+    if (o.sustained_ms < 0) {
+        lab_rate warm = lab_sustained(launch, r.cool, -1e-3 * o.sustained_ms);
+        r.sustained = warm.microseconds, r.megahertz = warm.megahertz;
+    }
     return r;
 }
 

@@ -15,6 +15,8 @@
 #include <vector>
 
 #include <cuda_runtime.h>
+#include <dlfcn.h>
+#include <unistd.h>
 
 #define LAB_TRY(call)                                                                             \
     do {                                                                                          \
@@ -120,6 +122,49 @@ template <class Launch> double lab_time(Launch launch, int repeats = 21, cudaStr
     cudaEventDestroy(stop);
     if (!on) cudaStreamDestroy(stream);
     return 1e3 * times[times.size() / 2];
+}
+
+/* SM clock in MHz as NVML tells it, 0 without NVML. */
+static inline double lab_clock()
+{
+    typedef int by_index_function(unsigned, void **);
+    static void *library = dlopen("libnvidia-ml.so.1", RTLD_NOW);
+    static int (*clock)(void *, int, unsigned *);
+    static void *device;
+    unsigned megahertz = 0;
+    if (library && !clock) {
+        int (*init)() = (int (*)())dlsym(library, "nvmlInit_v2");
+        by_index_function *by_index = (by_index_function *)dlsym(library, "nvmlDeviceGetHandleByIndex_v2");
+        if (init && by_index && init() == 0 && by_index(0, &device) == 0)
+            clock = (int (*)(void *, int, unsigned *))dlsym(library, "nvmlDeviceGetClockInfo");
+    }
+    return clock && clock(device, 1, &megahertz) == 0 ? megahertz : 0;
+}
+
+struct lab_rate {
+    double microseconds, megahertz;
+};
+
+/* `launch(0)`, which takes about `guess` microseconds, back to back for `seconds`: one of the second half, and the
+ * clock in the middle of that. */
+template <class Launch> lab_rate lab_sustained(Launch launch, double guess, double seconds)
+{
+    cudaEvent_t start, stop;
+    float milliseconds;
+    LAB_TRY(cudaEventCreate(&start));
+    LAB_TRY(cudaEventCreate(&stop));
+    int loops = std::max(8, (int)(seconds / 2 * 1e6 / guess));
+    for (int i = 0; i < loops; i++) launch(0);
+    LAB_TRY(cudaEventRecord(start));
+    for (int i = 0; i < loops; i++) launch(0);
+    LAB_TRY(cudaEventRecord(stop));
+    usleep((unsigned)(seconds * 0.7e6));
+    double megahertz = lab_clock();
+    LAB_TRY(cudaEventSynchronize(stop));
+    LAB_TRY(cudaEventElapsedTime(&milliseconds, start, stop));
+    LAB_TRY(cudaEventDestroy(start));
+    LAB_TRY(cudaEventDestroy(stop));
+    return { 1e3 * milliseconds / loops, megahertz };
 }
 
 /* Bytes per microsecond (TB/s times 1e6) of the copy, measured once. */

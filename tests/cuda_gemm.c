@@ -2,7 +2,10 @@
  * exactly, other data within the bound of FP64 sums, padding and gaps, the same bits again, graphs.
  *
  * Operands are made of one pool of numbers, on the host and on the device: a weight is a view of the pool, an
- * activation a copy whose padding is NaN. Samples of c are computed again in FP64. */
+ * activation a copy whose padding is NaN. Samples of c are computed again in FP64.
+ *
+ * The reason for the length: one fixture serves every kernel and every promise of the product.
+ */
 #include "cuda_support.h"
 
 #include "ops/gemm.h"

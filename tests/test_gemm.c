@@ -1,4 +1,7 @@
-/* test_gemm.c - grouped products against exact integer and FP64 oracles, in every format and form. */
+/* test_gemm.c - grouped products against exact integer and FP64 oracles, in every format and form.
+ *
+ * The reason for the length: one oracle serves every product and format.
+ */
 #include <dirent.h>
 #include <pthread.h>
 

@@ -52,18 +52,7 @@ struct tile_work {
 template <class S> struct shared_memory {
     uint64_t full[S::stages], empty[S::stages];
     tile_work work[S::stages];
-    int32_t cumulative[F8_WALK_EXPERTS + 1];
-};
-
-/* Position in a ring of `size` and the phase of its barriers. */
-template <int size> struct position {
-    int at;
-    uint32_t phase;
-
-    __device__ void advance()
-    {
-        if (++at == size) at = 0, phase ^= 1;
-    }
+    int32_t cumulative[F8_GEMM_MAX_EXPERTS + 1];
 };
 
 /* ---- The thread that copies ---- */
@@ -104,7 +93,7 @@ template <class S>
 __device__ static void produce(const problem &p, const CUtensorMap *a_map, const CUtensorMap *b_map,
                                shared_memory<S> &shared, uint8_t *ring, typename S::walk walk)
 {
-    position<S::stages> stage = { 0, 1 };
+    f8_position<S::stages> stage = { 0, 1 };
     f8_walk_tile t;
     int rank = S::cluster > 1 ? (int)f8_cluster_rank() : 0;
     f8_prefetch_map(a_map);
@@ -169,7 +158,7 @@ __device__ static void clear_tail(uint8_t *stage, int valid)
 
 /* A stage that is full; only its first `valid` steps count. */
 template <class S>
-__device__ static inline void wait_stage(uint32_t full, uint8_t *ring, const position<S::stages> &stage, int valid)
+__device__ static inline void wait_stage(uint32_t full, uint8_t *ring, const f8_position<S::stages> &stage, int valid)
 {
     f8_barrier_wait(full + 8 * stage.at, stage.phase);
     if (S::gradient && valid < STEP) clear_tail(ring + stage.at * STAGE_BYTES, valid);
@@ -197,7 +186,7 @@ __device__ static inline void multiply(float (&sum)[128], uint32_t a, uint32_t b
 /* The stages of a tile. A stage is given back when the products of the next have been issued and its own are done. */
 template <class S, width columns>
 __device__ static inline void run_tile(shared_memory<S> &shared, uint8_t *ring, uint32_t a, uint32_t b,
-                                       const tile_work &t, position<S::stages> &stage, float (&sum)[128])
+                                       const tile_work &t, f8_position<S::stages> &stage, float (&sum)[128])
 {
     uint32_t full = f8_kept(shared.full), empty = full + (uint32_t)sizeof shared.full, before = empty + 8 * stage.at;
     wait_stage<S>(full, ring, stage, t.steps == 1 ? t.rest : STEP);
@@ -323,7 +312,7 @@ __device__ static void consume(const problem &p, shared_memory<S> &shared, uint8
     a = S::a_outer ? f8_operand_low_outer(a, BOX_BYTES) : f8_operand_low(a);
     b = S::b_outer ? f8_operand_low_outer(b, BOX_BYTES) : f8_operand_low(b);
     uint8_t *turn = turns + warp * TURN_BYTES;
-    position<S::stages> stage = { 0, 0 };
+    f8_position<S::stages> stage = { 0, 0 };
     for (;;) {
         f8_barrier_wait(&shared.full[stage.at], stage.phase);
         tile_work t = shared.work[stage.at];
@@ -446,8 +435,6 @@ template <class S> static fp8flow_status launch(fp8flow_context *c, const fp8flo
 extern "C" fp8flow_status f8_cuda_gemm_bf16(fp8flow_context *c, const fp8flow_gemm_args *x,
                                             const f8_gemm_config *config)
 {
-    /* No tensor map of nothing; the walk has room for so many experts. */
-    if (x->a->rows == 0 || (x->groups && x->groups->count > F8_WALK_EXPERTS)) return f8_cuda_gemm_any(c, x);
     switch (x->product) {
     case FP8FLOW_FPROP: return launch<shape<FP8FLOW_FPROP, 4, 2>>(c, x, config->band);
     case FP8FLOW_DGRAD: return launch<shape<FP8FLOW_DGRAD, 4, 2>>(c, x, config->band);

@@ -4,7 +4,7 @@
 #include <stdio.h>
 
 /* Lines of whole 16-byte pieces are what the copy engine wants, and what a store of a short last tile relies on. */
-enum { MAP_ALIGNMENT = 16, STEP = 16, MAX_EXPERTS = 1024 };
+enum { MAP_ALIGNMENT = 16, STEP = 16 };
 
 static int is_mappable(const fp8flow_tensor *t)
 {
@@ -41,7 +41,7 @@ static int fits_maps(const f8_gemm_desc *d)
 {
     const int64_t limit = INT32_MAX;
     if (d->experts <= 0 || d->rows <= 0 || d->outer <= 0 || d->inner <= 0) return 0;
-    if (d->experts > MAX_EXPERTS || d->rows > limit || d->outer > limit || d->inner > limit) return 0;
+    if (d->experts > F8_GEMM_MAX_EXPERTS || d->rows > limit || d->outer > limit || d->inner > limit) return 0;
     if (d->experts * d->outer > limit || d->experts * d->inner > limit) return 0;
     return d->mappable && d->outer % STEP == 0 && d->inner % STEP == 0;
 }

@@ -8,6 +8,8 @@
 
 #include "ops/ops.h"
 
+enum { F8_GEMM_MAX_EXPERTS = 1024 }; /* of the kernels of the tensor cores: room in shared memory */
+
 typedef enum {
     F8_GEMM_ANY,       /* every format, shape, stride and alignment; FP32 arithmetic, no tensor cores */
     F8_GEMM_FP8_ROWS,  /* FPROP, DGRAD of FP8 operands */

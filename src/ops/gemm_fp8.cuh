@@ -29,17 +29,6 @@ enum { SHARED_BYTES = 1024 + STAGES * STAGE_BYTES + GROUPS * BOXES * BOX_BYTES }
 enum { SLOTS = 4, WINDOW = 16, LINE = WINDOW + 4 }; /* tiles ahead: slots of up to 16 steps, lines of scale bytes */
 enum { PRODUCER_REGISTERS = 40, CONSUMER_REGISTERS = 232 };
 
-/* Position in a ring of `size` and the phase of its barriers. */
-template <int size> struct position {
-    int at;
-    uint32_t phase;
-
-    __device__ void advance()
-    {
-        if (++at == size) at = 0, phase ^= 1;
-    }
-};
-
 /* Barriers of the ring and of the slots. */
 struct pipeline {
     uint64_t full[STAGES], empty[STAGES], ready[SLOTS], taken[SLOTS];

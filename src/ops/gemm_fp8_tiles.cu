@@ -31,7 +31,7 @@ struct slot {
 
 struct shared_memory {
     pipeline pipe;
-    int32_t cumulative[F8_WALK_EXPERTS + 1];
+    int32_t cumulative[F8_GEMM_MAX_EXPERTS + 1];
     f8_walk_tile current; /* of the warp that walks */
     slot slots[SLOTS];
 };
@@ -53,7 +53,7 @@ __device__ static void bring_window(const problem &p, const f8_walk_tile &t, int
 __device__ static void bring(const problem &p, shared_memory &shared)
 {
     walk tiles(p.groups, shared.cumulative);
-    position<SLOTS> at = { 0, 1 };
+    f8_position<SLOTS> at = { 0, 1 };
     f8_walk_tile &t = shared.current;
     for (bool more = true; more;) {
         __syncwarp();
@@ -82,7 +82,7 @@ __device__ static void produce(const problem &p, const CUtensorMap *a_map, const
                                shared_memory &shared, uint8_t *ring)
 {
     uint32_t phases = ~0u; /* a bit per stage */
-    position<SLOTS> at = { 0, 0 };
+    f8_position<SLOTS> at = { 0, 0 };
     f8_prefetch_map(a_map);
     f8_prefetch_map(b_map);
     for (;; at.advance()) {

@@ -10,9 +10,10 @@
 
 #include <stdint.h>
 
+#include "ops/gemm_config.h"
 #include "ops/hopper.cuh"
 
-enum { F8_WALK_ROWS = 128, F8_WALK_EXPERTS = 1024 };
+enum { F8_WALK_ROWS = 128 };
 
 /* Where the rows of c lie, and how c is walked. Offset NULL: one expert with all rows. */
 struct f8_walk_groups {

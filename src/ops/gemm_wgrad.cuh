@@ -37,7 +37,7 @@ __device__ static void wgrad_produce(const CUtensorMap *a_map, const CUtensorMap
                                      wgrad_shared<L> &s, uint8_t *stages, int team)
 {
     wgrad_walker<L> walk(p, team);
-    wgrad_position<L::stages> ring = { 0, 1 };
+    f8_position<L::stages> ring = { 0, 1 };
     wgrad_tile t;
     while (walk.next(&t)) {
 #pragma unroll 1
@@ -63,7 +63,7 @@ template <class L>
 __device__ static void wgrad_produce_factors(const wgrad_problem &p, wgrad_shared<L> &s, float *factors, int team)
 {
     wgrad_walker<L> walk(p, team);
-    wgrad_position<L::stages> ring = { 0, 1 };
+    f8_position<L::stages> ring = { 0, 1 };
     wgrad_tile t;
     while (walk.next(&t)) {
         for (int block = 0; block < t.blocks(); block++) {
@@ -190,7 +190,7 @@ __device__ static inline void wgrad_consume(const wgrad_problem &p, wgrad_shared
     uint32_t full = f8_kept(s.full[team]), empty = full + sizeof s.full;
     uint32_t a = f8_kept(stages + line * WGRAD_STEP), b = f8_kept(stages + L::a_bytes);
     wgrad_walker<L> walk(p, team);
-    wgrad_position<L::stages> ring = { 0, 0 };
+    f8_position<L::stages> ring = { 0, 0 };
     wgrad_tile t, next;
     bool more = walk.next(&next);
     int next_scales = more && tiled ? wgrad_exponent(p, next, 0, next.n + line) : 0;

@@ -80,17 +80,6 @@ template <class L> struct wgrad_walker {
     }
 };
 
-/* Position in a ring of `size` and the phase of its barriers. */
-template <int size> struct wgrad_position {
-    int at;
-    uint32_t phase;
-
-    __device__ void advance()
-    {
-        if (++at == size) at = 0, phase ^= 1;
-    }
-};
-
 /* ---- Promotion ---- */
 
 /* Powers of two as sums of two scale bytes: byte a + byte b stands for 2^(a + b - 254). */

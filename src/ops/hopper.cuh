@@ -98,6 +98,17 @@ __device__ static inline void f8_barrier_arrive_at(uint64_t *barrier, uint32_t r
     f8_barrier_arrive_at(f8_smem(barrier), rank);
 }
 
+/* Position in a ring of `size` and the phase of its barriers. */
+template <int size> struct f8_position {
+    int at;
+    uint32_t phase;
+
+    __device__ void advance()
+    {
+        if (++at == size) at = 0, phase ^= 1;
+    }
+};
+
 /* Wait of one named barrier for `threads` threads of the block. */
 __device__ static inline void f8_named_barrier(int name, int threads)
 {
@@ -146,13 +157,6 @@ __device__ static inline void f8_store_tile(const CUtensorMap *map, uint32_t fro
 }
 
 /* Box of shared memory to a 3-D tensor map at (x, y, z); what lies outside the tensor is not written. */
-__device__ static inline void f8_store_box(const CUtensorMap *map, const void *from, int x, int y, int z)
-{
-    asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(map),
-                 "r"(f8_smem(from)), "r"(x), "r"(y), "r"(z)
-                 : "memory");
-}
-
 __device__ static inline void f8_store_box(const CUtensorMap *map, uint32_t from, int x, int y, int z)
 {
     asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(map),
@@ -160,7 +164,13 @@ __device__ static inline void f8_store_box(const CUtensorMap *map, uint32_t from
                  : "memory");
 }
 
-/* The same, adding to memory. */
+/* The same from a pointer. */
+__device__ static inline void f8_store_box(const CUtensorMap *map, const void *from, int x, int y, int z)
+{
+    f8_store_box(map, f8_smem(from), x, y, z);
+}
+
+/* The address form, adding to memory. */
 __device__ static inline void f8_add_box(const CUtensorMap *map, uint32_t from, int x, int y, int z)
 {
     asm volatile("cp.reduce.async.bulk.tensor.3d.global.shared::cta.add.bulk_group "
