@@ -183,12 +183,12 @@ __device__ static inline void attention_run(const attention_operands &x, int blo
     if (key + S::keys - 1 > all) attention_mask(s, limit - key);
     attention_weigh(s, rows, scale, keep);
     f8_pack_weights(weights, s);
+    f8_barrier_wait(x.full + 8 * stage.at, stage.phase);
 #pragma unroll
     for (int i = 0; i < S::head_dim / 2; i++) f8_set_zero(o[i]);
 #pragma unroll 1
     for (key -= S::keys; key >= 0; key -= S::keys) {
         uint32_t k_stage = stage.at;
-        f8_barrier_wait(x.full + 8 * stage.at, stage.phase);
         f8_named_barrier(x.turn, 256);
         f8_products_begin();
         f8_multiply_heads<S::head_dim, S::queries, S::keys>(s, x.q, x.k + stage.at * stage_step);
@@ -204,15 +204,18 @@ __device__ static inline void attention_run(const attention_operands &x, int blo
         f8_release(x.empty + 8 * k_stage);
         if (key + S::keys - 1 > all) attention_mask(s, limit - key);
         attention_weigh(s, rows, scale, keep);
+        uint32_t v_stage = stage.at;
+        stage.advance();
+        /* The next stage, here: across the loop of this wait ptxas does not pull the wait for the products forward. */
+        f8_pin_all(s);
+        f8_barrier_wait(x.full + 8 * stage.at, stage.phase);
         f8_products_wait<0>();
         f8_pin_all(o);
-        f8_release(x.empty + 8 * stage.at);
-        stage.advance();
+        f8_release(x.empty + 8 * v_stage);
         attention_keep(o, keep);
         f8_pack_weights(weights, s);
     }
     f8_release(x.q_empty);
-    f8_barrier_wait(x.full + 8 * stage.at, stage.phase);
     f8_products_begin();
     f8_multiply_tokens(o, weights, x.v + stage.at * stage_step);
     f8_products_commit();
