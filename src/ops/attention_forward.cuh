@@ -27,8 +27,12 @@ struct f8_attention_problem {
     float scale;       /* log2(e) times the scale of the scores; above 0 */
 };
 
-template <int head_dim_, int groups_, int stages_> struct f8_attention_shape {
+/* Whether warpgroups take turns at the tensor cores. */
+enum f8_attention_turns { F8_TURNS, F8_NO_TURNS };
+
+template <int head_dim_, int groups_, int stages_, f8_attention_turns turns_ = F8_TURNS> struct f8_attention_shape {
     static const int head_dim = head_dim_, groups = groups_, stages = stages_;
+    static const f8_attention_turns turns = turns_;
     static const int queries = 64 * groups, keys = 128, threads = 128 * (groups + 1);
     static const int q_bytes = f8_attention_tile<head_dim, queries>::bytes;
     static const int stage_bytes = f8_attention_tile<head_dim, keys>::bytes;
@@ -189,7 +193,7 @@ __device__ static inline void attention_run(const attention_operands &x, int blo
 #pragma unroll 1
     for (key -= S::keys; key >= 0; key -= S::keys) {
         uint32_t k_stage = stage.at;
-        f8_named_barrier(x.turn, 256);
+        if (S::turns == F8_TURNS) f8_named_barrier(x.turn, 256);
         f8_products_begin();
         f8_multiply_heads<S::head_dim, S::queries, S::keys>(s, x.q, x.k + stage.at * stage_step);
         f8_products_commit();
@@ -198,7 +202,7 @@ __device__ static inline void attention_run(const attention_operands &x, int blo
         f8_products_begin();
         f8_multiply_tokens(o, weights, x.v + stage.at * stage_step);
         f8_products_commit();
-        f8_named_arrive(x.next_turn, 256);
+        if (S::turns == F8_TURNS) f8_named_arrive(x.next_turn, 256);
         f8_products_wait<1>();
         f8_pin_all(s);
         f8_release(x.empty + 8 * k_stage);
@@ -256,7 +260,7 @@ __device__ static void attention_consume(const f8_attention_problem &p, f8_atten
     uint32_t q_phase = 0;
     int place, pair;
     /* The first turn is given. */
-    if (group == S::groups - 1) f8_named_arrive(x.next_turn, 256);
+    if (S::turns == F8_TURNS && group == S::groups - 1) f8_named_arrive(x.next_turn, 256);
     while (walk.next(&place, &pair)) {
         f8_attention_job t = f8_attention_job::of(p, place, pair, S());
         int first = t.query + group * 64, query = first + warp % 4 * 16, all = first + p.keys - p.queries;
@@ -269,7 +273,7 @@ __device__ static void attention_consume(const f8_attention_problem &p, f8_atten
         attention_write<S>(p, t, query, turn, rows, o);
     }
     /* And the last is taken back. */
-    if (group == 0) f8_named_barrier(x.turn, 256);
+    if (S::turns == F8_TURNS && group == 0) f8_named_barrier(x.turn, 256);
 }
 
 template <class S>
