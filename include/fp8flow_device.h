@@ -54,9 +54,10 @@ typedef struct {
     const char *op;                        /* "gemm" */
     char label[FP8FLOW_TRACE_LABEL_BYTES]; /* shape and formats, for people: "4096x7168 bf16 to e4m3 row128" */
     double milliseconds;
-    double bytes;   /* fewest that the call must move: each input once, each output once */
-    double flops;   /* of products and attention; 0: bound by memory */
-    int64_t groups; /* experts that the call knows; 0: dense */
+    double bytes;        /* fewest that the call must move: each input once, each output once */
+    double flops;        /* of products and attention; 0: bound by memory */
+    int64_t groups;      /* experts that the call knows; 0: dense */
+    fp8flow_dtype dtype; /* of the first operand, where there are flops */
 } fp8flow_trace_record;
 typedef struct fp8flow_trace fp8flow_trace;
 FP8FLOW_API fp8flow_status fp8flow_trace_create(fp8flow_context *c, int64_t capacity, fp8flow_trace **trace);

@@ -149,6 +149,12 @@ refuse "layer of one column" 2 '--hidden: "1" is not in' inspect --hidden 1
 refuse "bench repeats of zero" 2 '--repeat: "0" is not in' bench --repeat 0
 refuse "bench loop of an hour" 2 '--seconds: "3600" is not in 0 .. 60' bench --seconds 3600
 refuse "bench loop of a word" 2 '--seconds: "long" is not a number' bench --seconds long
+refuse "bench layer at no shape" 2 'there is no shape "v4"' bench layer --shapes v4
+refuse "bench layer in no mode" 2 'is not one of none|moe_expert|full' bench layer --checkpointing some
+refuse "bench layer of no recipe" 2 'flow' bench layer --recipes bf16,fp4
+refuse "bench layer with an operand" 2 'unexpected argument "quantize"' bench layer quantize
+refuse "bench layer of a width that is refused" 1 'layer bf16 at demo: ' bench layer --width 24 --recipes bf16
+accept "bench layer --help" 'Usage: fp8flow bench layer' bench layer --help
 refuse "bench of words that nothing has" 2 'nothing has the words "gemm quantize"' bench 'gemm quantize'
 
 # ---- Names ----
@@ -168,6 +174,7 @@ export CUDA_VISIBLE_DEVICES=
 refuse "bench without a GPU" 1 'cuda: ' bench --device cuda
 refuse "bench of products without a GPU" 1 'cuda: ' bench --device cuda --seconds 0 'gemm fprop1 v2-lite'
 refuse "bench without a GPU, JSON" 1 'cuda: ' bench --device cuda --json --repeat 1 add
+refuse "bench layer without a GPU" 1 'cuda: ' bench layer --device cuda
 unset CUDA_VISIBLE_DEVICES
 
 # ---- Long and odd arguments (one argument may have 128 KiB on Linux; a megabyte comes in pieces) ----

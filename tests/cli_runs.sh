@@ -171,6 +171,15 @@ run bench --repeat 1 add
 check "bench prints a table" grep -q '^add ' "$logs/out"
 run bench --repeat 1 'lite add'
 check "bench takes words in any order" grep -q '^add .*v2-lite' "$logs/out"
+run bench layer --repeat 1 --tokens 64 --experts 4 --recipes flow,bf16 --checkpointing none,full
+check "bench layer prints a table" grep -qE '^flow +full ' "$logs/out"
+check "bench layer measures bf16 first" sh -c "grep -nE '^(bf16|flow) +none ' $logs/out | head -1 | grep -q bf16"
+check "bench layer lists the operators" grep -qE '^  swiglu_backward .* bf16 to e4m3 row128' "$logs/out"
+check "bench layer lists them for the first mode only" [ "$(grep -c '% bound' "$logs/out")" -eq 2 ]
+run bench layer --repeat 2 --tokens 64 --experts 4 --recipes flow,bf16,blockwise --checkpointing full --json --kernels all
+check "bench layer --json is a list" is_list "$logs/out"
+check "bench layer --json has every key in every record" every_record_has "$logs/out" shape recipe checkpointing \
+    forward_ms total_ms loop_ms sum_ms router_ms tflops saved_bytes explicit_casts ratio_bf16 calls
 run bench no-such-operator
 check "bench of nothing is refused" [ $code -ne 0 ]
 if "$program" doctor | grep -q '^CUDA *yes'; then

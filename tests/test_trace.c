@@ -67,6 +67,7 @@ static void test_weights_do_not_depend_on_the_rows_in_use(void **state)
     assert_float_equal(cost.row_flops, 2.0 * 128 * 256, 0);
     assert_float_equal(cost.flops, 0, 0);
     assert_string_equal(cost.label, "fprop 512x128x256 e4m3 row128 * e4m3 tile128");
+    assert_int_equal(cost.dtype, FP8FLOW_E4M3);
     args.groups = NULL;
     assert_float_equal(f8_cost_of(F8_OP_gemm, &args).flops, 2.0 * 512 * 128 * 256, 0);
 }
@@ -161,6 +162,7 @@ static void test_attention(void **state)
     f8_cost cost = f8_cost_of(F8_OP_attention, &args);
     check_fixed(cost, 2 * 6 * 128 + 2 * 10 * 64 + 4 * 6 * 4, 4.0 * 16 * 2 * 4 * (3 + 4 + 5));
     assert_string_equal(cost.label, "2x3x64, 2 kv heads");
+    assert_int_equal(cost.dtype, FP8FLOW_BF16);
     fp8flow_attention_backward_args backward = { &q, &same, &same, &q, &q, &lse, 2, 4, 2, 16, 1.0f, &q, &same, &same };
     check_fixed(f8_cost_of(F8_OP_attention_backward, &backward), 4 * 6 * 128 + 4 * 6 * 64 + 4 * 6 * 4,
                 10.0 * 16 * 2 * 4 * (1 + 2 + 3));

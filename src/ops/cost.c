@@ -258,6 +258,7 @@ static void cost_gemm(const fp8flow_gemm_args *a, f8_cost *cost)
     double per_row = 2 * (double)a->a->cols * (double)a->c->cols;
     if (a->groups) cost->row_flops = per_row;
     else cost->flops = per_row * (double)a->a->rows;
+    cost->dtype = a->a->dtype;
     label_product(a, cost);
 }
 
@@ -279,6 +280,7 @@ static void cost_attention(const fp8flow_attention_args *a, f8_cost *cost)
     counter n = { cost, 0 };
     const fp8flow_tensor *const moved[] = { a->q, a->k, a->v, a->o };
     for (int i = 0; i < 4; i++) count_tensor(n, moved[i], 1);
+    cost->dtype = a->q->dtype;
     count_column(n, a->lse, a->q->rows * a->num_heads);
     if (a->batch > 0) {
         double pairs = visible_pairs(a->batch, a->num_heads, a->q->rows / a->batch, a->k->rows / a->batch);
@@ -293,6 +295,7 @@ static void cost_attention_backward(const fp8flow_attention_backward_args *a, f8
     counter n = { cost, 0 };
     const fp8flow_tensor *const moved[] = { a->q, a->k, a->v, a->o, a->grad_o, a->grad_q, a->grad_k, a->grad_v };
     for (int i = 0; i < 8; i++) count_tensor(n, moved[i], 1);
+    cost->dtype = a->q->dtype;
     count_column(n, a->lse, a->q->rows * a->num_heads);
     if (a->batch > 0) {
         int64_t length = a->q->rows / a->batch;

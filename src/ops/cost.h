@@ -13,6 +13,7 @@ typedef struct {
     double row_bytes, row_flops; /* for each row in use */
     int64_t capacity;            /* rows in use at most; 0: nothing depends on them */
     int64_t groups;              /* experts of the call; 0: it knows none */
+    fp8flow_dtype dtype;         /* of the first operand of products */
     char label[FP8FLOW_TRACE_LABEL_BYTES];
 } f8_cost;
 

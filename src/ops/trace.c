@@ -89,7 +89,8 @@ fp8flow_status fp8flow_trace_get(fp8flow_context *c, const fp8flow_trace *trace,
     *record = (fp8flow_trace_record){ .op = names[call->op],
                                       .bytes = cost->bytes + used * cost->row_bytes,
                                       .flops = cost->flops + used * cost->row_flops,
-                                      .groups = cost->groups };
+                                      .groups = cost->groups,
+                                      .dtype = cost->dtype };
     memcpy(record->label, cost->label, sizeof record->label);
     return c->device->event_elapsed(call->start, call->stop, &record->milliseconds);
 }
