@@ -244,6 +244,7 @@ static int run_on_gpu(layer_plan *p)
     int code = gpu_open(&g);
     if (code == CLI_DONE) code = run_shapes(p);
     gpu_close(&g);
+    p->g = NULL;
     return code;
 }
 
