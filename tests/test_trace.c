@@ -130,6 +130,14 @@ static void test_router(void **state)
                 0);
 }
 
+static void test_load(void **state)
+{
+    (void)state;
+    check_fixed(f8_cost_of(F8_OP_router_sum, &(fp8flow_router_sum_args){ .num_sequences = 3, .num_experts = 8 }),
+                8 * (3 * 8 + 12), 0);
+    check_fixed(f8_cost_of(F8_OP_add_counts, &(fp8flow_add_counts_args){ .count = 8 }), 3 * 64, 0);
+}
+
 static void test_swiglu(void **state)
 {
     (void)state;
@@ -184,6 +192,8 @@ static void test_the_rest_of_a_decoder(void **state)
                 10 * (128 + 4) + 2 * 4 * 256, 0);
     check_fixed(f8_cost_of(F8_OP_square_sum, &(fp8flow_square_sum_args){ .count = 100 }), 408, 0);
     uint16_t weight = 0;
+    check_fixed(f8_cost_of(F8_OP_sum, &(fp8flow_sum_args){ .count = 100 }), 408, 0);
+    check_fixed(f8_cost_of(F8_OP_clip, &(fp8flow_clip_args){ .count = 3 }), 36, 0);
     check_fixed(f8_cost_of(F8_OP_adamw, &(fp8flow_adamw_args){ .count = 100 }), 2800, 0);
     check_fixed(f8_cost_of(F8_OP_adamw, &(fp8flow_adamw_args){ .count = 100, .weight = &weight }), 3000, 0);
 }
@@ -305,6 +315,7 @@ int main(void)
         cmocka_unit_test(test_what_is_added_to_moves_twice),
         cmocka_unit_test(test_routing),
         cmocka_unit_test(test_router),
+        cmocka_unit_test(test_load),
         cmocka_unit_test(test_swiglu),
         cmocka_unit_test(test_attention),
         cmocka_unit_test(test_the_rest_of_a_decoder),

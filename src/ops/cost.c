@@ -183,6 +183,13 @@ static void cost_router(const fp8flow_router_args *a, f8_cost *cost)
     label_routing(cost, a->logits->rows, config->top_k, config->num_experts);
 }
 
+static void cost_router_sum(const fp8flow_router_sum_args *a, f8_cost *cost)
+{
+    cost->bytes = (double)a->num_experts * (2 * WORD * (double)a->num_sequences + sizeof(int64_t) + WORD);
+    (void)snprintf(cost->label, sizeof cost->label, "%lld of %lld", (long long)a->num_sequences,
+                   (long long)a->num_experts);
+}
+
 static void cost_router_loss(const fp8flow_router_loss_args *a, f8_cost *cost)
 {
     const fp8flow_router_config *config = a->config;
@@ -209,6 +216,12 @@ static void cost_router_bias_update(const fp8flow_router_bias_update_args *a, f8
 {
     cost->bytes = (2 * WORD + sizeof(int64_t)) * (double)a->num_experts;
     label_count(cost, a->num_experts);
+}
+
+static void cost_add_counts(const fp8flow_add_counts_args *a, f8_cost *cost)
+{
+    cost->bytes = 3.0 * sizeof(int64_t) * (double)a->count;
+    label_count(cost, a->count);
 }
 
 /* ---- SwiGLU --------------------------------------------------------------------------------- */
@@ -365,9 +378,21 @@ static void cost_cross_entropy(const fp8flow_cross_entropy_args *a, f8_cost *cos
 
 /* ---- Optimiser ------------------------------------------------------------------------------ */
 
+static void cost_sum(const fp8flow_sum_args *a, f8_cost *cost)
+{
+    cost->bytes = WORD * (double)a->count + sizeof(double);
+    label_count(cost, a->count);
+}
+
 static void cost_square_sum(const fp8flow_square_sum_args *a, f8_cost *cost)
 {
     cost->bytes = WORD * (double)a->count + sizeof(double);
+    label_count(cost, a->count);
+}
+
+static void cost_clip(const fp8flow_clip_args *a, f8_cost *cost)
+{
+    cost->bytes = sizeof(double) * ((double)a->count + 1) + WORD;
     label_count(cost, a->count);
 }
 
