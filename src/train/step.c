@@ -107,10 +107,11 @@ static fp8flow_status reduce_gradients(fp8flow_trainer *t)
     F8_TRY(fp8flow_square_sum(t->context, &(fp8flow_square_sum_args){ m->table->count - replicated,
                                                                       m->gradient + replicated, &f->square_sums[1] }));
     F8_TRY(f8_comm_all_reduce(t->comm, F8_SUM_F64, &f->square_sums[1], 1));
-    return fp8flow_clip(
-        t->context,
-        &(fp8flow_clip_args){
-            .count = 2, .square_sums = f->square_sums, .max_norm = t->options.clip, .norm = &f->norm, .scale = &f->scale });
+    return fp8flow_clip(t->context, &(fp8flow_clip_args){ .count = 2,
+                                                          .square_sums = f->square_sums,
+                                                          .limit = t->options.clip,
+                                                          .norm = &f->norm,
+                                                          .scale = &f->scale });
 }
 
 /* Without an effect if the gradients are not finite: the scale is NaN then, and only the device knows yet. */
