@@ -112,19 +112,15 @@ static fp8flow_status head_chunk(f8_model *m, const f8_micro_batch *batch, int64
     fp8flow_tensor normed = f8_bf16(m->normed + first * hidden, rows, hidden);
     fp8flow_tensor weight = f8_model_weight(m, 0, kind), logits = f8_f32(m->logits, rows, m->config.vocab_size);
     F8_TRY(f8_model_gemm(m, FP8FLOW_FPROP, &normed, &weight, &logits));
-    fp8flow_tensor dlogits = f8_bf16(m->dlogits, rows, m->config.vocab_size);
-    int wants_gradient = batch->gradient_scale != 0.0f;
-    F8_TRY(
-        fp8flow_cross_entropy(m->context, &(fp8flow_cross_entropy_args){ .logits = &logits,
-                                                                         .target = batch->targets + first,
-                                                                         .grad_scale = batch->gradient_scale,
-                                                                         .gradient = wants_gradient ? &dlogits : NULL,
-                                                                         .loss = m->loss + first }));
-    if (!wants_gradient) return FP8FLOW_OK;
+    F8_TRY(fp8flow_cross_entropy(m->context, &(fp8flow_cross_entropy_args){ .logits = &logits,
+                                                                            .target = batch->targets + first,
+                                                                            .grad_scale = batch->gradient_scale,
+                                                                            .loss = m->loss + first }));
+    if (batch->gradient_scale == 0.0f) return FP8FLOW_OK;
     fp8flow_tensor gradient = f8_model_gradient(m, 0, kind);
     fp8flow_tensor dnormed = f8_bf16(m->dnormed + first * hidden, rows, hidden);
-    F8_TRY(f8_model_gemm(m, FP8FLOW_WGRAD, &dlogits, &normed, &gradient));
-    return f8_model_gemm(m, FP8FLOW_DGRAD, &dlogits, &weight, &dnormed);
+    F8_TRY(f8_model_gemm(m, FP8FLOW_WGRAD, &logits, &normed, &gradient));
+    return f8_model_gemm(m, FP8FLOW_DGRAD, &logits, &weight, &dnormed);
 }
 
 /* Final norm, head, loss: rows in chunks. The gradient of the normed rows is left in dnormed. */
