@@ -47,7 +47,7 @@ static const cli_option compare_options[] = {
 enum { TEXT_BYTES = 2048 };
 
 typedef struct {
-    char command[TEXT_BYTES], data[TEXT_BYTES], machine[TEXT_BYTES], date[64];
+    char command[TEXT_BYTES], data[TEXT_BYTES], machine[TEXT_BYTES], date[64], device[CLI_DEVICE_BYTES];
 } facts;
 
 /* Add `text` behind what is in `line`; quoted for a shell if it needs that. Cut when the room ends. */
@@ -78,10 +78,9 @@ static void collect_facts(facts *f, const compare_settings *settings)
     for (int64_t i = 0; i < settings->training.data.count; i++) append_word(f->data, settings->training.data.items[i]);
     find_processor(f->machine);
     size_t used = strlen(f->machine);
-    int64_t threads = cli_training_threads(&settings->training);
-    snprintf(f->machine + used, sizeof f->machine - used, "%lld thread%s%s%s", (long long)threads,
-             threads == 1 ? "" : "s", settings->training.ranks > 1 ? " per rank" : "",
-             settings->training.backend == (int32_t)FP8FLOW_REFERENCE ? ", reference operators" : "");
+    cli_device_text(f->device, settings->training.backend, cli_training_threads(&settings->training));
+    snprintf(f->machine + used, sizeof f->machine - used, "%s%s", f->device,
+             settings->training.ranks > 1 ? " per rank" : "");
     time_t now = time(NULL);
     struct tm utc;
     if (!gmtime_r(&now, &utc) || strftime(f->date, sizeof f->date, "%Y-%m-%d %H:%M UTC", &utc) == 0) f->date[0] = '\0';
@@ -275,6 +274,7 @@ static int check_recipes(const cli_list *recipes)
 static int compare_recipes(const compare_settings *settings, facts *text)
 {
     collect_facts(text, settings);
+    (void)fprintf(settings->is_json ? stderr : stdout, "device  %s\n", text->device);
     compare_study study = { .options = &settings->training.train, .num_ranks = (int32_t)settings->training.ranks };
     study.command = text->command;
     study.data = text->data;
@@ -304,7 +304,8 @@ static int run_compare(int argc, char **argv)
     cli_training_init(&settings.training);
     int code = cli_parse(&cli_compare, argc, argv, &settings);
     if (code != CLI_GO_ON) return code;
-    cli_training_finish(&settings.training);
+    code = cli_training_finish(&cli_compare, &settings.training);
+    if (code != CLI_DONE) return code;
     if (settings.recipes.count == 0)
         for (int i = 0; i < 3; i++) settings.recipes.items[settings.recipes.count++] = usual_recipes[i];
     code = check_recipes(&settings.recipes);

@@ -133,9 +133,7 @@ static fp8flow_status head(f8_model *m, const f8_micro_batch *batch, double *los
         int64_t rows = tokens - first < m->logit_rows ? tokens - first : m->logit_rows;
         F8_TRY(head_chunk(m, batch, first, rows));
     }
-    *loss_sum = 0.0;
-    for (int64_t t = 0; t < tokens; t++) *loss_sum += (double)m->loss[t];
-    return FP8FLOW_OK;
+    return fp8flow_sum(m->context, &(fp8flow_sum_args){ tokens, m->loss, loss_sum });
 }
 
 fp8flow_status f8_model_forward(f8_model *m, const f8_micro_batch *batch, double *loss_sum)
