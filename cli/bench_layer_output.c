@@ -3,7 +3,7 @@
 
 #include <stdio.h>
 
-static const char *const mode_names[] = { "none", "moe_expert", "full" };
+#include "bench_variants.h"
 
 /* ---- Figures -------------------------------------------------------------------------------- */
 
@@ -87,9 +87,9 @@ static void append_record(const layer_bench *l, const layer_result *r, layer_det
     const layer_shape *s = &l->shape->size;
     layer_ratios ratios = ratios_of(l, r);
     json_t *record = json_pack("{s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I}", "name", "layer", "shape",
-                               l->shape->name, "recipe", r->recipe, "checkpointing", mode_names[r->mode], "tokens",
-                               (json_int_t)s->tokens, "top_k", (json_int_t)s->top_k, "experts", (json_int_t)s->experts,
-                               "hidden", (json_int_t)s->hidden, "width", (json_int_t)s->width);
+                               l->shape->name, "recipe", r->recipe, "checkpointing", variants_mode_names[r->mode],
+                               "tokens", (json_int_t)s->tokens, "top_k", (json_int_t)s->top_k, "experts",
+                               (json_int_t)s->experts, "hidden", (json_int_t)s->hidden, "width", (json_int_t)s->width);
     json_t *times = time_records(l, r);
     json_t *rest = json_pack(
         "{s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:o, s:o}", "saved_bytes", (json_int_t)r->report.saved_bytes, "peak_bytes",
@@ -154,8 +154,8 @@ static void print_result(const layer_bench *l, const layer_result *r)
 {
     double best = r->loop.us > 0 ? loop_ms(r) : r->total.median;
     layer_ratios ratios = ratios_of(l, r);
-    printf("%-14s %-10s %8.3f %8.3f %8.3f", r->recipe, mode_names[r->mode], r->forward.median, r->backward.median,
-           r->total.median);
+    printf("%-14s %-10s %8.3f %8.3f %8.3f", r->recipe, variants_mode_names[r->mode], r->forward.median,
+           r->backward.median, r->total.median);
     print_number(8, 3, loop_ms(r));
     print_number(5, 0, r->loop.megahertz);
     print_number(4, 0, r->loop.watt);
@@ -185,7 +185,7 @@ static void print_call(const layer_call *call, double sum_ms)
 static void print_calls(const layer_bench *l, const layer_result *r)
 {
     double bound_ms = 0;
-    printf("\n  %s, %s: its operators, each with events around it", r->recipe, mode_names[r->mode]);
+    printf("\n  %s, %s: its operators, each with events around it", r->recipe, variants_mode_names[r->mode]);
     if (l->g)
         printf(" (less %.1f us that these cost); bound: bytes at %.2f TB/s, FLOP at %.0f (FP8) or %.0f (BF16) TFLOP/s",
                1e3 * r->event_ms, l->g->copy_tb_per_s, LAYER_FP8_TFLOPS, LAYER_BF16_TFLOPS);

@@ -6,7 +6,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "train_options.h"
+#include "bench_variants.h"
+#include "device.h"
+#include "train_loop.h"
 
 /* One rank of 32 of DeepSeek-V3 sees as many rows as tokens in a batch; V2-Lite with every expert on one rank, once
  * with the rows of a large batch and once with the routing of a small one; Qwen3-30B-A3B. Peers: docs/SPEED.md. */
@@ -23,8 +25,6 @@ static const layer_bench_shape shapes[] = {
 };
 enum { NUM_SHAPES = sizeof shapes / sizeof *shapes, DEMO = NUM_SHAPES - 1 };
 
-enum { NUM_MODES = 3, MOST_RECIPES = CLI_LIST_MAX };
-enum { DEVICE_CPU, DEVICE_CUDA };
 enum { DETAIL_MAIN, DETAIL_ALL, DETAIL_NONE };
 
 typedef struct {
@@ -32,7 +32,7 @@ typedef struct {
     layer_shape size; /* 0: as the shape has it */
     int64_t repeats, num_threads;
     double seconds;
-    int32_t device, detail, is_json;
+    int32_t device, backend, detail, is_json;
 } settings;
 
 static const cli_option options[] = {
@@ -48,7 +48,7 @@ static const cli_option options[] = {
     CLI_OPTION_INTEGER(settings, size.hidden, "hidden", "H", 0, 65536, "hidden size, a multiple of 16"),
     CLI_OPTION_INTEGER(settings, size.width, "width", "F", 0, 65536, "width of an expert, a multiple of 16"),
     CLI_OPTION_HEADING("Measuring"),
-    CLI_OPTION_CHOICE(settings, device, "device", "cpu|cuda", "what to measure: the processor or a GPU"),
+    CLI_OPTION_DEVICE(settings, device),
     CLI_OPTION_INTEGER(settings, repeats, "repeat", "N", 1, TIMING_MAX_REPEATS, "measurements of each variant"),
     CLI_OPTION_REAL(settings, seconds, "seconds", "S", 0, 60,
                     "GPU: length of the loop of each variant, half of which is timed; 0: no loops"),
@@ -65,60 +65,9 @@ typedef struct {
     bench *b;
     gpu_bench *g;
     layer_bench_shape shape; /* the one that is being measured */
-    const char *recipes[MOST_RECIPES];
-    int64_t num_recipes, num_failed;
-    int32_t is_chosen[NUM_MODES];
+    bench_variants variants;
+    int64_t num_failed;
 } layer_plan;
-
-static int find_name(const char *const *names, int64_t count, const char *name)
-{
-    for (int i = 0; i < count; i++)
-        if (strcmp(names[i], name) == 0) return i;
-    return -1;
-}
-
-/* What the others are compared with comes first. */
-static void add_recipe(layer_plan *p, const char *name)
-{
-    int64_t place = p->num_recipes;
-    if (place == MOST_RECIPES || find_name(p->recipes, place, name) >= 0) return;
-    if (strcmp(name, "bf16") == 0) place = 0;
-    else if (strcmp(name, "blockwise") == 0) place = place > 0 && strcmp(p->recipes[0], "bf16") == 0;
-    memmove(&p->recipes[place + 1], &p->recipes[place], (size_t)(p->num_recipes - place) * sizeof *p->recipes);
-    p->recipes[place] = name;
-    p->num_recipes++;
-}
-
-static int choose_recipes(layer_plan *p)
-{
-    const cli_list *named = &p->settings->recipes;
-    for (int64_t i = 0; i < named->count; i++) {
-        fp8flow_status status = fp8flow_recipe_check(named->items[i]);
-        if (status != FP8FLOW_OK) return cli_fail_status(&cli_bench_layer, status);
-        add_recipe(p, named->items[i]);
-    }
-    if (named->count > 0) return CLI_DONE;
-    for (int64_t i = 0; fp8flow_recipe_name(i); i++) add_recipe(p, fp8flow_recipe_name(i));
-    add_recipe(p, "flow+unfused");
-    add_recipe(p, "flow+col128");
-    return CLI_DONE;
-}
-
-static int choose_modes(layer_plan *p)
-{
-    static const char *const names[NUM_MODES] = { "none", "moe_expert", "full" };
-    const cli_list *named = &p->settings->modes;
-    char quoted[CLI_QUOTE_BYTES];
-    for (int mode = 0; mode < NUM_MODES; mode++) p->is_chosen[mode] = named->count == 0;
-    for (int64_t i = 0; i < named->count; i++) {
-        int mode = find_name(names, NUM_MODES, named->items[i]);
-        if (mode < 0)
-            return cli_fail_usage(&cli_bench_layer, "--checkpointing: %s is not one of " CLI_CHECKPOINTING_NAMES,
-                                  cli_quote(quoted, named->items[i]));
-        p->is_chosen[mode] = 1;
-    }
-    return CLI_DONE;
-}
 
 /* -1: there is none of this name. */
 static int find_shape(const char *name)
@@ -160,7 +109,7 @@ static layer_detail detail_of(const layer_plan *p, const layer_result *r, int32_
     static const char *const main_recipes[] = { "bf16", "blockwise", "flow" };
     if (p->settings->detail == DETAIL_ALL) return LAYER_CALLS;
     if (p->settings->detail == DETAIL_NONE || !is_first_mode) return LAYER_NO_CALLS;
-    return find_name(main_recipes, 3, r->recipe) >= 0 ? LAYER_CALLS : LAYER_NO_CALLS;
+    return variants_find(main_recipes, 3, r->recipe) >= 0 ? LAYER_CALLS : LAYER_NO_CALLS;
 }
 
 /* A variant for which memory is short does not keep the others from being measured. */
@@ -186,11 +135,11 @@ static fp8flow_status run_variants(layer_plan *p, layer_bench *l)
     layer_result *result = malloc(sizeof *result);
     fp8flow_status status = result ? FP8FLOW_OK : FP8FLOW_ENOMEM;
     int32_t is_first_mode = 1;
-    for (int mode = 0; mode < NUM_MODES; mode++) {
-        if (!p->is_chosen[mode]) continue;
+    for (int mode = 0; mode < VARIANTS_NUM_MODES; mode++) {
+        if (!p->variants.has_mode[mode]) continue;
         l->bf16 = l->blockwise = (layer_base){ 0 };
-        for (int64_t i = 0; status == FP8FLOW_OK && i < p->num_recipes && !cli_output_gone(); i++) {
-            *result = (layer_result){ .recipe = p->recipes[i], .mode = (fp8flow_checkpointing)mode };
+        for (int64_t i = 0; status == FP8FLOW_OK && i < p->variants.num_recipes && !cli_output_gone(); i++) {
+            *result = (layer_result){ .recipe = p->variants.recipes[i], .mode = (fp8flow_checkpointing)mode };
             status = run_variant(p, l, result, is_first_mode);
         }
         is_first_mode = 0;
@@ -250,18 +199,21 @@ static int run_on_gpu(layer_plan *p)
 
 static int run(int argc, char **argv)
 {
-    settings s = { .repeats = 11, .seconds = 2 };
+    static const char *const ablations[] = { "flow+unfused", "flow+col128", NULL };
+    static const int32_t all_modes[VARIANTS_NUM_MODES] = { 1, 1, 1 };
+    settings s = { .repeats = 11, .seconds = 2, .backend = FP8FLOW_CPU };
     int code = cli_parse(&cli_bench_layer, argc, argv, &s);
     if (code != CLI_GO_ON) return code;
     bench b = { .filter = "", .repeats = s.repeats };
     layer_plan p = { .settings = &s, .b = &b };
     b.num_threads = s.num_threads > 0 ? (int32_t)s.num_threads : cli_num_processors();
     code = check_shapes(&s);
-    if (code == CLI_DONE) code = choose_recipes(&p);
-    if (code == CLI_DONE) code = choose_modes(&p);
+    if (code == CLI_DONE) code = cli_choose_backend(&cli_bench_layer, s.device, 1, &s.backend);
+    if (code == CLI_DONE) code = variants_choose_recipes(&p.variants, &cli_bench_layer, &s.recipes, ablations);
+    if (code == CLI_DONE) code = variants_choose_modes(&p.variants, &cli_bench_layer, &s.modes, all_modes);
     if (code != CLI_DONE) return code;
     if (s.is_json) b.records = json_array();
-    code = s.device == DEVICE_CUDA ? run_on_gpu(&p) : run_on_cpu(&p);
+    code = s.backend == (int32_t)FP8FLOW_CUDA ? run_on_gpu(&p) : run_on_cpu(&p);
     if (b.records && b.num_records > 0) {
         json_dumpf(b.records, stdout, JSON_INDENT(1) | JSON_REAL_PRECISION(6));
         putchar('\n');
