@@ -154,6 +154,14 @@ refuse "bench layer in no mode" 2 'is not one of none|moe_expert|full' bench lay
 refuse "bench layer of no recipe" 2 'flow' bench layer --recipes bf16,fp4
 refuse "bench layer with an operand" 2 'unexpected argument "quantize"' bench layer quantize
 refuse "bench layer of a width that is refused" 1 'layer bf16 at demo: ' bench layer --width 24 --recipes bf16
+refuse "bench train of no model" 2 'is none of v2-lite-cut' bench train --models tiny
+refuse "bench train in no mode" 2 'is not one of none|moe_expert|full' bench train --checkpointing some
+refuse "bench train of no recipe" 2 'flow' bench train --recipes bf16,fp4
+refuse "bench train of an odd batch" 2 '--batch 3 is not a multiple of --micro-batch 2' bench train --batch 3
+export TMPDIR=/no/such/place
+refuse "bench train without a place" 1 'temporary folder: No such file' bench train --layers 1
+unset TMPDIR
+accept "bench train --help" 'Usage: fp8flow bench train' bench train --help
 accept "bench layer --help" 'Usage: fp8flow bench layer' bench layer --help
 refuse "bench of words that nothing has" 2 'nothing has the words "gemm quantize"' bench 'gemm quantize'
 
@@ -175,6 +183,7 @@ refuse "bench without a GPU" 1 'cuda: ' bench --device cuda
 refuse "bench of products without a GPU" 1 'cuda: ' bench --device cuda --seconds 0 'gemm fprop1 v2-lite'
 refuse "bench without a GPU, JSON" 1 'cuda: ' bench --device cuda --json --repeat 1 add
 refuse "bench layer without a GPU" 1 'cuda: ' bench layer --device cuda
+refuse "bench train without a GPU" 1 'cuda: ' bench train --device cuda
 unset CUDA_VISIBLE_DEVICES
 
 # ---- Long and odd arguments (one argument may have 128 KiB on Linux; a megabyte comes in pieces) ----
