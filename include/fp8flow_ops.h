@@ -398,21 +398,35 @@ typedef struct {
 } fp8flow_router_args;
 FP8FLOW_API fp8flow_status fp8flow_router(fp8flow_context *c, const fp8flow_router_args *a);
 
-/* Load figures of a batch that may span several ranks; the caller adds up counts and score_sums over
- * sequences and ranks before router_loss and router_backward. */
+/* router_totals: the figures of Q sequences added up, sequences ascending: the load of one rank.
+ *   counts      [Q, E]  int32, score_sums    [Q, E]  F32, as router wrote them         in
+ *   total_counts  [E]   int64, total_score_sums [E]  F32                               out, overwritten
+ * Q = 0 gives 0. Sums of scores are FP32 additions to 0; a NaN output is 0x7FC00000. No aliasing.
+ * Exactness E.  Errors EINVAL, ESHAPE (a size below 0, Q * E beyond 2^63).  Source none needed. */
+typedef struct {
+    int64_t num_sequences, num_experts; /* Q, E */
+    const int32_t *counts;
+    const float *score_sums;
+    int64_t *total_counts;
+    float *total_score_sums;
+} fp8flow_router_totals_args;
+FP8FLOW_API fp8flow_status fp8flow_router_totals(fp8flow_context *c, const fp8flow_router_totals_args *a);
+
+/* Load figures of a batch that may span several ranks: what router_totals wrote, added up over ranks before
+ * router_loss and router_backward. */
 typedef struct {
     int64_t total_tokens;          /* tokens of all ranks */
     const int64_t *total_counts;   /* [E] over all ranks */
     const float *total_score_sums; /* [E] over all ranks */
 } fp8flow_router_load;
 
-/* router_loss: the weighted losses of this rank's tokens; the sum over ranks is the batch's loss.
+/* router_loss: the weighted losses of this rank's tokens are added to `losses`; over ranks, to the batch's loss.
  *   aux       = aux_coef * E * sum_e (total_counts_e / (N k)) * (total_score_sums_e / N) * (T / N)
  *   sequence  = sequence_coef * (T / N) * mean over this rank's sequences of
  *               E * sum_e (counts_se / (S k)) * (score_sums_se / S)
  *   z         = z_coef * (1 / N) * sum over this rank's tokens of log_sum_exp^2
- * with N = total_tokens. losses[0..2] = aux, sequence, z (F64).  T = 0 gives 0. What only losses with
- * coefficient 0 read may be NULL, here and in router_backward.
+ * with N = total_tokens. losses[0..2] += aux, sequence, z (F64); T = 0 and coefficients of 0 add nothing. What
+ * only losses with coefficient 0 read may be NULL, here and in router_backward.
  * Exactness R (FP64 sums; bound 2^-20 relative).  Errors EINVAL, ESHAPE.
  * Source Switch Transformer (aux), DeepSeek-V3 report (sequence), ST-MoE (z). */
 typedef struct {
@@ -421,7 +435,7 @@ typedef struct {
     const int32_t *counts;
     const float *score_sums, *log_sum_exp;
     const fp8flow_router_load *load;
-    double *losses; /* [3] */
+    double *losses; /* [3], added to */
 } fp8flow_router_loss_args;
 FP8FLOW_API fp8flow_status fp8flow_router_loss(fp8flow_context *c, const fp8flow_router_loss_args *a);
 
@@ -598,22 +612,43 @@ typedef struct {
 } fp8flow_embed_backward_args;
 FP8FLOW_API fp8flow_status fp8flow_embed_backward(fp8flow_context *c, const fp8flow_embed_backward_args *a);
 
-/* cross_entropy: loss of each token, and the gradient of the logits in their place.
- *   logits  [T, V]  F32 or BF16, ROWS; replaced by (softmax - onehot) * grad_scale when grad_scale != 0
- *   target  [T]     int32 in [0, V), or -1: no loss, gradient 0                                in
- *   loss    [T]     F32, natural logarithm                                                    out
- * A NaN or +Inf among the logits makes the loss NaN.
+/* cross_entropy: loss of each token, and the gradient of the logits.
+ *   logits    [T, V]  F32 or BF16, ROWS                                            in
+ *   target    [T]     int32 in [0, V), or -1: no loss, gradient 0                  in
+ *   gradient  [T, V]  F32 or BF16, ROWS: (softmax - onehot) * grad_scale           out; NULL: the loss only
+ *   loss      [T]     F32, natural logarithm                                       out
+ * A NaN or +Inf among the logits makes the loss NaN. gradient may be the memory of logits, with its dtype and
+ * stride; no other aliasing. A BF16 gradient is the FP32 value, rounded.
  * Exactness R: FP32 with the maximum taken out; |loss error| <= 2^-18 (1 + |loss|).
  * Errors EINVAL (target out of range: CPU only; CUDA gives NaN), ESHAPE.  Source none needed. */
 typedef struct {
-    fp8flow_tensor *logits;
+    const fp8flow_tensor *logits;
     const int32_t *target;
     float grad_scale;
+    fp8flow_tensor *gradient; /* may be NULL */
     float *loss;
 } fp8flow_cross_entropy_args;
 FP8FLOW_API fp8flow_status fp8flow_cross_entropy(fp8flow_context *c, const fp8flow_cross_entropy_args *a);
 
 /* ---- Optimiser ------------------------------------------------------------------------------ */
+
+/* sum: sum of n FP32 values, in FP64, blocks of 4096 added in a fixed order; 0 for n = 0.
+ * Exactness R: (4096 + n / 4096) * 2^-53 * (sum of the magnitudes).  Errors EINVAL.  Source none needed. */
+typedef struct {
+    int64_t count;
+    const float *x;
+    double *sum; /* overwritten */
+} fp8flow_sum_args;
+FP8FLOW_API fp8flow_status fp8flow_sum(fp8flow_context *c, const fp8flow_sum_args *a);
+
+/* add_counts: y[i] += x[i] for n int64 counters, modulo 2^64. x may be y; no other aliasing.
+ * Exactness E.  Errors EINVAL.  Source none needed. */
+typedef struct {
+    int64_t count;
+    const int64_t *x;
+    int64_t *y;
+} fp8flow_add_counts_args;
+FP8FLOW_API fp8flow_status fp8flow_add_counts(fp8flow_context *c, const fp8flow_add_counts_args *a);
 
 /* square_sum: sum of squares of n FP32 values, in FP64, blocks of 4096 added in a fixed order.
  * Exactness R: (4096 + n / 4096) * 2^-53 relative.  Errors EINVAL.  Source none needed. */
@@ -624,11 +659,27 @@ typedef struct {
 } fp8flow_square_sum_args;
 FP8FLOW_API fp8flow_status fp8flow_square_sum(fp8flow_context *c, const fp8flow_square_sum_args *a);
 
+/* clip: norm of a gradient from the sums of squares of its n parts, and what to multiply the gradient with.
+ *   norm  = sqrt(square_sums[0] + square_sums[1] + ...), added to 0 in ascending order     F64 out
+ *   scale = RNE_FP32(max_norm / norm) if norm > max_norm > 0, else 1                       F32 out
+ * max_norm 0: no clipping. A norm that is not finite makes scale NaN, which makes adamw skip the step. A NaN
+ * output is 0x7FC00000 or 0x7FF8000000000000.
+ * Exactness E.  Errors EINVAL (also a max_norm that is negative or not finite).  Source Pascanu et al. 2013. */
+typedef struct {
+    int64_t count;
+    const double *square_sums;
+    double max_norm;
+    double *norm;
+    float *scale;
+} fp8flow_clip_args;
+FP8FLOW_API fp8flow_status fp8flow_clip(fp8flow_context *c, const fp8flow_clip_args *a);
+
 /* adamw: one step of AdamW with decoupled weight decay on n parameters; step counts from 1.
- *   g = grad * grad_scale;  m = beta1 m + (1-beta1) g;  v = beta2 v + (1-beta2) g^2
+ *   g = grad * *grad_scale;  m = beta1 m + (1-beta1) g;  v = beta2 v + (1-beta2) g^2
  *   master -= lr * (m / (1-beta1^step) / (sqrt(v / (1-beta2^step)) + eps) + weight_decay * master)
  *   weight = RNE_BF16(master), if not NULL
- * All arrays [n] F32 (weight: BF16). The same bits however the parameters are cut into calls.
+ * All arrays [n] F32 (weight: BF16). The same bits however the parameters are cut into calls. A grad_scale that is
+ * NaN writes nothing at all: the step is skipped.
  *   rows, columns  [L*N, K]  FP8 TILE128, ROWS / COLUMNS: the new weights, as quantize writes them from `weight`
  *                            (group_rows = N, or 0), in the same pass      out, may be NULL
  * They need `weight`, n = L*N*K elements and stride K (rows); strides of columns are free.
@@ -640,7 +691,8 @@ typedef struct {
     const float *grad;
     uint16_t *weight; /* may be NULL */
     fp8flow_tensor *rows, *columns;
-    float lr, beta1, beta2, eps, weight_decay, grad_scale;
+    float lr, beta1, beta2, eps, weight_decay;
+    const float *grad_scale; /* [1], memory of the backend; NULL: 1 */
     int64_t step;
 } fp8flow_adamw_args;
 FP8FLOW_API fp8flow_status fp8flow_adamw(fp8flow_context *c, const fp8flow_adamw_args *a);

@@ -22,14 +22,12 @@ static fp8flow_status sum_load(fp8flow_moe *m, int64_t sequences)
 {
     f8_moe_state *s = &m->state;
     int64_t num_experts = m->config.router.num_experts;
-    for (int64_t e = 0; e < num_experts; e++) {
-        s->total_counts[e] = 0;
-        s->total_sums[e] = 0.0f;
-        for (int64_t q = 0; q < sequences; q++) {
-            s->total_counts[e] += s->counts[q * num_experts + e];
-            s->total_sums[e] += s->score_sums[q * num_experts + e];
-        }
-    }
+    F8_DO(m, fp8flow_router_totals(m->context, &(fp8flow_router_totals_args){ .num_sequences = sequences,
+                                                                              .num_experts = num_experts,
+                                                                              .counts = s->counts,
+                                                                              .score_sums = s->score_sums,
+                                                                              .total_counts = s->total_counts,
+                                                                              .total_score_sums = s->total_sums }));
     s->total_tokens = s->tokens;
     F8_TRY(f8_comm_all_reduce(m->comm, F8_SUM_I64, s->total_counts, num_experts));
     F8_TRY(f8_comm_all_reduce(m->comm, F8_SUM_F32, s->total_sums, num_experts));
@@ -210,6 +208,7 @@ static fp8flow_status router_losses(fp8flow_moe *m)
 {
     f8_moe_state *s = &m->state;
     fp8flow_router_load load = { s->total_tokens, s->total_counts, s->total_sums };
+    memset(m->report.losses, 0, sizeof m->report.losses);
     F8_DO(m, fp8flow_router_loss(m->context, &(fp8flow_router_loss_args){ .config = &s->router,
                                                                           .num_tokens = s->tokens,
                                                                           .counts = s->counts,

@@ -122,25 +122,23 @@ static fp8flow_status run_micro_batches(fp8flow_trainer *t, fp8flow_step_metrics
 /* ---- Update ---- */
 
 /* Sum the replicated gradients over the ranks, then the norm of all: replicated once, experts over the ranks. */
-static fp8flow_status reduce_gradients(fp8flow_trainer *t, double *norm)
+static fp8flow_status reduce_gradients(fp8flow_trainer *t, double *norm, float *scale)
 {
     f8_model *m = t->model;
     int64_t replicated = m->table->replicated;
-    double dense, experts;
+    double square_sums[2], *dense = &square_sums[0], *experts = &square_sums[1];
     F8_TRY(f8_comm_all_reduce(t->comm, F8_SUM_F32, m->gradient, replicated));
-    F8_TRY(fp8flow_square_sum(t->context, &(fp8flow_square_sum_args){ replicated, m->gradient, &dense }));
+    F8_TRY(fp8flow_square_sum(t->context, &(fp8flow_square_sum_args){ replicated, m->gradient, dense }));
     F8_TRY(fp8flow_square_sum(
-        t->context, &(fp8flow_square_sum_args){ m->table->count - replicated, m->gradient + replicated, &experts }));
-    F8_TRY(f8_comm_all_reduce(t->comm, F8_SUM_F64, &experts, 1));
-    *norm = sqrt(dense + experts);
-    return FP8FLOW_OK;
+        t->context, &(fp8flow_square_sum_args){ m->table->count - replicated, m->gradient + replicated, experts }));
+    F8_TRY(f8_comm_all_reduce(t->comm, F8_SUM_F64, experts, 1));
+    return fp8flow_clip(t->context, &(fp8flow_clip_args){ 2, square_sums, t->options.clip, norm, scale });
 }
 
-static fp8flow_status update_weights(fp8flow_trainer *t, double norm, double lr)
+static fp8flow_status update_weights(fp8flow_trainer *t, const float *scale, double lr)
 {
     const fp8flow_train_options *o = &t->options;
     f8_model *m = t->model;
-    double scale = o->clip > 0.0 && norm > o->clip ? o->clip / norm : 1.0;
     t->optimizer_step++;
     for (int64_t i = 0; i < m->table->num_parameters; i++) {
         const f8_parameter *p = &m->table->parameter[i];
@@ -155,7 +153,7 @@ static fp8flow_status update_weights(fp8flow_trainer *t, double norm, double lr)
                                     .beta2 = (float)o->beta2,
                                     .eps = (float)o->eps,
                                     .weight_decay = p->decay ? (float)o->weight_decay : 0.0f,
-                                    .grad_scale = (float)scale,
+                                    .grad_scale = scale,
                                     .step = t->optimizer_step };
         F8_TRY(fp8flow_adamw(t->context, &args));
     }
@@ -185,7 +183,8 @@ static fp8flow_status run_step(fp8flow_trainer *t, fp8flow_step_metrics *metrics
     memset(m->gradient, 0, (size_t)m->table->count * sizeof *m->gradient);
     t->num_nonfinite = 0;
     F8_TRY(run_micro_batches(t, metrics));
-    F8_TRY(reduce_gradients(t, &metrics->gradient_norm));
+    float scale;
+    F8_TRY(reduce_gradients(t, &metrics->gradient_norm, &scale));
     t->step++;
     metrics->step = t->step;
     metrics->lr = f8_learning_rate(&t->options, t->step);
@@ -194,7 +193,7 @@ static fp8flow_status run_step(fp8flow_trainer *t, fp8flow_step_metrics *metrics
         note_nonfinite_gradients(t);
         return FP8FLOW_OK;
     }
-    F8_TRY(update_weights(t, metrics->gradient_norm, metrics->lr));
+    F8_TRY(update_weights(t, &scale, metrics->lr));
     F8_TRY(update_router_biases(t));
     return f8_model_publish(m);
 }
