@@ -70,6 +70,7 @@ static fp8flow_status draw_shared(f8_model *m, f8_arena *a, f8_purpose purpose)
     F8_TRY(f8_arena_draw(a, "losses", tokens, 4, &m->loss));
     F8_TRY(f8_arena_draw(a, "logits", m->logit_rows * c->vocab_size, 4, &m->logits));
     if (purpose == F8_FOR_INFERENCE) return FP8FLOW_OK;
+    F8_TRY(f8_arena_draw(a, "gradients of logits", m->logit_rows * c->vocab_size, 2, &m->dlogits));
     F8_TRY(f8_arena_draw(a, "gradients of activations", tokens * c->hidden, 2, &m->dx));
     F8_TRY(f8_arena_draw(a, "gradients of activations", tokens * c->hidden, 2, &m->dnormed));
     F8_TRY(f8_arena_draw(a, "gradients of activations", tokens * c->hidden, 2, &m->dbranch));

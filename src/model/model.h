@@ -44,6 +44,7 @@ typedef struct {
     uint16_t *normed, *branch, *dx, *dnormed, *dbranch; /* [T, H] */
     uint16_t *dqkv, *dqk, *dattention, *dense_v, *dense_dv, *dense_dh;
     float *rstd_final, *loss, *logits;
+    uint16_t *dlogits; /* [logit_rows, V], as logits */
     int64_t logit_rows;
     void *memory; /* all of the above arrays */
     int64_t memory_bytes;
