@@ -91,13 +91,17 @@ static void collect_facts(facts *f, const compare_settings *settings)
 typedef struct {
     compare_study *study;
     compare_run *run;
+    FILE *display;
     int64_t *counts; /* [experts] of one layer */
 } recorder;
 
 static void record_start(void *user, const fp8flow_train_info *info)
 {
     recorder *r = user;
-    if (r->study->info.parameters == 0) r->study->info = *info;
+    if (r->study->info.parameters == 0) {
+        r->study->info = *info;
+        (void)fprintf(r->display, "device  %s\n", r->study->device);
+    }
     size_t cells = (size_t)(info->num_moe_layers * info->num_experts);
     r->counts = calloc((size_t)info->num_experts + 1, sizeof *r->counts);
     /* Without memory the report has no load maps; the comparison goes on. */
@@ -189,12 +193,14 @@ static int write_files(const compare_study *study, const char *folder)
 static int run_one(const compare_settings *settings, compare_study *study, int64_t recipe, int64_t seed, cli_stop *stop)
 {
     char label[96], metrics_path[4200];
-    recorder r = { .study = study, .run = &study->recipes[recipe].runs[seed] };
+    recorder r = { .study = study,
+                   .run = &study->recipes[recipe].runs[seed],
+                   .display = settings->is_json ? stderr : stdout };
     const char *name = study->recipes[recipe].name;
     cli_run run = cli_training_run(&cli_compare, &settings->training);
     run.train.recipe = name;
     run.train.seed = r.run->seed;
-    run.display = settings->is_json ? stderr : stdout;
+    run.display = r.display;
     snprintf(label, sizeof label, study->num_seeds > 1 ? "%s seed %llu" : "%s", name, (unsigned long long)r.run->seed);
     run.label = label;
     run.on_start = record_start;
@@ -274,11 +280,11 @@ static int check_recipes(const cli_list *recipes)
 static int compare_recipes(const compare_settings *settings, facts *text)
 {
     collect_facts(text, settings);
-    (void)fprintf(settings->is_json ? stderr : stdout, "device  %s\n", text->device);
     compare_study study = { .options = &settings->training.train, .num_ranks = (int32_t)settings->training.ranks };
     study.command = text->command;
     study.data = text->data;
     study.machine = text->machine;
+    study.device = text->device;
     study.date = text->date;
     int code = CLI_FAILED;
     if (compare_create(&study, settings->recipes.items, settings->recipes.count, settings->seeds) != 0) {

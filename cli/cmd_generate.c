@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "device.h"
+#include "train_loop.h"
 
 enum { PROMPT_MAX_BYTES = 1 << 20, SEPARATOR = 256 };
 
@@ -142,6 +143,11 @@ static int run_generate(int argc, char **argv)
     if (code != CLI_GO_ON) return code;
     code = cli_choose_backend(&cli_generate, settings.device, 1, &settings.backend);
     if (code != CLI_DONE) return code;
+    if (isatty(STDOUT_FILENO)) {
+        char device[CLI_DEVICE_BYTES];
+        int64_t threads = settings.threads > 0 ? settings.threads : cli_num_processors();
+        (void)fprintf(stderr, "device  %s\n", cli_device_text(device, settings.backend, threads));
+    }
     int64_t count = 0;
     int32_t *tokens = read_prompt(settings.prompt ? settings.prompt : "", &count);
     if (!tokens) return CLI_FAILED;

@@ -99,11 +99,8 @@ static int run_inspect(int argc, char **argv)
         fp8flow_status status = fp8flow_recipe_check(settings.recipe);
         if (status != FP8FLOW_OK) return cli_fail_status(&cli_inspect, status);
     }
-    char device[CLI_DEVICE_BYTES];
-    if (!settings.is_json)
-        printf("device  %s\n\n",
-               cli_device_text(device, settings.training.backend, cli_training_threads(&settings.training)));
     inspect_output output = { .records = settings.is_json ? json_array() : NULL };
+    cli_device_text(output.device, settings.training.backend, cli_training_threads(&settings.training));
     code = inspect_all(&settings, &output);
     if (code == CLI_DONE && settings.is_json) print_json(output.records, settings.recipe);
     json_decref(output.records);

@@ -428,7 +428,7 @@ typedef struct {
     const float *total_score_sums; /* [E] over all ranks */
 } fp8flow_router_load;
 
-/* router_loss: the weighted losses of this rank's tokens; the sum over ranks is the batch's loss.
+/* router_loss: the weighted losses of this rank's tokens are added to `losses`; over ranks, to the batch's loss.
  *   aux       = aux_coef * E * sum_e (total_counts_e / (N k)) * (total_score_sums_e / N) * (T / N)
  *   sequence  = sequence_coef * (T / N) * mean over this rank's sequences of
  *               E * sum_e (counts_se / (S k)) * (score_sums_se / S)
@@ -443,7 +443,7 @@ typedef struct {
     const int32_t *counts;
     const float *score_sums, *log_sum_exp;
     const fp8flow_router_load *load;
-    double *losses; /* [3] */
+    double *losses; /* [3], added to */
 } fp8flow_router_loss_args;
 FP8FLOW_API fp8flow_status fp8flow_router_loss(fp8flow_context *c, const fp8flow_router_loss_args *a);
 
@@ -620,17 +620,20 @@ typedef struct {
 } fp8flow_embed_backward_args;
 FP8FLOW_API fp8flow_status fp8flow_embed_backward(fp8flow_context *c, const fp8flow_embed_backward_args *a);
 
-/* cross_entropy: loss of each token, and the gradient of the logits in their place.
- *   logits  [T, V]  F32 or BF16, ROWS; replaced by (softmax - onehot) * grad_scale when grad_scale != 0
- *   target  [T]     int32 in [0, V), or -1: no loss, gradient 0                                in
- *   loss    [T]     F32, natural logarithm                                                    out
- * A NaN or +Inf among the logits makes the loss NaN.
+/* cross_entropy: loss of each token, and the gradient of the logits.
+ *   logits    [T, V]  F32 or BF16, ROWS                                            in
+ *   target    [T]     int32 in [0, V), or -1: no loss, gradient 0                  in
+ *   gradient  [T, V]  F32 or BF16, ROWS: (softmax - onehot) * grad_scale           out; NULL: the loss only
+ *   loss      [T]     F32, natural logarithm                                       out
+ * A NaN or +Inf among the logits makes the loss NaN. gradient may be the memory of logits, with its dtype and
+ * stride; no other aliasing. A BF16 gradient is the FP32 value, rounded.
  * Exactness R: FP32 with the maximum taken out; |loss error| <= 2^-18 (1 + |loss|).
  * Errors EINVAL (target out of range: CPU only; CUDA gives NaN), ESHAPE.  Source none needed. */
 typedef struct {
-    fp8flow_tensor *logits;
+    const fp8flow_tensor *logits;
     const int32_t *target;
     float grad_scale;
+    fp8flow_tensor *gradient; /* may be NULL */
     float *loss;
 } fp8flow_cross_entropy_args;
 FP8FLOW_API fp8flow_status fp8flow_cross_entropy(fp8flow_context *c, const fp8flow_cross_entropy_args *a);
@@ -671,7 +674,7 @@ typedef struct {
 FP8FLOW_API fp8flow_status fp8flow_clip(fp8flow_context *c, const fp8flow_clip_args *a);
 
 /* adamw: one step of AdamW with decoupled weight decay on n parameters; step counts from 1.
- *   g = grad * grad_scale;  m = beta1 m + (1-beta1) g;  v = beta2 v + (1-beta2) g^2
+ *   g = grad * *grad_scale;  m = beta1 m + (1-beta1) g;  v = beta2 v + (1-beta2) g^2
  *   master -= lr * (m / (1-beta1^step) / (sqrt(v / (1-beta2^step)) + eps) + weight_decay * master)
  *   weight = RNE_BF16(master), if not NULL
  * All arrays [n] F32 (weight: BF16). The same bits however the parameters are cut into calls.

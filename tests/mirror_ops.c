@@ -290,7 +290,8 @@ DESCRIBE(cross_entropy)
 {
     ARRAY(target, d->logits->rows * 4, MIRROR_IN);
     ARRAY(loss, d->logits->rows * 4, MIRROR_OUT);
-    TENSOR(logits, NULL, MIRROR_OUT);
+    TENSOR(logits, NULL, MIRROR_IN);
+    TENSOR(gradient, NULL, MIRROR_OUT);
 }
 
 DESCRIBE(sum)

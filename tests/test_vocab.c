@@ -119,7 +119,7 @@ static void check_cross_entropy(f8_tensor_format format, int64_t num_tokens, int
         fp8flow_context *c = make_numbered_context(i);
         gradient[i] = make_filled(format, num_tokens, vocabulary, kind, 3);
         loss[i] = poisoned(num_tokens * 4);
-        fp8flow_cross_entropy_args args = { &gradient[i], target, 0.125f, loss[i] };
+        fp8flow_cross_entropy_args args = { &gradient[i], target, 0.125f, &gradient[i], loss[i] };
         assert_ok(fp8flow_cross_entropy(c, &args));
         if (i > 1) assert_same_tensor(&gradient[1], &gradient[i], 1);
         if (i > 1 && num_tokens) assert_memory_equal(loss[1], loss[i], (size_t)num_tokens * 4);
@@ -158,7 +158,7 @@ static void test_cross_entropy_gradient_equals_numeric_gradient_of_the_loss(void
     for (int i = 0; i < VOCABULARY; i++) gradient[i] = x[i] = f8_normal(1, 1, (uint64_t)i);
     fp8flow_context *c = make_context(FP8FLOW_CPU, 1);
     fp8flow_tensor logits = f8_f32(x, 1, VOCABULARY), replaced = f8_f32(gradient, 1, VOCABULARY);
-    fp8flow_cross_entropy_args args = { &replaced, &target, 1.0f, &loss };
+    fp8flow_cross_entropy_args args = { &logits, &target, 1.0f, &replaced, &loss };
     assert_ok(fp8flow_cross_entropy(c, &args));
     model_softmax(&logits, 0, p);
     for (int i = 0; i < VOCABULARY; i++) {
@@ -185,7 +185,7 @@ static void test_cross_entropy_without_gradient_leaves_the_logits(void **state)
                        before = make_filled(f32_rows, 3, 37, DATA_NORMAL, 1);
         int32_t target[3] = { 0, -1, 36 };
         float loss[3];
-        fp8flow_cross_entropy_args args = { &x, target, 0.0f, loss };
+        fp8flow_cross_entropy_args args = { &x, target, 1.0f, NULL, loss };
         assert_ok(fp8flow_cross_entropy(c, &args));
         assert_same_tensor(&x, &before, 1);
         assert_true(loss[0] > 0.0f && loss[1] == 0.0f && loss[2] > 0.0f);
@@ -209,7 +209,7 @@ static void test_cross_entropy_non_finite_logits_reach_the_loss(void **state)
             data[22 + at] = NAN;
             data[33 + at] = -INFINITY;
             int32_t target[4] = { 3, 3, -1, at ? 0 : 1 };
-            fp8flow_cross_entropy_args args = { &x, target, 1.0f, loss };
+            fp8flow_cross_entropy_args args = { &x, target, 1.0f, &x, loss };
             assert_ok(fp8flow_cross_entropy(c, &args));
             assert_true(loss[0] != loss[0] && loss[1] != loss[1]);
             assert_true(loss[2] == 0.0f && data[22 + at] == 0.0f);
@@ -237,7 +237,7 @@ static void test_vocabulary_bad_arguments_are_named(void **state)
     backward.ids = NULL;
     dtable.cols = y.cols = 6;
     assert_fails(fp8flow_embed_backward(c, &backward), FP8FLOW_EINVAL, "ids is NULL, 2 tokens");
-    fp8flow_cross_entropy_args args = { &y, ids, 1.0f, loss };
+    fp8flow_cross_entropy_args args = { &y, ids, 1.0f, NULL, loss };
     ids[0] = 6;
     assert_fails(fp8flow_cross_entropy(c, &args), FP8FLOW_EINVAL, "target[0] is 6, expected -1 to 5");
     ids[0] = -2;

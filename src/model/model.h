@@ -46,7 +46,7 @@ typedef struct {
     uint16_t *normed, *branch, *dx, *dnormed, *dbranch; /* [T, H] */
     uint16_t *dqkv, *dqk, *dattention, *dense_v, *dense_dv, *dense_dh;
     float *rstd_final, *loss, *logits;
-    uint16_t *dlogits; /* NULL without training */
+    uint16_t *dlogits; /* [logit_rows, V], as logits; NULL without training */
     int64_t logit_rows;
     void *memory; /* all of the above arrays; of the device */
     int64_t memory_bytes;

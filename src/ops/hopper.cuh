@@ -116,6 +116,12 @@ __device__ static inline void f8_named_barrier(int name, int threads)
     asm volatile("bar.sync %0, %1;" ::"r"(name), "r"(threads) : "memory");
 }
 
+/* The arrival of `threads` threads in all, of which others wait. */
+__device__ static inline void f8_named_arrive(int name, int threads)
+{
+    asm volatile("bar.arrive %0, %1;" ::"r"(name), "r"(threads) : "memory");
+}
+
 __device__ static inline uint32_t f8_cluster_rank()
 {
     uint32_t rank;
@@ -208,6 +214,16 @@ __device__ static inline uint64_t f8_policy_once()
     uint64_t policy;
     asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
     return policy;
+}
+
+/* Box of a 4-D tensor map at (x, y, z, w) to shared memory; what lies outside the tensor comes as zeros. */
+__device__ static inline void f8_copy_box_4d(void *to, const CUtensorMap *map, uint64_t *barrier, int x, int y, int z,
+                                             int w)
+{
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(f8_smem(to)),
+                 "l"(map), "r"(f8_smem(barrier)), "r"(x), "r"(y), "r"(z), "r"(w)
+                 : "memory");
 }
 
 /* Box of a 3-D tensor map at (x, y, z) to shared memory; what lies outside the tensor comes as zeros. */

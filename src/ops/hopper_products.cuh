@@ -12,9 +12,11 @@
     "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]),       \
         "+f"(d[i + 6]), "+f"(d[i + 7])
 #define F8_FLOATS_32(d, i) F8_FLOATS_8(d, i), F8_FLOATS_8(d, i + 8), F8_FLOATS_8(d, i + 16), F8_FLOATS_8(d, i + 24)
-#define F8_PLACES_64 \
+#define F8_PLACES_32 \
     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
-    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
+    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define F8_PLACES_64 \
+    F8_PLACES_32 ", " \
     "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
     "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 #define F8_PLACES_96 \
@@ -73,8 +75,46 @@ __device__ static inline void f8_product_bf16_half(float (&d)[128], uint64_t a, 
                  : "l"(a), "l"(b), "n"(a_outer), "n"(b_outer));
 }
 
+/* d[64 x 64] = a[64 x 16] * b[64 x 16]^T (+ d if accumulate), BF16, FP32 accumulators; both K-major. */
+template <int accumulate> __device__ static inline void f8_product_bf16_rows(float (&d)[32], uint64_t a, uint64_t b)
+{
+    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" F8_PLACES_32 "}, %32, %33, %34, 1, 1, 0, 0;"
+                 : F8_FLOATS_32(d, 0)
+                 : "l"(a), "l"(b), "n"(accumulate));
+}
+
+/* d[64 x 128] = a[64 x 16] * b[128 x 16]^T (+ d if accumulate). */
+template <int accumulate> __device__ static inline void f8_product_bf16_rows(float (&d)[64], uint64_t a, uint64_t b)
+{
+    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" F8_PLACES_64 "}, %64, %65, %66, 1, 1, 0, 0;"
+                 : F8_FLOATS_32(d, 0), F8_FLOATS_32(d, 32)
+                 : "l"(a), "l"(b), "n"(accumulate));
+}
+
+/* d[64 x 64] += a[64 x 16] * b[16 x 64], BF16, FP32 accumulators; b is MN-major, a the four registers from `i` on: of
+ * 64 x 16 accumulators as pairs, in their order. */
+template <int i, int count>
+__device__ static inline void f8_product_bf16_pairs(float (&d)[32], const uint32_t (&a)[count], uint64_t b)
+{
+    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" F8_PLACES_32
+                 "}, {%32, %33, %34, %35}, %36, 1, 1, 1, 1;"
+                 : F8_FLOATS_32(d, 0)
+                 : "r"(a[i]), "r"(a[i + 1]), "r"(a[i + 2]), "r"(a[i + 3]), "l"(b));
+}
+
+/* d[64 x 128] += a[64 x 16] * b[16 x 128]. */
+template <int i, int count>
+__device__ static inline void f8_product_bf16_pairs(float (&d)[64], const uint32_t (&a)[count], uint64_t b)
+{
+    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" F8_PLACES_64
+                 "}, {%64, %65, %66, %67}, %68, 1, 1, 1, 1;"
+                 : F8_FLOATS_32(d, 0), F8_FLOATS_32(d, 32)
+                 : "r"(a[i]), "r"(a[i + 1]), "r"(a[i + 2]), "r"(a[i + 3]), "l"(b));
+}
+
 #undef F8_FLOATS_8
 #undef F8_FLOATS_32
+#undef F8_PLACES_32
 #undef F8_PLACES_64
 #undef F8_PLACES_96
 #undef F8_PLACES_128
