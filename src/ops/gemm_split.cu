@@ -1,9 +1,9 @@
 /* gemm_split.cu - dense products with an F32 operand on the tensor cores: a router's logits and their gradients.
  *
  * An F32 operand is split into BF16 parts in scratch memory first (split_parts.cuh).
- * FPROP, WGRAD: the product of a tall BF16 operand, tokens (WGRAD: columns of x), by the parts of a narrow one, experts.
- * A block of 288 threads has 128 lines of the tall operand, 8 to 64 experts, that is 24 to 192 lines of parts, and one
- * split of the contraction:
+ * FPROP, WGRAD: a tall BF16 operand, tokens (WGRAD: columns of x), by the parts of a narrow one, experts. A block of
+ * 288 threads has 128 lines of the tall operand, 8 to 64 experts, that is 24 to 192 lines of parts, and one split of
+ * the contraction:
  *   one thread       fills the ring of stages of 64 steps through the copy engine; blocks of a cluster share parts.
  *   warpgroups 0, 1  64 lines each, all parts; at the end they add an expert's three sums, of high, middle and low
  *                    parts, and write c, or in scratch memory the sums of a split, which a second kernel adds.
@@ -182,9 +182,9 @@ __device__ static void consume(const problem &p, const block_work &w, shared_mem
 /* ---- Kernels ---- */
 
 template <class S>
-__global__ __launch_bounds__(THREADS, S::blocks) static void gemm_split_kernel(const __grid_constant__ CUtensorMap a_map,
-                                                                               const __grid_constant__ CUtensorMap b_map,
-                                                                               const __grid_constant__ problem p)
+__global__ __launch_bounds__(THREADS, S::blocks) static void
+gemm_split_kernel(const __grid_constant__ CUtensorMap a_map, const __grid_constant__ CUtensorMap b_map,
+                  const __grid_constant__ problem p)
 {
     extern __shared__ uint8_t dynamic[];
     __shared__ shared_memory<S> shared;

@@ -1,8 +1,8 @@
 /* split_parts.cuh - F32 operands as BF16 parts, for tensor cores that take nothing wider.
  *
- * The 24 bits of a number are three times eight: x = high + middle + low, each the first eight bits of what is left, cut
- * off, not rounded: nothing overflows and all parts have x's sign. Infinity and NaN are all in the high part. Traffic:
- * 4 bytes read per number, 2 written per part; a thread has 8 numbers and writes 16 bytes of each part.
+ * The 24 bits of a number are three times eight: x = high + middle + low, each the first eight bits of what is left,
+ * cut off, not rounded: nothing overflows and all parts have x's sign. Infinity and NaN are all in the high part.
+ * Traffic: 4 bytes read per number, 2 written per part; a thread has 8 numbers and writes 16 bytes of each part.
  */
 #ifndef F8_OPS_SPLIT_PARTS_CUH
 #define F8_OPS_SPLIT_PARTS_CUH
