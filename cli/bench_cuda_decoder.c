@@ -120,7 +120,6 @@ static void prepare_adamw(gpu_fixture *f)
                                 .beta2 = 0.95f,
                                 .eps = 1e-8f,
                                 .weight_decay = 0.1f,
-                                .grad_scale = 1.0f,
                                 .step = 100 };
     args.master = gpu_floats(f, rows, s->cols);
     args.m = gpu_array(f, count * (int64_t)sizeof *args.m);

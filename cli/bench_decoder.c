@@ -158,7 +158,6 @@ static void prepare_adamw(bench_fixture *f, case_formats formats)
                                 .beta2 = 0.95f,
                                 .eps = 1e-8f,
                                 .weight_decay = 0.1f,
-                                .grad_scale = 1.0f,
                                 .step = 100 };
     args.master = bench_array(f, count, BENCH_F32);
     args.m = bench_array(f, count, BENCH_ZERO);

@@ -93,6 +93,7 @@ static void fill_gradient(state_arrays *s, uint64_t step)
 
 static fp8flow_adamw_args adamw_args(const state_arrays *s, int64_t step)
 {
+    static const float scale = 0.7f;
     return (fp8flow_adamw_args){ .count = s->count,
                                  .master = s->master,
                                  .m = s->m,
@@ -104,7 +105,7 @@ static fp8flow_adamw_args adamw_args(const state_arrays *s, int64_t step)
                                  .beta2 = 0.999f,
                                  .eps = 1e-8f,
                                  .weight_decay = 0.1f,
-                                 .grad_scale = 0.7f,
+                                 .grad_scale = &scale,
                                  .step = step };
 }
 
@@ -120,7 +121,7 @@ static void check_step(const state_arrays *before, const state_arrays *after, co
     double beta1 = (double)a->beta1, beta2 = (double)a->beta2, lr = (double)a->lr, decay = (double)a->weight_decay;
     double correction1 = 1.0 - pow(beta1, (double)a->step), correction2 = 1.0 - pow(beta2, (double)a->step);
     for (int64_t i = 0; i < after->count; i++) {
-        double g = (double)a->grad[i] * (double)a->grad_scale, w = (double)before->master[i];
+        double g = (double)a->grad[i] * (double)*a->grad_scale, w = (double)before->master[i];
         double m0 = beta1 * (double)before->m[i], m1 = (1.0 - beta1) * g, m = m0 + m1;
         double v = beta2 * (double)before->v[i] + (1.0 - beta2) * g * g;
         double root = sqrt(v / correction2) + (double)a->eps;
@@ -210,7 +211,7 @@ static void test_adamw_is_the_same_for_any_threads_and_any_cut(void **state)
 static fp8flow_adamw_args scalar_args(float *master, float *m, float *v, float *grad)
 {
     return (fp8flow_adamw_args){
-        .count = 1, .master = master, .m = m, .v = v, .grad = grad, .grad_scale = 1.0f, .step = 1
+        .count = 1, .master = master, .m = m, .v = v, .grad = grad, .step = 1
     };
 }
 

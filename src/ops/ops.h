@@ -20,11 +20,12 @@
     X(quantize) X(dequantize) X(transpose)                                                     \
     X(permute_plan) X(permute) X(unpermute)                                                    \
     X(swiglu) X(swiglu_backward)                                                               \
-    X(router) X(router_loss) X(router_backward) X(router_bias_update)                          \
+    X(router) X(router_sum) X(router_loss) X(router_backward)                                  \
+    X(router_bias_update) X(add_counts)                                                        \
     X(gemm) X(add)                                                                             \
     X(rmsnorm) X(rmsnorm_backward) X(rope) X(attention) X(attention_backward)                  \
     X(embed) X(embed_backward) X(cross_entropy)                                                \
-    X(square_sum) X(adamw) X(measure)
+    X(sum) X(square_sum) X(clip) X(adamw) X(measure)
 /* clang-format on */
 
 typedef enum {

@@ -4,6 +4,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "ops/router.h"
 #include "train/trainer.h"
 
 static double seconds_now(void)
@@ -88,7 +89,9 @@ static void add_layer_figures(fp8flow_trainer *t, fp8flow_step_metrics *metrics)
         int64_t rows = report.dispatch_bytes[0] + report.dispatch_bytes[1];
         dispatch += rows;
         all += rows + report.routing_bytes + report.combine_bytes[0] + report.combine_bytes[1];
-        for (int64_t e = 0; e < num_experts; e++) t->load[layer * num_experts + e] += m->moe[layer]->load[e];
+        int64_t load[F8_ROUTER_MAX_EXPERTS];
+        fp8flow_moe_get_load(m->moe[layer], load);
+        for (int64_t e = 0; e < num_experts; e++) t->load[layer * num_experts + e] += load[e];
         note_nonfinite_edges(t, layer);
     }
     double token_layers = (double)(tokens * m->num_moe_layers);
@@ -140,7 +143,7 @@ static fp8flow_status update_weights(fp8flow_trainer *t, double norm, double lr)
 {
     const fp8flow_train_options *o = &t->options;
     f8_model *m = t->model;
-    double scale = o->clip > 0.0 && norm > o->clip ? o->clip / norm : 1.0;
+    float scale = o->clip > 0.0 && norm > o->clip ? (float)(o->clip / norm) : 1.0f;
     t->optimizer_step++;
     for (int64_t i = 0; i < m->table->num_parameters; i++) {
         const f8_parameter *p = &m->table->parameter[i];
@@ -155,7 +158,7 @@ static fp8flow_status update_weights(fp8flow_trainer *t, double norm, double lr)
                                     .beta2 = (float)o->beta2,
                                     .eps = (float)o->eps,
                                     .weight_decay = p->decay ? (float)o->weight_decay : 0.0f,
-                                    .grad_scale = (float)scale,
+                                    .grad_scale = &scale,
                                     .step = t->optimizer_step };
         F8_TRY(fp8flow_adamw(t->context, &args));
     }
