@@ -29,7 +29,9 @@ enum { WARPS = 4 * GROUPS };
 enum part_left { WHOLE, WITHOUT_PRODUCTS, WITHOUT_C };
 
 /* stages: of the ring; groups: of 32 columns per piece of c, 0: c is written from registers. */
-template <int stages_, int groups_, part_left left_ = WHOLE> struct layout {
+template <int stages_, int groups_, part_left left_ = WHOLE, fp8flow_write write_ = FP8FLOW_OVERWRITE> struct layout {
+    typedef layout<stages_, groups_, left_, FP8FLOW_ACCUMULATE> adding;
+    static const fp8flow_write write = write_;
     static const int stages = stages_, groups = groups_, pieces = groups ? TILE_GROUPS / groups : 0;
     static const part_left left = left_;
     static const int piece_bytes = groups * GROUP_BYTES, warp_bytes = pieces * piece_bytes;
@@ -44,7 +46,6 @@ struct gradient {
     const uint8_t *a_scale, *b_scale; /* per 128 rows: one byte per 128 lines */
     float *c;
     int64_t c_stride;
-    fp8flow_write write;
     int32_t once; /* c is the first to leave L2 */
 };
 
@@ -55,7 +56,7 @@ struct slot {
     f8_walk_tile tile;
     int first, steps, last; /* steps of this slot; `last`: the end of the walk */
     int begin, rows;        /* the expert's rows: the contraction */
-    uint8_t a[LINE], b[2][LINE];
+    uint8_t a[WINDOW], b[BOXES][WINDOW]; /* scales: of the lines, of 64 columns each */
 };
 
 struct shared_memory {
@@ -93,23 +94,32 @@ __device__ static inline void expect(uint32_t barrier, uint32_t bytes)
 
 __device__ static inline uint64_t policy_of(const gradient &p)
 {
+    if (p.once) return f8_policy_once();
     uint64_t normal;
     asm volatile("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(normal));
-    return p.once ? f8_policy_once() : normal;
+    return normal;
 }
 
 /* ---- The warp that walks and brings scales ---- */
+
+/* Steps of a tile; without rows one, of which all is cleared. */
+__device__ static inline int steps_of(int rows)
+{
+    return max(1, (rows + STEP - 1) / STEP);
+}
 
 /* Lane i: the bytes of step first + i. */
 __device__ static void bring_window(const gradient &p, const f8_walk_tile &t, int first, int steps, slot *to)
 {
     int lane = f8_lane(), a_blocks = (p.groups.lines + 127) / 128, b_blocks = (p.groups.columns + 127) / 128;
     if (lane >= steps) return;
-    int64_t row = p.groups.rows.begin(t.expert) / 128 + first + lane;
-    int b_block = t.n / 128;
-    to->a[lane] = __ldg(p.a_scale + row * a_blocks + (t.row - t.expert * p.groups.lines) / 128);
-    to->b[0][lane] = __ldg(p.b_scale + row * b_blocks + b_block);
-    to->b[1][lane] = __ldg(p.b_scale + row * b_blocks + min(b_block + 1, b_blocks - 1));
+    bool empty = p.groups.rows.used(t.expert) == 0;
+    int64_t row = empty ? 0 : p.groups.rows.begin(t.expert) / 128 + first + lane;
+    uint8_t a = __ldg(p.a_scale + row * a_blocks + (t.row - t.expert * p.groups.lines) / 128);
+    to->a[lane] = empty ? 0 : a;
+#pragma unroll
+    for (int i = 0; i < BOXES; i++)
+        to->b[i][lane] = empty ? 0 : __ldg(p.b_scale + row * b_blocks + min((t.n + i * BOX_COLS) / 128, b_blocks - 1));
 }
 
 __device__ static void bring(const gradient &p, shared_memory &shared)
@@ -121,7 +131,7 @@ __device__ static void bring(const gradient &p, shared_memory &shared)
         __syncwarp();
         more = tiles.next(&t);
         __syncwarp();
-        int rows = more ? p.groups.rows.used(t.expert) : 0, steps = (rows + STEP - 1) / STEP, first = 0;
+        int rows = more ? p.groups.rows.used(t.expert) : 0, steps = more ? steps_of(rows) : 0, first = 0;
         do {
             slot *to = &shared.slots[at.at];
             int count = min(WINDOW, steps - first);
@@ -195,20 +205,39 @@ __device__ static inline float4 quad(const float (&sum)[SUMS], int x, int half)
                        sum[8 * x + 5 + 2 * half]);
 }
 
+__device__ static inline float4 added(float4 x, uint4 y)
+{
+    return make_float4(x.x + __uint_as_float(y.x), x.y + __uint_as_float(y.y), x.z + __uint_as_float(y.z),
+                       x.w + __uint_as_float(y.w));
+}
+
+__device__ static inline uint4 bits_of(float4 x)
+{
+    return make_uint4(__float_as_uint(x.x), __float_as_uint(x.y), __float_as_uint(x.z), __float_as_uint(x.w));
+}
+
 /* What a warp works on. Everything but addresses is the same in its warpgroup. */
 template <class L> struct worker {
     const gradient &p;
     const CUtensorMap *c_map;
-    uint32_t stages, pieces, arrived; /* the ring; this warp's pieces of c and their barriers */
+    shared_memory &shared;
+    uint32_t stages; /* the ring */
     ring_reader ring;
     slot_reader<slot> slots;
     int stage, group; /* the next stage of the ring; the warpgroup */
     uint32_t c_phase;
-    bool within; /* see factors */
+
+    /* This warp's piece `i` and its barrier. */
+    __device__ uint32_t piece(int i) const
+    {
+        return stages + L::stages * STAGE_BYTES + threadIdx.x / 32 * L::warp_bytes + i * L::piece_bytes;
+    }
+
+    __device__ uint32_t arrived(int i) const { return f8_smem(&shared.arrived[threadIdx.x / 32][i]); }
 
     __device__ int line(const f8_walk_tile &t) const
     {
-        return t.row - t.expert * p.groups.lines + 64 * group + threadIdx.x % 128 / 32 * GROUP_LINES;
+        return t.row - t.expert * p.groups.lines + (int)threadIdx.x / 32 * GROUP_LINES;
     }
 
     /* Both warpgroups clear all lines of b: the same bytes. */
@@ -227,8 +256,9 @@ template <class L> struct worker {
     {
         ring.wait(stage);
         if (short_step) clear_rows();
-        if (L::left != WITHOUT_PRODUCTS)
-            multiply(part, ring.a + stage * (STAGE_BYTES / 16), ring.b + stage * (STAGE_BYTES / 16));
+        if (L::left == WITHOUT_PRODUCTS) return;
+        uint32_t offset = __shfl_sync(~0u, stage * (STAGE_BYTES / 16), 0);
+        multiply(part, ring.a + offset, ring.b + offset);
     }
 
     /* They are added to the sums. `more`: the tile has another step. */
@@ -236,11 +266,11 @@ template <class L> struct worker {
     {
         const int most = SUMS * 2 / 3;
         const slot &from = slots.get(slots.number);
-        float a = scale(from.a[step % WINDOW]), low = scale(from.b[0][step % WINDOW]);
-        float high = scale(from.b[1][step % WINDOW]), box[BOXES] = { a * low, a * (within ? high : low), a * high };
+        float a = scale(from.a[step % WINDOW]), box[BOXES];
         factors factor;
 #pragma unroll
         for (int i = 0; i < BOXES; i++) {
+            box[i] = a * scale(from.b[i][step % WINDOW]);
             f8_pin(box[i]);
             factor.at[i][0] = factor.at[i][1] = box[i];
         }
@@ -260,42 +290,39 @@ template <class L> struct worker {
     {
         if (f8_lane() == 0) {
             if (i == 0) f8_store_wait_read<0>();
-            if (p.write == FP8FLOW_ACCUMULATE && L::left != WITHOUT_C) {
+            if (L::write == FP8FLOW_ACCUMULATE && L::left != WITHOUT_C) {
                 const f8_walk_tile &t = slots.get(slots.number).tile;
-                expect(arrived + 8 * i, L::piece_bytes);
-                copy_piece(pieces + i * L::piece_bytes, c_map, arrived + 8 * i, line(t),
+                expect(arrived(i), L::piece_bytes);
+                copy_piece(piece(i), c_map, arrived(i), line(t),
                            t.n / GROUP_COLS + i * L::groups, t.expert, policy_of(p));
             }
         }
         __syncwarp();
     }
 
-    /* Sums of 32 columns join what lies at `at`, or replace it. */
-    __device__ void join(uint32_t at, const float (&sum)[SUMS], int columns)
+    /* Sums of two lines join what lies at `at`, or replace it. */
+    __device__ void join(uint32_t at, float4 low, float4 high)
     {
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            uint32_t place = (at ^ i / 2 * 16) + i % 2 * 1024;
-            float4 x = quad(sum, 2 * columns + i / 2, i % 2);
-            if (p.write == FP8FLOW_ACCUMULATE) {
-                uint4 old = f8_load_shared(place);
-                x.x += __uint_as_float(old.x), x.y += __uint_as_float(old.y);
-                x.z += __uint_as_float(old.z), x.w += __uint_as_float(old.w);
-            }
-            f8_store_shared(place, make_uint4(__float_as_uint(x.x), __float_as_uint(x.y), __float_as_uint(x.z),
-                                              __float_as_uint(x.w)));
+        if (L::write == FP8FLOW_ACCUMULATE) {
+            uint4 old_low = f8_load_shared(at), old_high = f8_load_shared(at + 1024);
+            low = added(low, old_low), high = added(high, old_high);
         }
+        f8_store_shared(at, bits_of(low));
+        f8_store_shared(at + 1024, bits_of(high));
     }
 
     /* Sums to a piece of c, and that to memory. */
     template <int i> __device__ void pass_on(const f8_walk_tile &t, const float (&sum)[SUMS])
     {
         int row = f8_lane() / 4;
-        uint32_t at = pieces + i * L::piece_bytes, mine = at + row * 128 + (f8_lane() % 4 * 2 ^ row) * 16;
+        uint32_t at = piece(i), mine = at + row * 128 + (f8_lane() % 4 * 2 ^ row) * 16;
         bool in_memory = L::left != WITHOUT_C;
-        if (p.write == FP8FLOW_ACCUMULATE && in_memory) f8_barrier_wait(arrived + 8 * i, c_phase);
+        if (L::write == FP8FLOW_ACCUMULATE && in_memory) f8_barrier_wait(arrived(i), c_phase);
 #pragma unroll
-        for (int g = 0; g < L::groups; g++) join(mine + g * GROUP_BYTES, sum, i * L::groups + g);
+        for (int g = 0; g < 2 * L::groups; g++) {
+            int x = 2 * i * L::groups + g;
+            join((mine ^ g % 2 * 16) + g / 2 * GROUP_BYTES, quad(sum, x, 0), quad(sum, x, 1));
+        }
         f8_async_fence();
         __syncwarp();
         if (f8_lane() != 0 || !in_memory) return;
@@ -340,16 +367,12 @@ template <class L> struct worker {
 
     __device__ void run_tile(int rows, float (&sum)[SUMS])
     {
-        int steps = (rows + STEP - 1) / STEP, asked = 0;
-        bool partial = rows % STEP != 0;
+        int steps = steps_of(rows), asked = 0;
+        bool partial = steps * STEP != rows;
         float part[SUMS];
-        if (steps == 0) {
-            finish(sum);
-        } else {
-            begin(part, partial && steps == 1);
-            finish(sum);
-            end(part, sum, 0, steps > 1);
-        }
+        begin(part, partial && steps == 1);
+        finish(sum);
+        end(part, sum, 0, steps > 1);
 #pragma unroll 1
         for (int step = 1; step < steps; step++) {
             if (step % WINDOW == 0) slots.next_window();
@@ -366,15 +389,13 @@ template <class L>
 __device__ static void consume(const gradient &p, shared_memory &shared, const uint8_t *stages,
                                const CUtensorMap *c_map)
 {
-    int group = __shfl_sync(~0u, threadIdx.x / 128, 0), warp = threadIdx.x / 32;
-    worker<L> work = { p, c_map, f8_smem(stages), f8_smem(stages) + L::stages * STAGE_BYTES + warp * L::warp_bytes,
-                       f8_smem(shared.arrived[warp]), read_ring(stages, shared.pipe, group),
-                       { shared.pipe, shared.slots, 0 }, 0, group, 0, false };
+    int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
+    worker<L> work = { p, c_map, shared, f8_smem(stages), read_ring(stages, shared.pipe, group),
+                       { shared.pipe, shared.slots, 0 }, 0, group, 0 };
     float sum[SUMS];
     for (;;) {
         const slot &head = work.slots.wait();
         if (head.last) break;
-        work.within = head.tile.n % 128 != 0;
         work.run_tile(__shfl_sync(~0u, head.rows, 0), sum);
         work.slots.number++;
     }
@@ -457,10 +478,10 @@ template <class L, int band, int once> static result run(const operands &o, fp8f
     g.groups.experts = p.experts, g.groups.columns = p.k, g.groups.lines = p.n, g.groups.band = band;
     g.groups.empty_untouched = write == FP8FLOW_ACCUMULATE;
     g.a_scale = (const uint8_t *)p.a_scale, g.b_scale = (const uint8_t *)p.b_scale;
-    g.c = p.c, g.c_stride = p.c_stride, g.write = write, g.once = once;
+    g.c = p.c, g.c_stride = p.c_stride, g.once = once;
     CUtensorMap a_map, b_map = map_b(o, L::lane_columns), c_map = map_c(p, L::groups ? L::groups : 1);
     must(operand_map(&a_map, (void *)o.a, p.n, o.capacity, o.capacity, F8_WALK_ROWS));
-    auto kernel = gradient_kernel<L>;
+    auto kernel = write == FP8FLOW_ACCUMULATE ? gradient_kernel<typename L::adding> : gradient_kernel<L>;
     LAB_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, L::bytes));
     auto launch = [&](cudaStream_t stream) {
         kernel<<<132, THREADS, L::bytes, stream>>>(a_map, b_map, c_map, g);
@@ -502,14 +523,14 @@ static const version versions[] = {
     /* predict 640, 1000: 3.75 TB/s as the slots of lab/accumulate, runs of 768 bytes; c asked for at once may keep
      * operands waiting in the copy engine. */
     { "w6 a piece of 192 columns", run<layout<3, 6>, 16, 1>, 0, FP8FLOW_TILE128 },
-    /* predict 650, 1000: asked for in two steps, runs of 384 bytes. */
-    { "w3 pieces of 96 columns", run<layout<3, 3>, 16, 1>, 0, FP8FLOW_TILE128 },
+    /* predict 650, 1000: asked for in three steps, runs of 256 bytes. */
+    { "w2 pieces of 64 columns", run<layout<3, 2>, 16, 1>, 0, FP8FLOW_TILE128 },
     /* predict 630, 980: in six steps, runs of 128 bytes; more instructions. */
     { "w1 pieces of 32 columns", run<layout<3, 1>, 16, 1>, 0, FP8FLOW_TILE128 },
     /* predict 660, 1000: neighbouring blocks have neighbouring columns: whole lines of c pass at about one time. */
-    { "w3 columns first", run<layout<3, 3>, 1, 1>, 0, FP8FLOW_TILE128 },
+    { "w2 columns first", run<layout<3, 2>, 1, 1>, 0, FP8FLOW_TILE128 },
     /* predict 630, 990: operands leave L2 more often. */
-    { "w3 c stays in L2 as long as operands", run<layout<3, 3>, 16, 0>, 0, FP8FLOW_TILE128 },
+    { "w2 c stays in L2 as long as operands", run<layout<3, 2>, 16, 0>, 0, FP8FLOW_TILE128 },
     /* predict -, 950: a stage more and no way through shared memory, but products wait for stores. */
     { "d  four stages, from registers", run<layout<4, 0>, 16, 1>, 0, FP8FLOW_TILE128 },
 };
@@ -517,9 +538,11 @@ static const version versions[] = {
 /* Wrong on purpose: what binds. */
 static const version limits[] = {
     /* predict 670, 1300: the traffic alone. */
-    { "w3 without products", run<layout<3, 3, WITHOUT_PRODUCTS>, 16, 1>, 0, FP8FLOW_TILE128 },
+    { "w2 without products", run<layout<3, 2, WITHOUT_PRODUCTS>, 16, 1>, 0, FP8FLOW_TILE128 },
+    /* predict 650, 1300: the same in one piece a tile. */
+    { "w6 without products", run<layout<3, 6, WITHOUT_PRODUCTS>, 16, 1>, 0, FP8FLOW_TILE128 },
     /* predict 1100, 1100: the products and the way through shared memory. */
-    { "w3 without c", run<layout<3, 3, WITHOUT_C>, 16, 1>, 0, FP8FLOW_TILE128 },
+    { "w2 without c", run<layout<3, 2, WITHOUT_C>, 16, 1>, 0, FP8FLOW_TILE128 },
 };
 
 static const shape few_rows[] = {
