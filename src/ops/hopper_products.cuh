@@ -115,10 +115,6 @@ __device__ static inline void f8_product_bf16_pairs(float (&d)[64], const uint32
                  : "r"(a[i]), "r"(a[i + 1]), "r"(a[i + 2]), "r"(a[i + 3]), "l"(b));
 }
 
-#undef F8_FLOATS_8
-#undef F8_FLOATS_32
-#undef F8_PLACES_32
-
 /* d[64 x n] += a[64 x 16] * b[n x 16]^T for n = 24, 48, 96, 192; b is K-major. */
 template <int a_outer> __device__ static inline void f8_product_bf16_narrow(float (&d)[12], uint64_t a, uint64_t b)
 {
@@ -152,14 +148,15 @@ template <int a_outer> __device__ static inline void f8_product_bf16_narrow(floa
                  : "l"(a), "l"(b), "n"(a_outer));
 }
 
+#undef F8_FLOATS_32
 #undef F8_FLOATS_4
 #undef F8_FLOATS_8
-#undef F8_FLOATS_32
 #undef F8_PLACES_12
+#undef F8_PLACES_128
 #undef F8_PLACES_24
+#undef F8_PLACES_32
 #undef F8_PLACES_48
 #undef F8_PLACES_64
 #undef F8_PLACES_96
-#undef F8_PLACES_128
 
 #endif
