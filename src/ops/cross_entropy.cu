@@ -5,10 +5,11 @@
  *
  * Long aligned rows: one to eight blocks of a cluster hold a row in shared memory, a fixed number of clusters take the
  * rows in turn. A thread reads back only the 16-byte pieces that it copied, so that the copy of the next row may start
- * piece by piece while the gradient of this one is written, and needs no barrier. Traffic: each logit is read once, each
- * gradient written once: 6 bytes for an FP32 logit with a BF16 gradient. Other rows: a block per row, one element per
- * access, two reads of which the second mostly finds L2. A gradient in the place of the logits is written by the thread
- * that has read the same elements.
+ * piece by piece while the gradient of this one is written, and needs no barrier. Traffic: each logit is read once and
+ * each gradient written once, 6 bytes for an FP32 logit and a BF16 gradient. Other rows: a block per row, one element
+ * per access, two reads of which the second mostly finds L2.
+ *
+ * Elements of a gradient are written by the thread that has read the same logits: it may take their place.
  */
 #include <float.h>
 
@@ -49,8 +50,9 @@ __device__ static float exp2_fast(float x)
     return y;
 }
 
-/* e^x for x <= 0, NaN for NaN. The rounding of the gradient, not of the logits, decides how exact it has to be (`to`);
- * a loss alone is content with less: e^x is small where x is wrong by much. For FP32 the product with log2 e is carried in two numbers, since an error of half an ulp in a product of -100 would be 2^-18 of the result. */
+/* e^x for x <= 0, NaN for NaN. The format of the gradient, not of the logits, decides how exact it has to be: for FP32
+ * the product with log2 e is carried in two numbers, since an error of half an ulp in a product of -100 would be 2^-18 of
+ * the result. A loss alone is content with less: where the error is large the exponential is small. */
 template <fp8flow_dtype to> __device__ static float exponential(float x)
 {
     const float log2_e = 1.44269504f, log2_e_rest = 1.92596299e-8f, ln_2 = 0.693147181f;

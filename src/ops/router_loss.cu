@@ -1,10 +1,11 @@
-/* router_loss.cu - CUDA side of router_loss and router_bias_update: figures of a whole batch, one block each.
+/* router_loss.cu - CUDA side of router_totals, router_loss and router_bias_update: figures of a whole batch.
  * Contracts: fp8flow_ops.h. CPU side: router_backward.c, router.c.
  *
- * A thread takes every 1024th item; partial sums meet in a fixed order. Few bytes: the time is that of two or three
- * accesses to memory in a row.
+ * router_totals: a thread per expert adds its sequences. The others, one block per figure: a thread takes every 1024th
+ * item; partial sums meet in a fixed order. Few bytes: the time is that of two or three accesses to memory in a row.
  */
 #include "ops/launch.cuh"
+#include "ops/nan.h"
 #include "ops/warp.cuh"
 
 enum { THREADS = 1024, NUM_LOSSES = 3 };
@@ -24,9 +25,36 @@ template <class T> __device__ static inline T block_sum(T x)
     return x;
 }
 
+/* ---- router_totals ---- */
+
+enum { TOTALS_THREADS = 128 };
+
+/* One expert per thread, sequences ascending. */
+__global__ static void router_totals_kernel(fp8flow_router_totals_args a)
+{
+    int64_t e = (int64_t)blockIdx.x * TOTALS_THREADS + threadIdx.x;
+    if (e >= a.num_experts) return;
+    int64_t count = 0;
+    float sum = 0.0f;
+#pragma unroll 8
+    for (int64_t q = 0; q < a.num_sequences; q++) {
+        count += __ldg(a.counts + q * a.num_experts + e);
+        sum += __ldg(a.score_sums + q * a.num_experts + e);
+    }
+    a.total_counts[e] = count;
+    a.total_score_sums[e] = f8_canonical(sum);
+}
+
+extern "C" fp8flow_status f8_cuda_router_totals(fp8flow_context *c, const fp8flow_router_totals_args *a)
+{
+    if (a->num_experts == 0) return FP8FLOW_OK;
+    router_totals_kernel<<<f8_grid(a->num_experts, TOTALS_THREADS), TOTALS_THREADS, 0, f8_stream(c)>>>(*a);
+    return f8_launched("router_totals");
+}
+
 /* ---- router_loss ---- */
 
-/* losses[i] = factor[i] * a scalar product; count 0 where the loss is off. */
+/* losses[i] += factor[i] * a scalar product; count 0 where the loss is off. */
 struct loss_job {
     const int64_t *total_counts;
     const float *total_score_sums;
@@ -46,22 +74,24 @@ template <class A, class B> __device__ static inline double partial_dot(const A 
     return sum;
 }
 
-/* One block per loss. */
+/* One block per loss; one that is off is left alone. */
 __global__ static void __launch_bounds__(THREADS) router_loss_kernel(loss_job job)
 {
     double sum, factor;
+    int64_t count;
     if (blockIdx.x == 0) {
-        factor = job.factor[0];
-        sum = partial_dot(job.total_counts, job.total_score_sums, job.count[0]);
+        factor = job.factor[0], count = job.count[0];
+        sum = partial_dot(job.total_counts, job.total_score_sums, count);
     } else if (blockIdx.x == 1) {
-        factor = job.factor[1];
-        sum = partial_dot(job.counts, job.score_sums, job.count[1]);
+        factor = job.factor[1], count = job.count[1];
+        sum = partial_dot(job.counts, job.score_sums, count);
     } else {
-        factor = job.factor[2];
-        sum = partial_dot(job.log_sum_exp, job.log_sum_exp, job.count[2]);
+        factor = job.factor[2], count = job.count[2];
+        sum = partial_dot(job.log_sum_exp, job.log_sum_exp, count);
     }
+    if (count == 0) return;
     sum = block_sum(sum);
-    if (threadIdx.x == 0) job.losses[blockIdx.x] = factor * sum;
+    if (threadIdx.x == 0) job.losses[blockIdx.x] += factor * sum;
 }
 
 extern "C" fp8flow_status f8_cuda_router_loss(fp8flow_context *c, const fp8flow_router_loss_args *a)
