@@ -50,9 +50,9 @@ __device__ static float exp2_fast(float x)
     return y;
 }
 
-/* e^x for x <= 0, NaN for NaN. The format of the gradient, not of the logits, decides how exact it has to be: for FP32
- * the product with log2 e is carried in two numbers, since an error of half an ulp in a product of -100 would be 2^-18 of
- * the result. A loss alone is content with less: where the error is large the exponential is small. */
+/* e^x for x <= 0, NaN for NaN. The format of the gradient, not of the logits, decides how exact it has to be: for
+ * FP32 the product with log2 e is carried in two numbers, since an error of half an ulp in a product of -100 would be
+ * 2^-18 of the result. A loss alone is content with less: where the error is large the exponential is small. */
 template <fp8flow_dtype to> __device__ static float exponential(float x)
 {
     const float log2_e = 1.44269504f, log2_e_rest = 1.92596299e-8f, ln_2 = 0.693147181f;
