@@ -140,8 +140,8 @@ static fp8flow_status run_rank(fp8flow_comm *comm, void *user)
     fp8flow_moe *moe = NULL;
     layer_data data = { .memory = NULL };
     fp8flow_status status = fp8flow_context_create(&view->layer->context, &context);
-    if (status == FP8FLOW_OK) status = layer_data_create(&data, &view->layer->shape, comm);
-    if (status == FP8FLOW_OK) status = layer_open(context, comm, &data, view->layer->recipe, FP8FLOW_KEEP_ALL, &moe);
+    if (status == FP8FLOW_OK) status = layer_data_create(&data, context, &view->layer->shape, comm);
+    if (status == FP8FLOW_OK) status = layer_open(&data, comm, view->layer->recipe, FP8FLOW_KEEP_ALL, &moe);
     if (status == FP8FLOW_OK) status = layer_step(moe, &data);
     if (status == FP8FLOW_OK && fp8flow_comm_rank(comm) == 0) status = show(view, moe);
     fp8flow_moe_destroy(moe);

@@ -497,7 +497,8 @@ typedef enum { FP8FLOW_OVERWRITE = 0, FP8FLOW_ACCUMULATE = 1 } fp8flow_write;
  * untouched (ACCUMULATE). Any M, N, K >= 0.
  * Products of the dequantised operands, FP32 accumulation. Exactness R: |error| <= 4 * 2^-13 * sum|a*b| before the
  * final rounding (CPU backends: 2^-13); sums that FP32 holds exactly in any order (small integers) come out equal.
- * CUDA multiplies the two block scales of a step first: outside FP32's range their product counts as 0 or Inf.
+ * CUDA multiplies the two block scales of a step first: outside FP32's range their product counts as 0 or Inf. It
+ * splits F32 operands of dense products into BF16 parts: what DGRAD's have below 2^-133 counts as 0.
  * Errors EINVAL, ESHAPE.  Source numerics contract section 4; arXiv 2511.02302 section on GEMM operands. */
 typedef struct {
     fp8flow_product product;
