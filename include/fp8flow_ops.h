@@ -401,7 +401,7 @@ FP8FLOW_API fp8flow_status fp8flow_router(fp8flow_context *c, const fp8flow_rout
 /* router_sum: load of this rank from that of its Q sequences.
  *   counts      [Q, E]  int32     score_sums        [Q, E]  F32, as router writes them          in
  *   total_counts  [E]   int64     total_score_sums    [E]   F32: sums over q ascending          out
- * Exactness E; a NaN sum is 0x7FC00000.  Errors EINVAL.  Source none needed. */
+ * Exactness E; a NaN sum is 0x7FC00000.  Errors EINVAL, ESHAPE.  Source none needed. */
 typedef struct {
     int64_t num_sequences, num_experts; /* Q, E */
     const int32_t *counts;
@@ -497,7 +497,8 @@ typedef enum { FP8FLOW_OVERWRITE = 0, FP8FLOW_ACCUMULATE = 1 } fp8flow_write;
  * untouched (ACCUMULATE). Any M, N, K >= 0.
  * Products of the dequantised operands, FP32 accumulation. Exactness R: |error| <= 4 * 2^-13 * sum|a*b| before the
  * final rounding (CPU backends: 2^-13); sums that FP32 holds exactly in any order (small integers) come out equal.
- * CUDA multiplies the two block scales of a step first: outside FP32's range their product counts as 0 or Inf.
+ * CUDA multiplies the two block scales of a step first: outside FP32's range their product counts as 0 or Inf. It
+ * splits F32 operands of dense products into BF16 parts: what DGRAD's have below 2^-133 counts as 0.
  * Errors EINVAL, ESHAPE.  Source numerics contract section 4; arXiv 2511.02302 section on GEMM operands. */
 typedef struct {
     fp8flow_product product;
@@ -659,10 +660,11 @@ typedef struct {
 FP8FLOW_API fp8flow_status fp8flow_sum(fp8flow_context *c, const fp8flow_sum_args *a);
 
 /* clip: the norm of a gradient that lies in n parts, and the factor that brings it down to `limit`.
- *   square_sums  [n]  F64: sums of squares of the parts; n <= 4096                             in
- *   norm         [1]  F64: square root of their sum, in ascending order                        out
- *   scale        [1]  F32: RNE(limit / norm) where norm > limit > 0, else 1; NaN (0x7FC00000) where norm is not
- *                     finite: adamw then changes nothing                                       out
+ *   square_sums  [n]  F64: sums of squares of the parts                                       in
+ *   norm         [1]  F64: square root of their sum, added to 0 in ascending order          out
+ *   scale        [1]  F32: RNE(limit / norm) where norm > limit > 0, else 1; NaN where norm is not finite: adamw
+ *                     then changes nothing                                                     out
+ * A NaN output is 0x7FC00000 or 0x7FF8000000000000.
  * Exactness E.  Errors EINVAL.  Source Pascanu et al. 2013. */
 typedef struct {
     int64_t count; /* n */

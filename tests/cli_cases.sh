@@ -185,12 +185,12 @@ export CUDA_VISIBLE_DEVICES=
 refuse "bench without a GPU" 1 'cuda: ' bench --device cuda
 refuse "bench of products without a GPU" 1 'cuda: ' bench --device cuda --seconds 0 'gemm fprop1 v2-lite'
 refuse "bench without a GPU, JSON" 1 'cuda: ' bench --device cuda --json --repeat 1 add
-refuse "bench layer without a GPU" 1 'cuda: ' bench layer --device cuda
-refuse "bench train without a GPU" 1 'cuda: ' bench train --device cuda
 refuse "training without a GPU" 1 'cuda: ' train --data text.txt --device cuda
 refuse "comparison without a GPU" 1 'cuda: ' compare --data text.txt --device cuda
 refuse "text without a GPU" 1 'cuda: ' generate --checkpoint folder --device cuda
 refuse "dataflow without a GPU" 1 'cuda: ' inspect --device cuda
+refuse "bench layer without a GPU" 1 'cuda: ' bench layer --device cuda
+refuse "bench train without a GPU" 1 'cuda: ' bench train --device cuda
 unset CUDA_VISIBLE_DEVICES
 
 # ---- Long and odd arguments (one argument may have 128 KiB on Linux; a megabyte comes in pieces) ----

@@ -233,10 +233,10 @@ typedef struct {
     char place[F8_NONFINITE_BYTES];
 } damage;
 
-static fp8flow_status put_into_expert(fp8flow_trainer *trainer, float value)
+static fp8flow_status put_into_attention(fp8flow_trainer *trainer, float value)
 {
     f8_model *m = trainer->model;
-    F8_TRY(fp8flow_memory_copy(m->context, f8_model_master(m, 1, F8_FC1) + 5, &value, sizeof value));
+    F8_TRY(fp8flow_memory_copy(m->context, f8_model_master(m, 1, F8_OUT) + 5, &value, sizeof value));
     return f8_model_publish_from_master(m);
 }
 
@@ -247,7 +247,7 @@ static fp8flow_status step_with_damage(fp8flow_trainer *trainer, void *user)
     f8_model *m = trainer->model;
     const char *where;
     int64_t bytes = m->table->count * 4, updates = trainer->optimizer_step;
-    F8_TRY(put_into_expert(trainer, NAN));
+    F8_TRY(put_into_attention(trainer, NAN));
     float *masters = fetch(m->context, m->master, bytes), *moments = fetch(m->context, m->moment2, bytes);
     F8_TRY(fp8flow_trainer_step(trainer, &d->bad));
     assert_device_bytes(m->context, m->master, masters, bytes);
@@ -257,7 +257,7 @@ static fp8flow_status step_with_damage(fp8flow_trainer *trainer, void *user)
     assert_int_equal(trainer->optimizer_step, updates);
     F8_TRY(fp8flow_trainer_get_nonfinite(trainer, 0, &where));
     snprintf(d->place, sizeof d->place, "%s", where);
-    F8_TRY(put_into_expert(trainer, 0.01f));
+    F8_TRY(put_into_attention(trainer, 0.01f));
     return fp8flow_trainer_step(trainer, &d->good);
 }
 
@@ -272,8 +272,8 @@ static void test_nonfinite_gradients_skip_the_update(void **state)
         r.look = step_with_damage;
         r.user = &d;
         assert_ok(try_run(&r));
-        assert_false(isfinite(d.bad.gradient_norm));
-        assert_non_null(strstr(d.place, i == 0 ? "gradient of" : "layer 1, "));
+        assert_true(!isfinite(d.bad.gradient_norm));
+        assert_non_null(strstr(d.place, i == 0 ? "gradient of" : "layer "));
         assert_true(d.good.nonfinite == 0 && isfinite(d.good.loss) && isfinite(d.good.gradient_norm));
     }
 }
