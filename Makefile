@@ -90,7 +90,7 @@ c_files  := $(lib_src) $(cli_src) $(wildcard tests/*.c examples/*.c fuzz/*.c)
 all_headers := $(headers) $(wildcard src/*.h src/*/*.h cli/*.h tests/*.h)
 lib_obj  := $(lib_src:%.c=$(B)/%.o) $(cu_src:%.cu=$(B)/%.cu.o)
 cli_obj  := $(cli_src:%.c=$(B)/%.o)
-no_lab     := $(if $(wildcard $(CUDA_DIR)/include/cublasLt.h),,lab/gemm_cublaslt.cu)
+no_lab     := $(if $(wildcard $(CUDA_DIR)/include/cublasLt.h),,lab/gemm_cublaslt.cu lab/gemm_dense.cu)
 labs       := $(if $(with_cuda),$(patsubst %.cu,$(B)/%,$(filter-out $(no_lab),$(wildcard lab/*.cu))))
 examples   := $(patsubst %.c,$(B)/%,$(wildcard examples/*.c))
 tests      := $(patsubst %.c,$(B)/%,$(wildcard tests/test_*.c))
@@ -100,7 +100,7 @@ device_tests := $(patsubst %.c,$(B)/%,$(shell grep -lE 'make_context|moe_fixture
                   $(wildcard tests/test_*.c) /dev/null))
 cuda_tests   := $(patsubst %.c,$(B)/%,$(wildcard tests/cuda_*.c))
 kernel_tests := $(patsubst %,$(B)/tests/test_%,quantize transpose permute swiglu router router_backward gemm \
-                  decoder_ops vocab optimizer)
+                  decoder_ops vocab sums optimizer)
 long_tests := $(patsubst %.c,$(B)/%,$(wildcard tests/long_*.c))
 # TSan looks at threads of our own only: the programs that use the thread transport.
 tsan_tests := $(patsubst %.c,$(B)/%,$(shell grep -ls 'comm/\|pthread.h' $(wildcard tests/test_*.c) /dev/null))

@@ -26,7 +26,7 @@ struct gpu_record {
 
 /* ---- Measuring ------------------------------------------------------------------------------ */
 
-static fp8flow_status flush_cache(gpu_bench *g)
+fp8flow_status gpu_flush(gpu_bench *g)
 {
     fp8flow_square_sum_args args = { FLUSH_BYTES / (int64_t)sizeof(float), g->flush, g->flush_sum };
     return fp8flow_square_sum(g->b->context, &args);
@@ -36,7 +36,7 @@ static fp8flow_status flush_cache(gpu_bench *g)
 static fp8flow_status run_timed(gpu_bench *g, gpu_run run, gpu_fixture *f)
 {
     fp8flow_context *c = g->b->context;
-    fp8flow_status status = flush_cache(g);
+    fp8flow_status status = gpu_flush(g);
     if (status == FP8FLOW_OK) status = fp8flow_event_record(c, g->start);
     if (status == FP8FLOW_OK) status = run(f);
     if (status == FP8FLOW_OK) status = fp8flow_event_record(c, g->stop);
@@ -264,7 +264,7 @@ static fp8flow_status measure_copy(gpu_bench *g)
 
 /* ---- The bench ------------------------------------------------------------------------------ */
 
-static fp8flow_status open_gpu(gpu_bench *g)
+static fp8flow_status open_device(gpu_bench *g)
 {
     fp8flow_context_options options = { .backend = FP8FLOW_CUDA };
     fp8flow_status status = fp8flow_context_create(&options, &g->b->context);
@@ -280,20 +280,38 @@ static fp8flow_status open_gpu(gpu_bench *g)
     return status;
 }
 
-static int run_everything(gpu_bench *g)
+int gpu_open(gpu_bench *g)
 {
-    static const gpu_cases *const parts[] = { &gpu_format_cases, &gpu_moe_cases, &gpu_decoder_cases };
-    fp8flow_status status = open_gpu(g);
+    fp8flow_status status = open_device(g);
     if (status != FP8FLOW_OK) return cli_fail_status(&cli_bench, status);
     g->samples = malloc((size_t)g->b->repeats * sizeof *g->samples);
     if (gpu_numbers_create(&g->numbers, g->b->num_threads) != 0 || !g->samples)
         return cli_fail(&cli_bench, "out of memory");
     status = measure_copy(g);
-    if (status != FP8FLOW_OK) return cli_fail_status(&cli_bench, status);
-    for (size_t part = 0; part < sizeof parts / sizeof *parts; part++) {
-        int code = run_cases(g, parts[part]);
-        if (code != CLI_DONE) return code;
-    }
+    return status == FP8FLOW_OK ? CLI_DONE : cli_fail_status(&cli_bench, status);
+}
+
+void gpu_close(gpu_bench *g)
+{
+    fp8flow_context *c = g->b->context;
+    nvml_close(&g->meter);
+    fp8flow_memory_free(c, g->flush_sum);
+    fp8flow_memory_free(c, g->flush);
+    fp8flow_event_destroy(c, g->other_stop);
+    fp8flow_event_destroy(c, g->stop);
+    fp8flow_event_destroy(c, g->start);
+    gpu_numbers_destroy(&g->numbers);
+    free(g->samples);
+    free(g->missed);
+}
+
+static int run_everything(gpu_bench *g)
+{
+    static const gpu_cases *const parts[] = { &gpu_format_cases, &gpu_moe_cases, &gpu_decoder_cases };
+    int code = gpu_open(g);
+    for (size_t part = 0; code == CLI_DONE && part < sizeof parts / sizeof *parts; part++)
+        code = run_cases(g, parts[part]);
+    if (code != CLI_DONE) return code;
     if (!g->b->records) print_footer(g);
     return gpu_run_products(g);
 }
@@ -302,14 +320,6 @@ int bench_run_cuda(bench *b, double seconds)
 {
     gpu_bench g = { .b = b, .seconds = seconds };
     int code = run_everything(&g);
-    nvml_close(&g.meter);
-    fp8flow_memory_free(b->context, g.flush_sum);
-    fp8flow_memory_free(b->context, g.flush);
-    fp8flow_event_destroy(b->context, g.other_stop);
-    fp8flow_event_destroy(b->context, g.stop);
-    fp8flow_event_destroy(b->context, g.start);
-    gpu_numbers_destroy(&g.numbers);
-    free(g.samples);
-    free(g.missed);
+    gpu_close(&g);
     return code;
 }

@@ -131,6 +131,14 @@ typedef struct {
     gpu_record *missed;
 } gpu_bench;
 
+/* A context on the first GPU, what is needed to measure there, and the speed of a copy. Exit code, the error has been
+ * printed. close in every case; the context stays the bench's. */
+int gpu_open(gpu_bench *g);
+void gpu_close(gpu_bench *g);
+
+/* Read a buffer several times the L2 cache, so that nothing else is in it: now, or in a graph. */
+fp8flow_status gpu_flush(gpu_bench *g);
+
 typedef fp8flow_status (*gpu_run)(gpu_fixture *f);
 
 /* Microseconds of `run` with a cold cache: replays of a graph. */
@@ -143,6 +151,9 @@ typedef struct {
 
 /* Run again and again for `seconds`, of which the second half counts. us: about how long one run takes. */
 fp8flow_status gpu_sustain(gpu_bench *g, gpu_run run, gpu_fixture *f, double seconds, double us, gpu_sustained *result);
+
+/* The same for a graph of `runs` runs. */
+fp8flow_status gpu_replay(gpu_bench *g, fp8flow_graph *graph, int64_t runs, double seconds, gpu_sustained *result);
 
 /* The lines that say what was measured and how, before the first row; the header of the JSON list. */
 void gpu_begin_output(gpu_bench *g);

@@ -93,7 +93,7 @@ static void prepare_cross_entropy(gpu_fixture *f)
     const gpu_shape *s = f->shape;
     int64_t distinct;
     fp8flow_cross_entropy_args args = { .logits = gpu_values(f, &bench_f32, s->rows, s->cols), .grad_scale = 1.0f };
-    f->bytes *= 2; /* logits become gradients in place */
+    args.gradient = gpu_tensor(f, &bench_bf16, s->rows, s->cols, 0);
     args.target = gpu_integers(f, s->rows, s->cols, &distinct);
     args.loss = gpu_array(f, s->rows * (int64_t)sizeof *args.loss);
     f->args.cross_entropy = args;
@@ -114,14 +114,9 @@ static void prepare_adamw(gpu_fixture *f)
 {
     const gpu_shape *s = f->shape;
     int64_t rows = s->groups * s->rows, count = rows * s->cols;
-    fp8flow_adamw_args args = { .count = count,
-                                .lr = 1e-3f,
-                                .beta1 = 0.9f,
-                                .beta2 = 0.95f,
-                                .eps = 1e-8f,
-                                .weight_decay = 0.1f,
-                                .grad_scale = 1.0f,
-                                .step = 100 };
+    fp8flow_adamw_args args = {
+        .count = count, .lr = 1e-3f, .beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-8f, .weight_decay = 0.1f, .step = 100
+    };
     args.master = gpu_floats(f, rows, s->cols);
     args.m = gpu_array(f, count * (int64_t)sizeof *args.m);
     args.v = gpu_array(f, count * (int64_t)sizeof *args.v);

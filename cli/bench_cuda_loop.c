@@ -44,15 +44,21 @@ static fp8flow_status replay_for(gpu_bench *g, fp8flow_graph *graph, double seco
     return status;
 }
 
+fp8flow_status gpu_replay(gpu_bench *g, fp8flow_graph *graph, int64_t runs, double seconds, gpu_sustained *result)
+{
+    fp8flow_status status = replay_for(g, graph, seconds / 2, result);
+    if (status == FP8FLOW_OK) status = replay_for(g, graph, seconds / 2, result);
+    result->us /= (double)runs;
+    return status;
+}
+
 fp8flow_status gpu_sustain(gpu_bench *g, gpu_run run, gpu_fixture *f, double seconds, double us, gpu_sustained *result)
 {
     fp8flow_context *c = g->b->context;
     fp8flow_graph *graph = NULL;
     int64_t runs = (int64_t)fmin(fmax(REPLAY_MICROSECONDS / us, 1), MOST_RUNS);
     fp8flow_status status = record_runs(c, run, f, runs, &graph);
-    if (status == FP8FLOW_OK) status = replay_for(g, graph, seconds / 2, result);
-    if (status == FP8FLOW_OK) status = replay_for(g, graph, seconds / 2, result);
+    if (status == FP8FLOW_OK) status = gpu_replay(g, graph, runs, seconds, result);
     fp8flow_graph_destroy(c, graph);
-    result->us /= (double)runs;
     return status;
 }

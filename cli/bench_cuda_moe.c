@@ -1,4 +1,5 @@
-/* bench_cuda_moe.c - cases of the operators that route tokens: plan, permute, unpermute, router. See bench_cuda.h. */
+/* bench_cuda_moe.c - cases of the operators that route tokens: plan, permute, unpermute, router and its products. See
+ * bench_cuda.h. */
 #include "bench_cuda.h"
 
 GPU_RUN(permute_plan)
@@ -6,6 +7,7 @@ GPU_RUN(permute)
 GPU_RUN(unpermute)
 GPU_RUN(router)
 GPU_RUN(router_backward)
+GPU_RUN(gemm)
 
 /* ---- Plan, permute, unpermute: shape is tokens, hidden, experts, k -------------------------- */
 
@@ -163,6 +165,38 @@ static void prepare_sigmoid_backward(gpu_fixture *f)
     prepare_router_backward(f, &sigmoid_router);
 }
 
+/* ---- A router's products: shape is tokens, hidden, experts ---------------------------------- */
+
+static void prepare_router_fprop(gpu_fixture *f)
+{
+    const gpu_shape *s = f->shape;
+    fp8flow_gemm_args args = { .product = FP8FLOW_FPROP, .a = gpu_values(f, &bench_bf16, s->rows, s->cols) };
+    args.b = gpu_values(f, &bench_f32, s->groups, s->cols);
+    args.c = gpu_tensor(f, &bench_f32, s->rows, s->groups, 0);
+    f->args.gemm = args;
+}
+
+static void prepare_router_dgrad(gpu_fixture *f)
+{
+    const gpu_shape *s = f->shape;
+    fp8flow_gemm_args args = { .product = FP8FLOW_DGRAD, .a = gpu_values(f, &bench_f32, s->rows, s->groups) };
+    args.b = gpu_values(f, &bench_f32, s->groups, s->cols);
+    args.c = gpu_tensor(f, &bench_bf16, s->rows, s->cols, 0);
+    f->args.gemm = args;
+}
+
+/* The gradient is read and written. */
+static void prepare_router_wgrad(gpu_fixture *f)
+{
+    const gpu_shape *s = f->shape;
+    fp8flow_gemm_args args = { .product = FP8FLOW_WGRAD, .write = FP8FLOW_ACCUMULATE };
+    args.a = gpu_values(f, &bench_f32, s->rows, s->groups);
+    args.b = gpu_values(f, &bench_bf16, s->rows, s->cols);
+    args.c = gpu_tensor(f, &bench_f32, s->groups, s->cols, 0);
+    f->args.gemm = args;
+    f->bytes += 4.0 * (double)(s->groups * s->cols);
+}
+
 /* ---- Table ---------------------------------------------------------------------------------- */
 
 static const gpu_shape plans[] = { { "4096 k8 to 8", 4096, 0, 8, 8 },
@@ -175,6 +209,10 @@ static const gpu_shape routings[] = { { "4096x7168 k8 to 8", 4096, 7168, 8, 8 },
                                       { "4096x7168 k8 to 256", 4096, 7168, 256, 8 } };
 static const gpu_shape of_64[] = { { "4096x64 k6", 4096, 0, 64, 6 } };
 static const gpu_shape of_256[] = { { "4096x256 k8 in 4 of 8", 4096, 0, 256, 8 } };
+
+static const gpu_shape routers[] = { { "32768x7168 to 8", 32768, 7168, 8, 0 },
+                                     { "8192x2048 to 64", 8192, 2048, 64, 0 },
+                                     { "4096x7168 to 256", 4096, 7168, 256, 0 } };
 
 /* clang-format off */
 static const gpu_case cases[] = {
@@ -190,6 +228,10 @@ static const gpu_case cases[] = {
       GPU_AT(prepare_softmax_backward, run_router_backward, of_64) },
     { "router_backward sigmoid", GPU_NORMAL, { GPU_NO_GOAL, 0 },
       GPU_AT(prepare_sigmoid_backward, run_router_backward, of_256) },
+    { "gemm router fprop", GPU_NORMAL, { GPU_NO_GOAL, 0 }, GPU_AT(prepare_router_fprop, run_gemm, routers) },
+    { "gemm router dgrad", GPU_NORMAL, { GPU_NO_GOAL, 0 }, GPU_AT(prepare_router_dgrad, run_gemm, routers) },
+    { "gemm router wgrad accumulate", GPU_NORMAL, { GPU_NO_GOAL, 0 },
+      GPU_AT(prepare_router_wgrad, run_gemm, routers) },
 };
 /* clang-format on */
 

@@ -136,7 +136,7 @@ static void prepare_cross_entropy(bench_fixture *f, case_formats formats)
     int64_t tokens = f->size.tokens / 4; /* logits are wide */
     f->args.cross_entropy = (fp8flow_cross_entropy_args){ .logits = bench_tensor(f, &bench_f32, tokens, VOCABULARY, 0),
                                                           .grad_scale = 1.0f };
-    f->bytes *= 2; /* logits become gradients in place */
+    f->args.cross_entropy.gradient = bench_tensor(f, &bench_bf16, tokens, VOCABULARY, 0);
     f->args.cross_entropy.target = bench_integers(f, tokens, VOCABULARY);
     f->args.cross_entropy.loss = bench_array(f, tokens, BENCH_F32);
 }
@@ -152,14 +152,9 @@ static void prepare_adamw(bench_fixture *f, case_formats formats)
 {
     (void)formats;
     int64_t count = f->size.tokens * f->size.hidden;
-    fp8flow_adamw_args args = { .count = count,
-                                .lr = 1e-3f,
-                                .beta1 = 0.9f,
-                                .beta2 = 0.95f,
-                                .eps = 1e-8f,
-                                .weight_decay = 0.1f,
-                                .grad_scale = 1.0f,
-                                .step = 100 };
+    fp8flow_adamw_args args = {
+        .count = count, .lr = 1e-3f, .beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-8f, .weight_decay = 0.1f, .step = 100
+    };
     args.master = bench_array(f, count, BENCH_F32);
     args.m = bench_array(f, count, BENCH_ZERO);
     args.v = bench_array(f, count, BENCH_ZERO);

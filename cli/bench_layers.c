@@ -116,7 +116,7 @@ static fp8flow_status measure(layer_bench *l, fp8flow_comm *comm)
     timing times[MAX_VARIANTS + 2];
     for (int64_t i = 0; i < l->num_variants; i++) {
         variant *v = &l->variants[i];
-        fp8flow_status status = layer_open(l->b->context, comm, &l->data, v->recipe, v->mode, &v->moe);
+        fp8flow_status status = layer_open(&l->data, comm, v->recipe, v->mode, &v->moe);
         if (status != FP8FLOW_OK) return status;
         subjects[i] = (timing_subject){ run_variant, v };
     }
@@ -130,7 +130,7 @@ static fp8flow_status measure(layer_bench *l, fp8flow_comm *comm)
 static fp8flow_status body(fp8flow_comm *comm, void *user)
 {
     layer_bench *l = user;
-    fp8flow_status status = layer_data_create(&l->data, &l->shape->size, comm);
+    fp8flow_status status = layer_data_create(&l->data, l->b->context, &l->shape->size, comm);
     if (status == FP8FLOW_OK) status = create_products(l);
     if (status == FP8FLOW_OK) status = measure(l, comm);
     for (int64_t i = 0; i < l->num_variants; i++) fp8flow_moe_destroy(l->variants[i].moe);

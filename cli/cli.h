@@ -16,6 +16,9 @@ enum { CLI_DONE = 0, CLI_FAILED = 1, CLI_USAGE = 2, CLI_GO_ON = -1 };
 /* Each in cmd_<name>.c. */
 extern const cli_command cli_train, cli_generate, cli_compare, cli_inspect, cli_bench, cli_doctor;
 
+/* Commands of two words: `bench` hands over to them. */
+extern const cli_command cli_bench_layer, cli_bench_train;
+
 /* Parse the arguments of a command. CLI_GO_ON: *values is ready. Otherwise the help text or the error has
  * been printed and the value is the exit code. */
 int cli_parse(const cli_command *command, int argc, char **argv, void *values);

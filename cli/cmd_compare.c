@@ -47,7 +47,7 @@ static const cli_option compare_options[] = {
 enum { TEXT_BYTES = 2048 };
 
 typedef struct {
-    char command[TEXT_BYTES], data[TEXT_BYTES], machine[TEXT_BYTES], date[64];
+    char command[TEXT_BYTES], data[TEXT_BYTES], machine[TEXT_BYTES], date[64], device[CLI_DEVICE_BYTES];
 } facts;
 
 /* Add `text` behind what is in `line`; quoted for a shell if it needs that. Cut when the room ends. */
@@ -78,10 +78,9 @@ static void collect_facts(facts *f, const compare_settings *settings)
     for (int64_t i = 0; i < settings->training.data.count; i++) append_word(f->data, settings->training.data.items[i]);
     find_processor(f->machine);
     size_t used = strlen(f->machine);
-    int64_t threads = cli_training_threads(&settings->training);
-    snprintf(f->machine + used, sizeof f->machine - used, "%lld thread%s%s%s", (long long)threads,
-             threads == 1 ? "" : "s", settings->training.ranks > 1 ? " per rank" : "",
-             settings->training.backend == (int32_t)FP8FLOW_REFERENCE ? ", reference operators" : "");
+    cli_device_text(f->device, settings->training.backend, cli_training_threads(&settings->training));
+    snprintf(f->machine + used, sizeof f->machine - used, "%s%s", f->device,
+             settings->training.ranks > 1 ? " per rank" : "");
     time_t now = time(NULL);
     struct tm utc;
     if (!gmtime_r(&now, &utc) || strftime(f->date, sizeof f->date, "%Y-%m-%d %H:%M UTC", &utc) == 0) f->date[0] = '\0';
@@ -92,13 +91,17 @@ static void collect_facts(facts *f, const compare_settings *settings)
 typedef struct {
     compare_study *study;
     compare_run *run;
+    FILE *display;
     int64_t *counts; /* [experts] of one layer */
 } recorder;
 
 static void record_start(void *user, const fp8flow_train_info *info)
 {
     recorder *r = user;
-    if (r->study->info.parameters == 0) r->study->info = *info;
+    if (r->study->info.parameters == 0) {
+        r->study->info = *info;
+        (void)fprintf(r->display, "device  %s\n", r->study->device);
+    }
     size_t cells = (size_t)(info->num_moe_layers * info->num_experts);
     r->counts = calloc((size_t)info->num_experts + 1, sizeof *r->counts);
     /* Without memory the report has no load maps; the comparison goes on. */
@@ -190,12 +193,14 @@ static int write_files(const compare_study *study, const char *folder)
 static int run_one(const compare_settings *settings, compare_study *study, int64_t recipe, int64_t seed, cli_stop *stop)
 {
     char label[96], metrics_path[4200];
-    recorder r = { .study = study, .run = &study->recipes[recipe].runs[seed] };
+    recorder r = { .study = study,
+                   .run = &study->recipes[recipe].runs[seed],
+                   .display = settings->is_json ? stderr : stdout };
     const char *name = study->recipes[recipe].name;
     cli_run run = cli_training_run(&cli_compare, &settings->training);
     run.train.recipe = name;
     run.train.seed = r.run->seed;
-    run.display = settings->is_json ? stderr : stdout;
+    run.display = r.display;
     snprintf(label, sizeof label, study->num_seeds > 1 ? "%s seed %llu" : "%s", name, (unsigned long long)r.run->seed);
     run.label = label;
     run.on_start = record_start;
@@ -279,6 +284,7 @@ static int compare_recipes(const compare_settings *settings, facts *text)
     study.command = text->command;
     study.data = text->data;
     study.machine = text->machine;
+    study.device = text->device;
     study.date = text->date;
     int code = CLI_FAILED;
     if (compare_create(&study, settings->recipes.items, settings->recipes.count, settings->seeds) != 0) {
@@ -304,7 +310,8 @@ static int run_compare(int argc, char **argv)
     cli_training_init(&settings.training);
     int code = cli_parse(&cli_compare, argc, argv, &settings);
     if (code != CLI_GO_ON) return code;
-    cli_training_finish(&settings.training);
+    code = cli_training_finish(&cli_compare, &settings.training);
+    if (code != CLI_DONE) return code;
     if (settings.recipes.count == 0)
         for (int i = 0; i < 3; i++) settings.recipes.items[settings.recipes.count++] = usual_recipes[i];
     code = check_recipes(&settings.recipes);

@@ -9,7 +9,8 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "cli.h"
+#include "device.h"
+#include "train_loop.h"
 
 enum { PROMPT_MAX_BYTES = 1 << 20, SEPARATOR = 256 };
 
@@ -17,6 +18,7 @@ typedef struct {
     const char *checkpoint, *prompt;
     fp8flow_generate_options generate;
     int64_t threads;
+    int32_t device, backend;
 } generate_settings;
 
 static const cli_option generate_options[] = {
@@ -34,6 +36,7 @@ static const cli_option generate_options[] = {
                        "choose among the N most likely bytes; 0: no limit"),
     CLI_OPTION_INTEGER(generate_settings, generate.seed, "seed", "N", 0, INT64_MAX, "seed of the choice"),
     CLI_OPTION_INTEGER(generate_settings, threads, "threads", "N", 0, 4096, "processor threads; 0: all"),
+    CLI_OPTION_DEVICE(generate_settings, device),
 };
 
 /* ---- Output --------------------------------------------------------------------------------- */
@@ -119,7 +122,8 @@ static int32_t *read_prompt(const char *prompt, int64_t *count)
 static fp8flow_status generate(const generate_settings *settings, const int32_t *tokens, int64_t count)
 {
     byte_printer printer = { .is_terminal = isatty(STDOUT_FILENO) };
-    fp8flow_context_options options = { .backend = FP8FLOW_CPU, .num_threads = (int32_t)settings->threads };
+    fp8flow_context_options options = { .backend = (fp8flow_backend)settings->backend,
+                                        .num_threads = (int32_t)settings->threads };
     fp8flow_context *context = NULL;
     fp8flow_status status = fp8flow_context_create(&options, &context);
     if (status == FP8FLOW_OK)
@@ -137,6 +141,13 @@ static int run_generate(int argc, char **argv)
                                    .generate = { .max_tokens = 256, .temperature = 0.8, .top_k = 40, .seed = 1 } };
     int code = cli_parse(&cli_generate, argc, argv, &settings);
     if (code != CLI_GO_ON) return code;
+    code = cli_choose_backend(&cli_generate, settings.device, 1, &settings.backend);
+    if (code != CLI_DONE) return code;
+    if (isatty(STDOUT_FILENO)) {
+        char device[CLI_DEVICE_BYTES];
+        int64_t threads = settings.threads > 0 ? settings.threads : cli_num_processors();
+        (void)fprintf(stderr, "device  %s\n", cli_device_text(device, settings.backend, threads));
+    }
     int64_t count = 0;
     int32_t *tokens = read_prompt(settings.prompt ? settings.prompt : "", &count);
     if (!tokens) return CLI_FAILED;

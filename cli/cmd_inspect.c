@@ -17,8 +17,9 @@ static const cli_option inspect_options[] = {
     CLI_OPTION_INTEGER(inspect_settings, training.ranks, "ranks", "N", 1, 256, "ranks of the layer"),
     CLI_OPTION_INTEGER(inspect_settings, training.threads, "threads", "N", 0, 4096,
                        "processor threads per rank; 0: all processors, shared by the ranks"),
+    CLI_OPTION_DEVICE(inspect_settings, training.device),
     CLI_OPTION_CHOICE(inspect_settings, training.backend, "backend", CLI_BACKEND_NAMES,
-                      "cpu: fast; reference: plain scalar code, slow"),
+                      "operators on the CPU; reference: plain scalar code, slow"),
 
     CLI_OPTION_HEADING("Dataflow: one layer, forward and backward, on random numbers"),
     CLI_OPTION_INTEGER(inspect_settings, shape.hidden, "hidden", "H", 16, 65536, "hidden size, a multiple of 16"),
@@ -87,7 +88,8 @@ static int run_inspect(int argc, char **argv)
     settings.training.train.warmup_steps = 0;
     int code = cli_parse(&cli_inspect, argc, argv, &settings);
     if (code != CLI_GO_ON) return code;
-    cli_training_finish(&settings.training);
+    code = cli_training_finish(&cli_inspect, &settings.training);
+    if (code != CLI_DONE) return code;
     if (settings.wants_numerics && settings.training.data.count == 0)
         return cli_fail_usage(&cli_inspect, "--numerics needs --data");
     if (settings.wants_numerics && settings.training.ranks > 1)
@@ -98,6 +100,7 @@ static int run_inspect(int argc, char **argv)
         if (status != FP8FLOW_OK) return cli_fail_status(&cli_inspect, status);
     }
     inspect_output output = { .records = settings.is_json ? json_array() : NULL };
+    cli_device_text(output.device, settings.training.backend, cli_training_threads(&settings.training));
     code = inspect_all(&settings, &output);
     if (code == CLI_DONE && settings.is_json) print_json(output.records, settings.recipe);
     json_decref(output.records);

@@ -40,7 +40,11 @@ static void print_start(void *user, const fp8flow_train_info *info)
     static const char *const recomputed[] = { "none", "moe_expert", "full" };
     const train_settings *settings = user;
     const fp8flow_train_options *train = &settings->training.train;
-    char all[CLI_NUMBER_BYTES], active[CLI_NUMBER_BYTES], size[CLI_NUMBER_BYTES], held_out[CLI_NUMBER_BYTES];
+    char device[CLI_DEVICE_BYTES], all[CLI_NUMBER_BYTES], active[CLI_NUMBER_BYTES], size[CLI_NUMBER_BYTES],
+        held_out[CLI_NUMBER_BYTES];
+    printf("device         %s%s\n",
+           cli_device_text(device, settings->training.backend, cli_training_threads(&settings->training)),
+           settings->training.ranks > 1 ? " per rank" : "");
     printf("model          %s: %s parameters, %s active per token; %lld layers, %lld with %lld experts (top %lld)\n",
            train->model ? train->model : "of the checkpoint", cli_format_count(all, (double)info->parameters),
            cli_format_count(active, (double)info->active_parameters), (long long)info->num_layers,
@@ -53,9 +57,7 @@ static void print_start(void *user, const fp8flow_train_info *info)
     printf("checkpointing  %s\n", recomputed[settings->training.checkpointing]);
     printf("batch          %lld sequences of %lld tokens per step, %lld at a time on each rank\n",
            (long long)train->batch, (long long)train->sequence_length, (long long)train->micro_batch);
-    printf("ranks          %lld, %lld threads each%s\n", (long long)settings->training.ranks,
-           (long long)cli_training_threads(&settings->training),
-           settings->training.backend == FP8FLOW_REFERENCE ? ", reference operators" : "");
+    if (settings->training.ranks > 1) printf("ranks          %lld\n", (long long)settings->training.ranks);
     printf("memory         %s per rank\n", cli_format_bytes(size, (double)info->memory_bytes));
     if (info->first_step > 0) printf("resumed        after step %lld\n", (long long)info->first_step);
     if (*info->ignored_keys)
@@ -132,7 +134,8 @@ static int run_train(int argc, char **argv)
     cli_training_init(&settings.training);
     int code = cli_parse(&cli_train, argc, argv, &settings);
     if (code != CLI_GO_ON) return code;
-    cli_training_finish(&settings.training);
+    code = cli_training_finish(&cli_train, &settings.training);
+    if (code != CLI_DONE) return code;
     fp8flow_status status = fp8flow_recipe_check(settings.training.train.recipe);
     if (status != FP8FLOW_OK) return cli_fail_status(&cli_train, status);
     if (!settings.training.train.output) return run_with_output(&settings);

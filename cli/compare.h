@@ -69,6 +69,7 @@ typedef struct {
     const fp8flow_train_options *options;
     fp8flow_train_info info;                     /* of the first run */
     const char *command, *machine, *date, *data; /* for the report */
+    const char *device;                          /* shown at the start */
     int32_t num_ranks;
     int64_t num_recipes, num_seeds, baseline;
     compare_recipe *recipes;

@@ -15,6 +15,7 @@ const char *inspect_layout_name(fp8flow_layout layout);
 /* Where a view writes: text on stdout, or one JSON object per recipe appended to `records`. */
 typedef struct {
     json_t *records; /* NULL: text */
+    char device[CLI_DEVICE_BYTES];
 } inspect_output;
 
 typedef struct {

@@ -21,6 +21,11 @@ const char *inspect_layout_name(fp8flow_layout layout)
     return layout == FP8FLOW_ROWS ? "rows" : "columns";
 }
 
+typedef struct {
+    const inspect_layer *layer;
+    const inspect_output *output;
+} layer_view;
+
 /* ---- Text ----------------------------------------------------------------------------------- */
 
 static void print_edges(const fp8flow_moe *moe)
@@ -47,12 +52,13 @@ static void print_saved(const fp8flow_moe *moe, int64_t total)
         printf("  %-30s %13lld\n", saved.name, (long long)saved.bytes);
 }
 
-static void print_layer(const inspect_layer *layer, const fp8flow_moe *moe, const fp8flow_moe_report *report)
+static void print_layer(const layer_view *view, const fp8flow_moe *moe, const fp8flow_moe_report *report)
 {
+    const inspect_layer *layer = view->layer;
     const layer_shape *s = &layer->shape;
-    printf("recipe %s: hidden %lld, width %lld, %lld experts, top %lld, %lld tokens per rank, %d rank%s\n\n",
-           layer->recipe, (long long)s->hidden, (long long)s->width, (long long)s->experts, (long long)s->top_k,
-           (long long)s->tokens, layer->num_ranks, layer->num_ranks == 1 ? "" : "s");
+    printf("device %s\nrecipe %s: hidden %lld, width %lld, %lld experts, top %lld, %lld tokens per rank, %d rank%s\n\n",
+           view->output->device, layer->recipe, (long long)s->hidden, (long long)s->width, (long long)s->experts,
+           (long long)s->top_k, (long long)s->tokens, layer->num_ranks, layer->num_ranks == 1 ? "" : "s");
     print_edges(moe);
     print_saved(moe, report->saved_bytes);
     double tokens = s->tokens > 0 ? (double)s->tokens : 1;
@@ -117,18 +123,13 @@ static json_t *layer_object(const inspect_layer *layer, const fp8flow_moe *moe, 
 
 /* ---- Running -------------------------------------------------------------------------------- */
 
-typedef struct {
-    const inspect_layer *layer;
-    const inspect_output *output;
-} layer_view;
-
 static fp8flow_status show(const layer_view *view, const fp8flow_moe *moe)
 {
     fp8flow_moe_report report;
     fp8flow_status status = fp8flow_moe_get_report(moe, &report);
     if (status != FP8FLOW_OK) return status;
     if (view->output->records) json_array_append_new(view->output->records, layer_object(view->layer, moe, &report));
-    else print_layer(view->layer, moe, &report);
+    else print_layer(view, moe, &report);
     return FP8FLOW_OK;
 }
 
@@ -139,8 +140,8 @@ static fp8flow_status run_rank(fp8flow_comm *comm, void *user)
     fp8flow_moe *moe = NULL;
     layer_data data = { .memory = NULL };
     fp8flow_status status = fp8flow_context_create(&view->layer->context, &context);
-    if (status == FP8FLOW_OK) status = layer_data_create(&data, &view->layer->shape, comm);
-    if (status == FP8FLOW_OK) status = layer_open(context, comm, &data, view->layer->recipe, FP8FLOW_KEEP_ALL, &moe);
+    if (status == FP8FLOW_OK) status = layer_data_create(&data, context, &view->layer->shape, comm);
+    if (status == FP8FLOW_OK) status = layer_open(&data, comm, view->layer->recipe, FP8FLOW_KEEP_ALL, &moe);
     if (status == FP8FLOW_OK) status = layer_step(moe, &data);
     if (status == FP8FLOW_OK && fp8flow_comm_rank(comm) == 0) status = show(view, moe);
     fp8flow_moe_destroy(moe);

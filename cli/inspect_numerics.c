@@ -150,7 +150,8 @@ static void print_list(const observation_list *list, const fp8flow_step_metrics 
         int length = (int)strlen(list->tensors[i].name);
         if (length > name_width) name_width = length;
     }
-    printf("recipe %s, step %lld, loss %.4f\n\n", list->recipe, (long long)metrics->step, metrics->loss);
+    printf("device %s\nrecipe %s, step %lld, loss %.4f\n\n", list->output->device, list->recipe,
+           (long long)metrics->step, metrics->loss);
     if (list->count == 0) {
         printf("no FP8 tensors\n\n");
         return;

@@ -6,7 +6,8 @@
 
 #include "random.h"
 
-/* Elements of each array of a rank, in the order in which they lie in memory: FP32 first, so that all are aligned. */
+/* Elements of each array of a rank. Hidden size and width are multiples of 16: where one array ends, the next may
+ * begin, whatever its format. */
 typedef struct {
     size_t router, fc1, fc2, tokens;
 } array_sizes;
@@ -39,55 +40,84 @@ static fp8flow_tensor token_matrix(const layer_shape *shape, void *values)
     };
 }
 
-/* Seeds: 1 router, 2 tokens, 3 gradients (these two apart per rank), then one per expert and matrix. */
-static void fill(layer_data *data, float *router, int64_t first_expert, int64_t last_expert, int32_t rank)
+/* What is drawn, in its order in memory; zeros follow it. */
+typedef struct {
+    float *router;
+    uint16_t *fc1, *fc2, *x, *dy;
+} drawn_arrays;
+
+static drawn_arrays take_drawn(char **memory, array_sizes n)
 {
-    const layer_shape *s = &data->shape;
+    drawn_arrays a;
+    a.router = take(memory, 4 * n.router);
+    a.fc1 = take(memory, 2 * n.fc1);
+    a.fc2 = take(memory, 2 * n.fc2);
+    a.x = take(memory, 2 * n.tokens);
+    a.dy = take(memory, 2 * n.tokens);
+    return a;
+}
+
+/* Seeds: 1 router, 2 tokens, 3 gradients (these two apart per rank), then one per expert and matrix. */
+static void draw(const layer_shape *s, drawn_arrays a, int64_t first_expert, int64_t last_expert, int32_t rank)
+{
     size_t count = (size_t)(s->tokens * s->hidden), fc2 = (size_t)(s->hidden * s->width);
     random_source source = { 1 };
-    for (int64_t i = 0; i < s->experts * s->hidden; i++) router[i] = random_normal(&source) / sqrtf((float)s->hidden);
-    fill_bf16(data->x.data, count, 1.0f, 2 + ((uint64_t)rank << 32));
-    fill_bf16(data->dy.data, count, 1e-3f, 3 + ((uint64_t)rank << 32));
+    for (int64_t i = 0; i < s->experts * s->hidden; i++) a.router[i] = random_normal(&source) / sqrtf((float)s->hidden);
+    fill_bf16(a.x, count, 1.0f, 2 + ((uint64_t)rank << 32));
+    fill_bf16(a.dy, count, 1e-3f, 3 + ((uint64_t)rank << 32));
+#pragma omp parallel for schedule(dynamic)
     for (int64_t e = first_expert; e < last_expert; e++) {
         size_t local = (size_t)(e - first_expert);
-        uint16_t *w1 = (uint16_t *)data->weights.fc1 + local * 2 * fc2,
-                 *w2 = (uint16_t *)data->weights.fc2 + local * fc2;
-        fill_bf16(w1, 2 * fc2, 1.0f / sqrtf((float)s->hidden), 1000 + 2 * (uint64_t)e);
-        fill_bf16(w2, fc2, 1.0f / sqrtf((float)s->width), 1001 + 2 * (uint64_t)e);
+        fill_bf16(a.fc1 + local * 2 * fc2, 2 * fc2, 1.0f / sqrtf((float)s->hidden), 1000 + 2 * (uint64_t)e);
+        fill_bf16(a.fc2 + local * fc2, fc2, 1.0f / sqrtf((float)s->width), 1001 + 2 * (uint64_t)e);
     }
 }
 
-fp8flow_status layer_data_create(layer_data *data, const layer_shape *shape, const fp8flow_comm *comm)
+/* Where the arrays lie in the data's own memory. */
+static void set_pointers(layer_data *data, array_sizes n)
+{
+    char *memory = data->memory;
+    drawn_arrays drawn = take_drawn(&memory, n);
+    data->weights.router = drawn.router;
+    data->weights.fc1 = drawn.fc1;
+    data->weights.fc2 = drawn.fc2;
+    data->x = token_matrix(&data->shape, drawn.x);
+    data->dy = token_matrix(&data->shape, drawn.dy);
+    data->gradients.router = take(&memory, 4 * n.router);
+    data->gradients.fc1 = take(&memory, 4 * n.fc1);
+    data->gradients.fc2 = take(&memory, 4 * n.fc2);
+    data->y = token_matrix(&data->shape, take(&memory, 2 * n.tokens));
+    data->dx = token_matrix(&data->shape, take(&memory, 2 * n.tokens));
+}
+
+fp8flow_status layer_data_create(layer_data *data, fp8flow_context *context, const layer_shape *shape,
+                                 const fp8flow_comm *comm)
 {
     int64_t ranks = fp8flow_comm_size(comm), rank = fp8flow_comm_rank(comm);
     int64_t first = shape->experts * rank / ranks, last = shape->experts * (rank + 1) / ranks;
     array_sizes n = sizes_of(shape, last - first);
-    *data = (layer_data){ .shape = *shape };
-    /* Weights and gradients of router and experts; x, y, dy, dx. calloc: gradients start at 0. */
-    size_t bytes = 8 * n.router + 6 * (n.fc1 + n.fc2) + 4 * 2 * n.tokens;
-    data->memory = calloc(bytes, 1);
-    if (!data->memory) return FP8FLOW_ENOMEM;
-    char *free_memory = data->memory;
-    float *router = take(&free_memory, 4 * n.router);
-    data->gradients.router = take(&free_memory, 4 * n.router);
-    data->gradients.fc1 = take(&free_memory, 4 * n.fc1);
-    data->gradients.fc2 = take(&free_memory, 4 * n.fc2);
-    data->weights.router = router;
-    data->weights.fc1 = take(&free_memory, 2 * n.fc1);
-    data->weights.fc2 = take(&free_memory, 2 * n.fc2);
-    fp8flow_tensor *const matrices[] = { &data->x, &data->y, &data->dy, &data->dx };
-    for (int i = 0; i < 4; i++) *matrices[i] = token_matrix(shape, take(&free_memory, 2 * n.tokens));
-    fill(data, router, first, last, (int32_t)rank);
-    return FP8FLOW_OK;
+    size_t drawn = 4 * n.router + 2 * (n.fc1 + n.fc2) + 2 * 2 * n.tokens;
+    size_t zeros = 4 * (n.router + n.fc1 + n.fc2) + 2 * 2 * n.tokens;
+    *data = (layer_data){ .shape = *shape, .context = context };
+    char *host = malloc(drawn + 1), *place = host;
+    if (!host) return FP8FLOW_ENOMEM;
+    draw(shape, take_drawn(&place, n), first, last, (int32_t)rank);
+    fp8flow_status status = fp8flow_memory_alloc(context, drawn + zeros, &data->memory);
+    if (status == FP8FLOW_OK) status = fp8flow_memory_copy(context, data->memory, host, drawn);
+    if (status == FP8FLOW_OK) status = fp8flow_memory_fill(context, (char *)data->memory + drawn, 0, zeros);
+    free(host);
+    if (status == FP8FLOW_OK) set_pointers(data, n);
+    else layer_data_destroy(data);
+    return status;
 }
 
 void layer_data_destroy(layer_data *data)
 {
-    free(data->memory);
+    fp8flow_memory_free(data->context, data->memory);
     data->memory = NULL;
 }
 
-fp8flow_status layer_open(fp8flow_context *context, fp8flow_comm *comm, const layer_data *data, const char *recipe,
+fp8flow_status layer_open(const layer_data *data, fp8flow_comm *comm, const char *recipe,
                           fp8flow_checkpointing checkpointing, fp8flow_moe **moe)
 {
     const layer_shape *s = &data->shape;
@@ -104,7 +134,7 @@ fp8flow_status layer_open(fp8flow_context *context, fp8flow_comm *comm, const la
                                              .num_groups = 1,
                                              .top_groups = 1,
                                              .sequence_length = s->tokens };
-    fp8flow_status status = fp8flow_moe_create(context, comm, &config, moe);
+    fp8flow_status status = fp8flow_moe_create(data->context, comm, &config, moe);
     if (status != FP8FLOW_OK) return status;
     status = fp8flow_moe_set_weights(*moe, &data->weights);
     if (status != FP8FLOW_OK) {

@@ -17,15 +17,18 @@ typedef struct {
     fp8flow_moe_weights weights;
     fp8flow_moe_gradients gradients;
     fp8flow_tensor x, y, dy, dx; /* [T, H] BF16 */
-    void *memory;                /* of all of the above */
+    fp8flow_context *context;    /* whose memory holds all of the above */
+    void *memory;
 } layer_data;
 
-/* Data of one rank; the weights of an expert do not depend on the number of ranks. Errors: ENOMEM. */
-fp8flow_status layer_data_create(layer_data *data, const layer_shape *shape, const fp8flow_comm *comm);
+/* Data of one rank, in the context's memory; the weights of an expert do not depend on the number of ranks. Errors:
+ * ENOMEM, EBACKEND. */
+fp8flow_status layer_data_create(layer_data *data, fp8flow_context *context, const layer_shape *shape,
+                                 const fp8flow_comm *comm);
 void layer_data_destroy(layer_data *data);
 
 /* A layer of `recipe` over the data's weights. Collective. */
-fp8flow_status layer_open(fp8flow_context *context, fp8flow_comm *comm, const layer_data *data, const char *recipe,
+fp8flow_status layer_open(const layer_data *data, fp8flow_comm *comm, const char *recipe,
                           fp8flow_checkpointing checkpointing, fp8flow_moe **moe);
 
 /* Forward and backward. Collective. */

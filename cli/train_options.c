@@ -8,7 +8,7 @@ void cli_training_init(cli_training *training)
     training->checkpointing = (int32_t)training->train.checkpointing;
 }
 
-void cli_training_finish(cli_training *training)
+int cli_training_finish(const cli_command *command, cli_training *training)
 {
     training->train.data = training->data.items;
     training->train.num_data = training->data.count;
@@ -17,6 +17,7 @@ void cli_training_finish(cli_training *training)
     fp8flow_train_options_init(&defaults);
     if (training->train.resume && training->train.model == defaults.model) training->train.model = NULL;
     training->train.checkpointing = (fp8flow_checkpointing)training->checkpointing;
+    return cli_choose_backend(command, training->device, training->ranks, &training->backend);
 }
 
 cli_run cli_training_run(const cli_command *command, const cli_training *training)

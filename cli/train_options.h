@@ -6,21 +6,23 @@
 #ifndef CLI_TRAIN_OPTIONS_H
 #define CLI_TRAIN_OPTIONS_H
 
+#include "device.h"
 #include "train_loop.h"
 
 /* Settings of one run as the command line gives them. */
 typedef struct {
     fp8flow_train_options train;
     cli_list data;
-    int32_t checkpointing, backend;
+    int32_t checkpointing, device, backend; /* backend: an fp8flow_backend when the training is finished */
     int64_t ranks, threads, log_every, validate_every;
 } cli_training;
 
 /* The library's defaults, and ours for what the library does not know. */
 void cli_training_init(cli_training *training);
 
-/* After parsing: put lists and choices where the library looks for them. The training is borrowed. */
-void cli_training_finish(cli_training *training);
+/* After parsing: put lists and choices where the library looks for them, choose the device. The training is borrowed.
+ * CLI_DONE, or an exit code with the error already printed. */
+int cli_training_finish(const cli_command *command, cli_training *training);
 
 /* What a run needs of the settings; the caller adds output, callbacks and label. */
 cli_run cli_training_run(const cli_command *command, const cli_training *training);
@@ -31,9 +33,8 @@ int64_t cli_training_threads(const cli_training *training);
 #define CLI_MOST_STEPS  1000000000
 #define CLI_MOST_TOKENS 1000000
 
-/* Names in the order of fp8flow_checkpointing and fp8flow_backend. */
+/* Names in the order of fp8flow_checkpointing. */
 #define CLI_CHECKPOINTING_NAMES "none|moe_expert|full"
-#define CLI_BACKEND_NAMES       "cpu|reference"
 
 /* `recipe_entry` is the command's own option that names one recipe or several. */
 #define CLI_TRAINING_MODEL(type, member, data_required, recipe_entry)                                                  \
@@ -77,8 +78,9 @@ int64_t cli_training_threads(const cli_training *training);
                            "processor threads per rank; 0: all processors, shared by the ranks"),     \
         CLI_OPTION_CHOICE(type, member.checkpointing, "checkpointing", CLI_CHECKPOINTING_NAMES,       \
                           "what a MoE layer recomputes in backward"),                                 \
+        CLI_OPTION_DEVICE(type, member.device),                                                       \
         CLI_OPTION_CHOICE(type, member.backend, "backend", CLI_BACKEND_NAMES,                         \
-                          "cpu: fast; reference: plain scalar code, slow")
+                          "operators on the CPU; reference: plain scalar code, slow")
 
 #define CLI_TRAINING_DISPLAY(type, member)                                                                           \
     CLI_OPTION_INTEGER(type, member.validate_every, "validate-every", "N", 0, CLI_MOST_STEPS,                        \

@@ -43,6 +43,33 @@ FP8FLOW_API fp8flow_status fp8flow_event_elapsed(fp8flow_context *c, fp8flow_eve
                                                  double *milliseconds);
 FP8FLOW_API void fp8flow_event_destroy(fp8flow_context *c, fp8flow_event *event);
 
+/* Traces: what each operator call between begin and end moved, multiplied and took. A trace has room for `capacity`
+ * calls; end tells how many there were, of which those beyond the capacity are not in it. Events around each call take
+ * its time in the order of the context's calls: on a GPU a gap in which nothing was waiting counts where it falls, so
+ * put begin and end inside the recording of a graph. The times are then those of the last launch: synchronize, then
+ * get. What is no operator (copies, fills) is not traced. One trace of a context at a time is between begin and end;
+ * destroy no trace that is, or whose graph will be launched again. */
+enum { FP8FLOW_TRACE_LABEL_BYTES = 96 };
+typedef struct {
+    const char *op;                        /* "gemm" */
+    char label[FP8FLOW_TRACE_LABEL_BYTES]; /* shape and formats, for people: "4096x7168 bf16 to e4m3 row128" */
+    double milliseconds;
+    double bytes;        /* fewest that the call must move: each input once, each output once */
+    double flops;        /* of products and attention; 0: bound by memory */
+    int64_t groups;      /* experts that the call knows; 0: dense */
+    fp8flow_dtype dtype; /* of the first operand, where there are flops */
+} fp8flow_trace_record;
+typedef struct fp8flow_trace fp8flow_trace;
+FP8FLOW_API fp8flow_status fp8flow_trace_create(fp8flow_context *c, int64_t capacity, fp8flow_trace **trace);
+FP8FLOW_API fp8flow_status fp8flow_trace_begin(fp8flow_context *c, fp8flow_trace *trace);
+FP8FLOW_API fp8flow_status fp8flow_trace_end(fp8flow_context *c, int64_t *num_calls);
+
+/* Call number `index` of a trace. rows: how many rows of grouped activations are in use, in every call of the trace;
+ * the host cannot know that. -1: as many as there is room for. Errors: EINVAL past the last one. */
+FP8FLOW_API fp8flow_status fp8flow_trace_get(fp8flow_context *c, const fp8flow_trace *trace, int64_t index,
+                                             int64_t rows, fp8flow_trace_record *record);
+FP8FLOW_API void fp8flow_trace_destroy(fp8flow_context *c, fp8flow_trace *trace);
+
 /* What a context runs on. Figures are 0 for the CPU, bus_id is empty. */
 typedef struct {
     char name[128];

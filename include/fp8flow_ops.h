@@ -152,7 +152,7 @@ typedef struct fp8flow_context fp8flow_context;
 
 typedef struct {
     fp8flow_backend backend;
-    int32_t num_threads; /* CPU: 0 means all processors this process may use */
+    int32_t num_threads; /* of the processor (CUDA: they prepare data); 0: all that this process may use */
     int32_t device;      /* CUDA: which GPU */
     void *stream;        /* CUDA: the cudaStream_t to work on, borrowed; NULL: one of its own */
 } fp8flow_context_options;
@@ -398,20 +398,42 @@ typedef struct {
 } fp8flow_router_args;
 FP8FLOW_API fp8flow_status fp8flow_router(fp8flow_context *c, const fp8flow_router_args *a);
 
-/* Load figures of a batch that may span several ranks; the caller adds up counts and score_sums over
- * sequences and ranks before router_loss and router_backward. */
+/* router_sum: load of this rank from that of its Q sequences.
+ *   counts      [Q, E]  int32     score_sums        [Q, E]  F32, as router writes them          in
+ *   total_counts  [E]   int64     total_score_sums    [E]   F32: sums over q ascending          out
+ * Exactness E; a NaN sum is 0x7FC00000.  Errors EINVAL, ESHAPE.  Source none needed. */
+typedef struct {
+    int64_t num_sequences, num_experts; /* Q, E */
+    const int32_t *counts;
+    const float *score_sums;
+    int64_t *total_counts;
+    float *total_score_sums;
+} fp8flow_router_sum_args;
+FP8FLOW_API fp8flow_status fp8flow_router_sum(fp8flow_context *c, const fp8flow_router_sum_args *a);
+
+/* add_counts: y[i] += x[i], n int64 numbers; what leaves int64 wraps around. x and y do not overlap, or are the same.
+ * Exactness E.  Errors EINVAL.  Source none needed. */
+typedef struct {
+    int64_t count; /* n */
+    const int64_t *x;
+    int64_t *y;
+} fp8flow_add_counts_args;
+FP8FLOW_API fp8flow_status fp8flow_add_counts(fp8flow_context *c, const fp8flow_add_counts_args *a);
+
+/* Load figures of a batch that may span several ranks; the caller adds up those of its sequences (router_sum) and of
+ * the ranks before router_loss and router_backward. */
 typedef struct {
     int64_t total_tokens;          /* tokens of all ranks */
     const int64_t *total_counts;   /* [E] over all ranks */
     const float *total_score_sums; /* [E] over all ranks */
 } fp8flow_router_load;
 
-/* router_loss: the weighted losses of this rank's tokens; the sum over ranks is the batch's loss.
+/* router_loss: the weighted losses of this rank's tokens are added to `losses`; over ranks, to the batch's loss.
  *   aux       = aux_coef * E * sum_e (total_counts_e / (N k)) * (total_score_sums_e / N) * (T / N)
  *   sequence  = sequence_coef * (T / N) * mean over this rank's sequences of
  *               E * sum_e (counts_se / (S k)) * (score_sums_se / S)
  *   z         = z_coef * (1 / N) * sum over this rank's tokens of log_sum_exp^2
- * with N = total_tokens. losses[0..2] = aux, sequence, z (F64).  T = 0 gives 0. What only losses with
+ * with N = total_tokens. losses[0..2] += aux, sequence, z (F64).  T = 0 adds 0. What only losses with
  * coefficient 0 read may be NULL, here and in router_backward.
  * Exactness R (FP64 sums; bound 2^-20 relative).  Errors EINVAL, ESHAPE.
  * Source Switch Transformer (aux), DeepSeek-V3 report (sequence), ST-MoE (z). */
@@ -421,7 +443,7 @@ typedef struct {
     const int32_t *counts;
     const float *score_sums, *log_sum_exp;
     const fp8flow_router_load *load;
-    double *losses; /* [3] */
+    double *losses; /* [3], added to */
 } fp8flow_router_loss_args;
 FP8FLOW_API fp8flow_status fp8flow_router_loss(fp8flow_context *c, const fp8flow_router_loss_args *a);
 
@@ -475,7 +497,8 @@ typedef enum { FP8FLOW_OVERWRITE = 0, FP8FLOW_ACCUMULATE = 1 } fp8flow_write;
  * untouched (ACCUMULATE). Any M, N, K >= 0.
  * Products of the dequantised operands, FP32 accumulation. Exactness R: |error| <= 4 * 2^-13 * sum|a*b| before the
  * final rounding (CPU backends: 2^-13); sums that FP32 holds exactly in any order (small integers) come out equal.
- * CUDA multiplies the two block scales of a step first: outside FP32's range their product counts as 0 or Inf.
+ * CUDA multiplies the two block scales of a step first: outside FP32's range their product counts as 0 or Inf. It
+ * splits F32 operands of dense products into BF16 parts: what DGRAD's have below 2^-133 counts as 0.
  * Errors EINVAL, ESHAPE.  Source numerics contract section 4; arXiv 2511.02302 section on GEMM operands. */
 typedef struct {
     fp8flow_product product;
@@ -598,17 +621,20 @@ typedef struct {
 } fp8flow_embed_backward_args;
 FP8FLOW_API fp8flow_status fp8flow_embed_backward(fp8flow_context *c, const fp8flow_embed_backward_args *a);
 
-/* cross_entropy: loss of each token, and the gradient of the logits in their place.
- *   logits  [T, V]  F32 or BF16, ROWS; replaced by (softmax - onehot) * grad_scale when grad_scale != 0
- *   target  [T]     int32 in [0, V), or -1: no loss, gradient 0                                in
- *   loss    [T]     F32, natural logarithm                                                    out
- * A NaN or +Inf among the logits makes the loss NaN.
+/* cross_entropy: loss of each token, and the gradient of the logits.
+ *   logits    [T, V]  F32 or BF16, ROWS                                            in
+ *   target    [T]     int32 in [0, V), or -1: no loss, gradient 0                  in
+ *   gradient  [T, V]  F32 or BF16, ROWS: (softmax - onehot) * grad_scale           out; NULL: the loss only
+ *   loss      [T]     F32, natural logarithm                                       out
+ * A NaN or +Inf among the logits makes the loss NaN. gradient may be the memory of logits, with its dtype and
+ * stride; no other aliasing. A BF16 gradient is the FP32 value, rounded.
  * Exactness R: FP32 with the maximum taken out; |loss error| <= 2^-18 (1 + |loss|).
  * Errors EINVAL (target out of range: CPU only; CUDA gives NaN), ESHAPE.  Source none needed. */
 typedef struct {
-    fp8flow_tensor *logits;
+    const fp8flow_tensor *logits;
     const int32_t *target;
     float grad_scale;
+    fp8flow_tensor *gradient; /* may be NULL */
     float *loss;
 } fp8flow_cross_entropy_args;
 FP8FLOW_API fp8flow_status fp8flow_cross_entropy(fp8flow_context *c, const fp8flow_cross_entropy_args *a);
@@ -624,11 +650,37 @@ typedef struct {
 } fp8flow_square_sum_args;
 FP8FLOW_API fp8flow_status fp8flow_square_sum(fp8flow_context *c, const fp8flow_square_sum_args *a);
 
+/* sum: sum of n FP32 values in FP64, blocks of 4096 added in a fixed order.
+ * Exactness R: (4096 + n / 4096) * 2^-53 of the sum of magnitudes.  Errors EINVAL.  Source none needed. */
+typedef struct {
+    int64_t count;
+    const float *x;
+    double *sum; /* overwritten */
+} fp8flow_sum_args;
+FP8FLOW_API fp8flow_status fp8flow_sum(fp8flow_context *c, const fp8flow_sum_args *a);
+
+/* clip: the norm of a gradient that lies in n parts, and the factor that brings it down to `limit`.
+ *   square_sums  [n]  F64: sums of squares of the parts                                       in
+ *   norm         [1]  F64: square root of their sum, added to 0 in ascending order          out
+ *   scale        [1]  F32: RNE(limit / norm) where norm > limit > 0, else 1; NaN where norm is not finite: adamw
+ *                     then changes nothing                                                     out
+ * A NaN output is 0x7FC00000 or 0x7FF8000000000000.
+ * Exactness E.  Errors EINVAL.  Source Pascanu et al. 2013. */
+typedef struct {
+    int64_t count; /* n */
+    const double *square_sums;
+    double limit; /* 0: the norm is only measured */
+    double *norm;
+    float *scale;
+} fp8flow_clip_args;
+FP8FLOW_API fp8flow_status fp8flow_clip(fp8flow_context *c, const fp8flow_clip_args *a);
+
 /* adamw: one step of AdamW with decoupled weight decay on n parameters; step counts from 1.
- *   g = grad * grad_scale;  m = beta1 m + (1-beta1) g;  v = beta2 v + (1-beta2) g^2
+ *   g = grad * *grad_scale;  m = beta1 m + (1-beta1) g;  v = beta2 v + (1-beta2) g^2
  *   master -= lr * (m / (1-beta1^step) / (sqrt(v / (1-beta2^step)) + eps) + weight_decay * master)
  *   weight = RNE_BF16(master), if not NULL
  * All arrays [n] F32 (weight: BF16). The same bits however the parameters are cut into calls.
+ *   grad_scale  [1]  F32; NULL: 1. NaN: the step is left out, nothing is written               in
  *   rows, columns  [L*N, K]  FP8 TILE128, ROWS / COLUMNS: the new weights, as quantize writes them from `weight`
  *                            (group_rows = N, or 0), in the same pass      out, may be NULL
  * They need `weight`, n = L*N*K elements and stride K (rows); strides of columns are free.
@@ -637,10 +689,10 @@ FP8FLOW_API fp8flow_status fp8flow_square_sum(fp8flow_context *c, const fp8flow_
 typedef struct {
     int64_t count;
     float *master, *m, *v;
-    const float *grad;
+    const float *grad, *grad_scale;
     uint16_t *weight; /* may be NULL */
     fp8flow_tensor *rows, *columns;
-    float lr, beta1, beta2, eps, weight_decay, grad_scale;
+    float lr, beta1, beta2, eps, weight_decay;
     int64_t step;
 } fp8flow_adamw_args;
 FP8FLOW_API fp8flow_status fp8flow_adamw(fp8flow_context *c, const fp8flow_adamw_args *a);

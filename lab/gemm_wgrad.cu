@@ -63,7 +63,22 @@ static const version versions[] = {
     { "c2p 128x128 two teams, COL128", run<wgrad_layout<FP8FLOW_COL128, 2, 1, 2, 3>>, 1, FP8FLOW_COL128 },
 };
 
+static const shape shapes[] = {
+    { "small", 8, 0, 384, 384, 0, FP8FLOW_TILE128, 0 },
+    { "small, short last blocks", 8, 0, 272, 400, 3, FP8FLOW_TILE128, 0 },
+    { "small, scales far apart", 8, 0, 400, 272, 60, FP8FLOW_TILE128, 0 },
+    { "small, COL128", 8, 0, 400, 272, 20, FP8FLOW_COL128, 0 },
+    { "V3 wgrad1", 8, 4096, 4096, 7168, 0, FP8FLOW_TILE128, 1 },
+    { "V3 wgrad2", 8, 4096, 7168, 2048, 0, FP8FLOW_TILE128, -300 },
+    { "V3 wgrad2, scales differ", 8, 4096, 7168, 2048, 4, FP8FLOW_TILE128, 1 },
+    { "V3 wgrad2, COL128", 8, 4096, 7168, 2048, 4, FP8FLOW_COL128, 1 },
+    { "V3 small wgrad1", 8, 768, 4096, 7168, 0, FP8FLOW_TILE128, 1 },
+    { "V3 small wgrad2", 8, 768, 7168, 2048, 0, FP8FLOW_TILE128, 1 },
+    { "V2-Lite wgrad1", 64, 768, 2816, 2048, 0, FP8FLOW_TILE128, -300 },
+    { "V2-Lite wgrad2", 64, 768, 2048, 1408, 0, FP8FLOW_TILE128, 1 },
+};
+
 int main()
 {
-    return run_guarded(versions);
+    return run_guarded(versions, shapes);
 }

@@ -31,6 +31,9 @@ struct result {
     unsigned long long nan;
 };
 
+/* Of a version that cannot do what is asked for. */
+static const result not_run = { -1, 0, 0, 0, 0 };
+
 struct version {
     const char *name;
     result (*run)(const operands &, fp8flow_write, int);
@@ -76,27 +79,11 @@ static unsigned blocks_of(int64_t count)
 
 struct shape {
     const char *name;
-    int experts, mean, n, k; /* mean 0: the small expert sizes below */
+    int experts, mean, n, k; /* mean: of rows, whole blocks of 128; 0: the small sizes below */
     int spread;
     fp8flow_scaling scaling;
     double sustained_ms;
 };
-
-static const shape shapes[] = {
-    { "small", 8, 0, 384, 384, 0, FP8FLOW_TILE128, 0 },
-    { "small, short last blocks", 8, 0, 272, 400, 3, FP8FLOW_TILE128, 0 },
-    { "small, scales far apart", 8, 0, 400, 272, 60, FP8FLOW_TILE128, 0 },
-    { "small, COL128", 8, 0, 400, 272, 20, FP8FLOW_COL128, 0 },
-    { "V3 wgrad1", 8, 4096, 4096, 7168, 0, FP8FLOW_TILE128, 1 },
-    { "V3 wgrad2", 8, 4096, 7168, 2048, 0, FP8FLOW_TILE128, -300 },
-    { "V3 wgrad2, scales differ", 8, 4096, 7168, 2048, 4, FP8FLOW_TILE128, 1 },
-    { "V3 wgrad2, COL128", 8, 4096, 7168, 2048, 4, FP8FLOW_COL128, 1 },
-    { "V3 small wgrad1", 8, 768, 4096, 7168, 0, FP8FLOW_TILE128, 1 },
-    { "V3 small wgrad2", 8, 768, 7168, 2048, 0, FP8FLOW_TILE128, 1 },
-    { "V2-Lite wgrad1", 64, 694, 2816, 2048, 0, FP8FLOW_TILE128, -300 },
-    { "V2-Lite wgrad2", 64, 694, 2048, 1408, 0, FP8FLOW_TILE128, 1 },
-};
-enum { SHAPES = sizeof shapes / sizeof shapes[0] };
 
 static const int small_rows[8] = { 0, 1, 127, 128, 129, 0, 300, 33 };
 
@@ -105,7 +92,8 @@ static operands make_operands(const shape &s)
     std::vector<int32_t> offset(s.experts + 1), rows(s.experts);
     int64_t total = 0;
     for (int e = 0; e < s.experts; e++) {
-        rows[e] = s.mean ? (int)(s.mean * (0.7 + 0.6 * ((e * 37 + 11) % s.experts) / s.experts)) : small_rows[e];
+        double mean_blocks = s.mean / 128.0 * (0.7 + 0.6 * ((e * 37 + 11) % s.experts) / s.experts);
+        rows[e] = s.mean ? (int)(mean_blocks + 0.5) * 128 : small_rows[e];
         offset[e + 1] = offset[e] + (rows[e] + 127) / 128 * 128;
         total += rows[e];
     }
@@ -197,7 +185,7 @@ template <class Launch> static result measure(const operands &o, const problem &
     LAB_TRY(cudaFree(worst));
     LAB_TRY(cudaFree(nan));
     if (o.sustained_ms == 0) return r;
-    usleep(300 * 1000); /* what ran before has warmed the card */
+    usleep(100 * 1000); /* what ran before has warmed the card */
     r.cool = lab_time(launch, 11);
     if (o.sustained_ms < 0) {
         lab_rate warm = lab_sustained(launch, r.cool, -1e-3 * o.sustained_ms);
@@ -212,6 +200,7 @@ static bool one_run(const operands &o, const version &v, fp8flow_write write)
 {
     result r = v.run(o, write, v.prefetch && write == FP8FLOW_ACCUMULATE);
     bool good = r.error < 1 && r.nan == 0;
+    if (r.error < 0) return true;
     std::printf("%-42s %-24s %-10s", v.name, o.name, write == FP8FLOW_OVERWRITE ? "overwrites" : "adds");
     if (r.cool > 0) std::printf(" %8.1f us %6.0f TFLOP/s flushed", r.cool, o.flops / r.cool * 1e-6);
     if (r.sustained > 0)
@@ -227,9 +216,10 @@ template <int count> struct progress {
     volatile int broken[count];
 };
 
-template <int count> static void run_from(const version (&versions)[count], progress<count> *state)
+template <int count, int shape_count>
+static void run_from(const version (&versions)[count], const shape (&shapes)[shape_count], progress<count> *state)
 {
-    for (int s = state->position / count; s < SHAPES; s++) {
+    for (int s = state->position / count; s < shape_count; s++) {
         operands o = make_operands(shapes[s]);
         for (int v = state->position % count; v < count; v++) {
             state->position = s * count + v;
@@ -244,16 +234,17 @@ template <int count> static void run_from(const version (&versions)[count], prog
 }
 
 /* A version that crashes or hangs takes a child process with it; the next child goes on behind it. */
-template <int count> static int run_guarded(const version (&versions)[count])
+template <int count, int shape_count>
+static int run_guarded(const version (&versions)[count], const shape (&shapes)[shape_count])
 {
     setvbuf(stdout, NULL, _IONBF, 0);
     void *memory = mmap(NULL, sizeof(progress<count>), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) return 1;
     progress<count> *state = (progress<count> *)memory;
-    while (state->position < SHAPES * count) {
+    while (state->position < shape_count * count) {
         pid_t child = fork();
         if (child == 0) {
-            run_from(versions, state);
+            run_from(versions, shapes, state);
             std::_Exit(0);
         }
         int status = 0, seen = -1, still = 0;
@@ -263,7 +254,7 @@ template <int count> static int run_guarded(const version (&versions)[count])
             if (still == 100) kill(child, SIGKILL); /* 10 s in one version */
             usleep(100 * 1000);
         }
-        if (state->position >= SHAPES * count) break;
+        if (state->position >= shape_count * count) break;
         int v = state->position % count;
         std::printf("%-42s %-24s FAILED%s\n", versions[v].name, shapes[state->position / count].name,
                     still >= 100 ? ": hung" : "");

@@ -149,11 +149,28 @@ refuse "layer of one column" 2 '--hidden: "1" is not in' inspect --hidden 1
 refuse "bench repeats of zero" 2 '--repeat: "0" is not in' bench --repeat 0
 refuse "bench loop of an hour" 2 '--seconds: "3600" is not in 0 .. 60' bench --seconds 3600
 refuse "bench loop of a word" 2 '--seconds: "long" is not a number' bench --seconds long
+refuse "bench layer at no shape" 2 'there is no shape "v4"' bench layer --shapes v4
+refuse "bench layer in no mode" 2 'is not one of none|moe_expert|full' bench layer --checkpointing some
+refuse "bench layer of no recipe" 2 'flow' bench layer --recipes bf16,fp4
+refuse "bench layer with an operand" 2 'unexpected argument "quantize"' bench layer quantize
+refuse "bench layer of a width that is refused" 1 'layer bf16 at demo: ' bench layer --width 24 --recipes bf16
+refuse "bench train of no model" 2 'is none of v2-lite-cut' bench train --models tiny
+refuse "bench train in no mode" 2 'is not one of none|moe_expert|full' bench train --checkpointing some
+refuse "bench train of no recipe" 2 'flow' bench train --recipes bf16,fp4
+refuse "bench train of an odd batch" 2 '--batch 3 is not a multiple of --micro-batch 2' bench train --batch 3
+export TMPDIR=/no/such/place
+refuse "bench train without a place" 1 'temporary folder: No such file' bench train --layers 1
+unset TMPDIR
+accept "bench train --help" 'Usage: fp8flow bench train' bench train --help
+accept "bench layer --help" 'Usage: fp8flow bench layer' bench layer --help
 refuse "bench of words that nothing has" 2 'nothing has the words "gemm quantize"' bench 'gemm quantize'
 
 # ---- Names ----
 refuse "unknown checkpointing" 2 'is not one of none|moe_expert|full' train --data text.txt --checkpointing some
 refuse "unknown backend" 2 'is not one of cpu|reference' train --data text.txt --backend cuda
+refuse "unknown device" 2 'is not one of auto|cpu|cuda' train --data text.txt --device gpu
+refuse "ranks on a GPU" 2 'runs on one rank' train --data text.txt --device cuda --ranks 2
+refuse "reference operators on a GPU" 2 '--backend reference' compare --data text.txt --device cuda --backend reference
 refuse "unknown device to measure" 2 'is not one of cpu|cuda' bench --device gpu
 refuse "reference on a GPU" 2 '--backend reference' bench --device cuda --backend reference
 refuse "unknown recipe" 2 'flow' train --data text.txt --recipe fp4
@@ -168,6 +185,12 @@ export CUDA_VISIBLE_DEVICES=
 refuse "bench without a GPU" 1 'cuda: ' bench --device cuda
 refuse "bench of products without a GPU" 1 'cuda: ' bench --device cuda --seconds 0 'gemm fprop1 v2-lite'
 refuse "bench without a GPU, JSON" 1 'cuda: ' bench --device cuda --json --repeat 1 add
+refuse "training without a GPU" 1 'cuda: ' train --data text.txt --device cuda
+refuse "comparison without a GPU" 1 'cuda: ' compare --data text.txt --device cuda
+refuse "text without a GPU" 1 'cuda: ' generate --checkpoint folder --device cuda
+refuse "dataflow without a GPU" 1 'cuda: ' inspect --device cuda
+refuse "bench layer without a GPU" 1 'cuda: ' bench layer --device cuda
+refuse "bench train without a GPU" 1 'cuda: ' bench train --device cuda
 unset CUDA_VISIBLE_DEVICES
 
 # ---- Long and odd arguments (one argument may have 128 KiB on Linux; a megabyte comes in pieces) ----

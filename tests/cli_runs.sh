@@ -171,6 +171,29 @@ run bench --repeat 1 add
 check "bench prints a table" grep -q '^add ' "$logs/out"
 run bench --repeat 1 'lite add'
 check "bench takes words in any order" grep -q '^add .*v2-lite' "$logs/out"
+run bench layer --device cpu --repeat 1 --tokens 64 --experts 4 --recipes flow,bf16 --checkpointing none,full
+check "bench layer prints a table" grep -qE '^flow +full ' "$logs/out"
+check "bench layer measures bf16 first" sh -c "grep -nE '^(bf16|flow) +none ' $logs/out | head -1 | grep -q bf16"
+check "bench layer lists the operators" grep -qE '^  swiglu_backward .* bf16 to e4m3 row128' "$logs/out"
+check "bench layer lists them for the first mode only" [ "$(grep -c '% bound' "$logs/out")" -eq 2 ]
+run bench layer --device cpu --repeat 2 --tokens 64 --experts 4 --recipes flow,bf16,blockwise --checkpointing full \
+    --json --kernels all
+check "bench layer --json is a list" is_list "$logs/out"
+check "bench layer --json has every key in every record" every_record_has "$logs/out" shape recipe checkpointing \
+    forward_ms total_ms loop_ms sum_ms router_ms tflops saved_bytes explicit_casts ratio_bf16 calls
+mkdir bench_tmp
+export TMPDIR="$PWD/bench_tmp"
+run bench train --device cpu --repeat 1 --batch 2 --micro-batch 1 --sequence-length 32 \
+    --recipes flow,bf16
+check "bench train prints a table" grep -qE '^flow +full ' "$logs/out"
+check "bench train compares with bf16" sh -c "grep -E '^bf16 +moe_expert ' $logs/out | grep -q ' 1.00 '"
+check "bench train says what MFU is" says '6 x active parameters'
+check "bench train leaves no files" rmdir bench_tmp
+unset TMPDIR
+run bench train --device cpu --repeat 2 --layers 1 --batch 1 --micro-batch 1 --sequence-length 32 --recipes blockwise --json
+check "bench train --json is a list" is_list "$logs/out"
+check "bench train --json has every key in every record" every_record_has "$logs/out" model recipe checkpointing layers \
+    step_ms tokens_per_s mfu_percent memory_bytes used_bytes loss ratio_bf16
 run bench no-such-operator
 check "bench of nothing is refused" [ $code -ne 0 ]
 if "$program" doctor | grep -q '^CUDA *yes'; then

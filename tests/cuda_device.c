@@ -154,6 +154,43 @@ static void assert_context_works(fp8flow_context *c)
     fp8flow_memory_free(c, sum.data), fp8flow_memory_free(c, summand.data);
 }
 
+/* Times of a trace in a graph are those of the last launch. */
+static void test_a_graph_repeats_a_trace(void **state)
+{
+    (void)state;
+    skip_without_gpu();
+    enum { COUNT = 1 << 22 };
+    fp8flow_context *c = device_context();
+    float *x = draw(c, COUNT * 4);
+    double *sum = draw(c, sizeof *sum);
+    fp8flow_trace *trace;
+    fp8flow_graph *graph;
+    int64_t num_calls;
+    assert_ok(fp8flow_square_sum(c, &(fp8flow_square_sum_args){ COUNT, x, sum }));
+    assert_ok(fp8flow_trace_create(c, 4, &trace));
+    assert_ok(fp8flow_graph_begin(c));
+    assert_ok(fp8flow_trace_begin(c, trace));
+    for (int64_t count = COUNT; count >= COUNT / 2; count /= 2)
+        assert_ok(fp8flow_square_sum(c, &(fp8flow_square_sum_args){ count, x, sum }));
+    assert_ok(fp8flow_trace_end(c, &num_calls));
+    assert_ok(fp8flow_graph_end(c, &graph));
+    assert_int_equal(num_calls, 2);
+    for (int launch = 0; launch < 2; launch++) {
+        assert_ok(fp8flow_graph_launch(c, graph));
+        assert_ok(fp8flow_synchronize(c));
+        for (int64_t i = 0; i < num_calls; i++) {
+            fp8flow_trace_record record;
+            assert_ok(fp8flow_trace_get(c, trace, i, -1, &record));
+            assert_string_equal(record.op, "square_sum");
+            assert_true(record.bytes == 4.0 * (double)(COUNT >> i) + 8);
+            assert_true(record.milliseconds > 0 && record.milliseconds < 10);
+        }
+    }
+    fp8flow_graph_destroy(c, graph);
+    fp8flow_trace_destroy(c, trace);
+    fp8flow_memory_free(c, x), fp8flow_memory_free(c, sum);
+}
+
 static void test_graph_errors(void **state)
 {
     (void)state;
@@ -392,7 +429,7 @@ static void test_targets_out_of_the_vocabulary(void **state)
     fp8flow_tensor logits = draw_tensor_copy(c, &host);
     int32_t *target = draw_copy(c, ids, sizeof ids);
     float *loss = draw(c, IDS * 4);
-    assert_ok(fp8flow_cross_entropy(c, &(fp8flow_cross_entropy_args){ &logits, target, 0.0f, loss }));
+    assert_ok(fp8flow_cross_entropy(c, &(fp8flow_cross_entropy_args){ &logits, target, 1.0f, NULL, loss }));
     float *seen = fetch(c, loss, IDS * 4);
     assert_true(seen[0] > 0.0f && seen[1] == 0.0f && seen[2] != seen[2] && seen[3] != seen[3]);
     free(seen);
@@ -411,6 +448,7 @@ int main(void)
         cmocka_unit_test(test_contexts_that_cannot_be),
         cmocka_unit_test(test_events_measure),
         cmocka_unit_test(test_a_graph_repeats_calls_and_events),
+        cmocka_unit_test(test_a_graph_repeats_a_trace),
         cmocka_unit_test(test_graph_errors),
         cmocka_unit_test(test_the_cpu_has_no_graphs),
         cmocka_unit_test(test_refused_calls_leave_a_message),

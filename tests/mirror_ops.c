@@ -189,6 +189,21 @@ DESCRIBE(router_backward)
     d->load = device_load(c, d->load, experts);
 }
 
+DESCRIBE(router_sum)
+{
+    int64_t figures = d->num_sequences * d->num_experts;
+    ARRAY(counts, figures * 4, MIRROR_IN);
+    ARRAY(score_sums, figures * 4, MIRROR_IN);
+    ARRAY(total_counts, d->num_experts * 8, MIRROR_OUT);
+    ARRAY(total_score_sums, d->num_experts * 4, MIRROR_OUT);
+}
+
+DESCRIBE(add_counts)
+{
+    ARRAY(x, d->count * 8, MIRROR_IN);
+    ARRAY(y, d->count * 8, MIRROR_OUT);
+}
+
 DESCRIBE(router_bias_update)
 {
     ARRAY(counts, d->num_experts * 8, MIRROR_IN);
@@ -275,7 +290,21 @@ DESCRIBE(cross_entropy)
 {
     ARRAY(target, d->logits->rows * 4, MIRROR_IN);
     ARRAY(loss, d->logits->rows * 4, MIRROR_OUT);
-    TENSOR(logits, NULL, MIRROR_OUT);
+    TENSOR(logits, NULL, MIRROR_IN);
+    TENSOR(gradient, NULL, MIRROR_OUT);
+}
+
+DESCRIBE(sum)
+{
+    ARRAY(x, d->count * 4, MIRROR_IN);
+    ARRAY(sum, 8, MIRROR_OUT);
+}
+
+DESCRIBE(clip)
+{
+    ARRAY(square_sums, d->count * 8, MIRROR_IN);
+    ARRAY(norm, 8, MIRROR_OUT);
+    ARRAY(scale, 4, MIRROR_OUT);
 }
 
 DESCRIBE(square_sum)
@@ -290,6 +319,7 @@ DESCRIBE(adamw)
     ARRAY(m, d->count * 4, MIRROR_OUT);
     ARRAY(v, d->count * 4, MIRROR_OUT);
     ARRAY(grad, d->count * 4, MIRROR_IN);
+    ARRAY(grad_scale, 4, MIRROR_IN);
     ARRAY(weight, d->count * 2, MIRROR_OUT);
     TENSOR(rows, NULL, MIRROR_OUT);
     TENSOR(columns, NULL, MIRROR_OUT);

@@ -235,7 +235,7 @@ static void rewrite_shard(const char *path, int64_t index, change what)
     for (int64_t i = 0; i < count; i++) {
         f8_stored_tensor t = f8_safetensors_at(file, i);
         void *data = malloc((size_t)t.bytes);
-        assert_ok(f8_safetensors_read(file, &t, data, t.bytes));
+        assert_ok(f8_safetensors_read(file, &t, data, t.bytes, NULL));
         f8_tensor_to_store out = { t.name, t.dtype, t.rank, { 0 }, data };
         memcpy(out.shape, t.shape, sizeof out.shape);
         if (i == index && what == RENAME) out.name = "model.layers.0.self_attn.q_proj.Weight";
@@ -247,7 +247,7 @@ static void rewrite_shard(const char *path, int64_t index, change what)
     }
     static const float one = 1.0f;
     if (what == ADD_ONE) tensors[stored++] = (f8_tensor_to_store){ "model.surplus", F8_STORED_F32, 1, { 1 }, &one };
-    assert_ok(f8_safetensors_write(path, tensors, stored, NULL, 0));
+    assert_ok(f8_safetensors_write(path, tensors, stored, NULL, 0, NULL));
     for (int64_t i = 0; i < stored; i++)
         if (tensors[i].data != &one) free((void *)(uintptr_t)tensors[i].data);
     free(tensors);

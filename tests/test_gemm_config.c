@@ -13,6 +13,8 @@ typedef struct {
 
 enum { EXPERTS = 4, ROWS = 2048, N = 384, K = 256 };
 
+static const f8_tensor_format f32_rows = { FP8FLOW_F32, FP8FLOW_UNSCALED, FP8FLOW_ROWS };
+
 static char memory[64] __attribute__((aligned(64)));
 
 static fp8flow_tensor view(f8_tensor_format format, int64_t rows, int64_t cols, int64_t group_rows)
@@ -123,7 +125,7 @@ static void test_kernels_of_formats(void **state)
         { FP8FLOW_E5M2, FP8FLOW_ROW128, { F8_GEMM_ANY, F8_GEMM_ANY, F8_GEMM_ANY } },
         { FP8FLOW_E5M2, FP8FLOW_TENSOR, { F8_GEMM_ANY, F8_GEMM_ANY, F8_GEMM_ANY } },
         { FP8FLOW_BF16, FP8FLOW_UNSCALED, { F8_GEMM_BF16, F8_GEMM_BF16, F8_GEMM_BF16 } },
-        { FP8FLOW_F32, FP8FLOW_UNSCALED, { F8_GEMM_ANY, F8_GEMM_ANY, F8_GEMM_ANY } },
+        { FP8FLOW_F32, FP8FLOW_UNSCALED, { F8_GEMM_ANY, F8_GEMM_ANY, F8_GEMM_ANY } }, /* dense: below */
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
         for (int product = FP8FLOW_FPROP; product <= FP8FLOW_WGRAD; product++) {
@@ -131,7 +133,8 @@ static void test_kernels_of_formats(void **state)
             set_subject(&s, (fp8flow_product)product, cases[i].dtype, cases[i].scaling);
             assert_int_equal(config_of(&s).kernel, cases[i].kernel[product]);
             s.args.groups = NULL;
-            assert_int_equal(config_of(&s).kernel, cases[i].kernel[product]);
+            int is_split = cases[i].dtype == FP8FLOW_F32 && product == FP8FLOW_DGRAD;
+            assert_int_equal(config_of(&s).kernel, is_split ? F8_GEMM_SPLIT_K : cases[i].kernel[product]);
         }
 }
 
@@ -144,7 +147,9 @@ static void test_kernels_of_mixed_pairs_and_exact_columns(void **state)
     s.b.dtype = FP8FLOW_E5M2;
     assert_int_equal(config_of(&s).kernel, F8_GEMM_ANY);
     set_subject(&s, FP8FLOW_DGRAD, FP8FLOW_BF16, FP8FLOW_UNSCALED);
-    s.a = view((f8_tensor_format){ FP8FLOW_F32, FP8FLOW_UNSCALED, FP8FLOW_ROWS }, ROWS, N, 0);
+    s.a = view(f32_rows, ROWS, N, 0);
+    assert_int_equal(config_of(&s).kernel, F8_GEMM_ANY);
+    s.args.groups = NULL;
     assert_int_equal(config_of(&s).kernel, F8_GEMM_ANY);
 }
 
@@ -171,6 +176,123 @@ static void test_weight_gradients(void **state)
             assert_int_equal(f8_gemm_configure(&d).tile_m, tiles[i]);
         }
     }
+}
+
+/* ---- Dense products of a router and of a model ---- */
+
+/* The product of a router as a description. */
+static f8_gemm_desc router(fp8flow_product product, int64_t rows, int64_t experts, int64_t hidden)
+{
+    int dgrad = product == FP8FLOW_DGRAD, fprop = product == FP8FLOW_FPROP;
+    return (f8_gemm_desc){ .product = product,
+                           .a_dtype = fprop ? FP8FLOW_BF16 : FP8FLOW_F32,
+                           .b_dtype = product == FP8FLOW_WGRAD ? FP8FLOW_BF16 : FP8FLOW_F32,
+                           .c_dtype = dgrad ? FP8FLOW_BF16 : FP8FLOW_F32,
+                           .experts = 1,
+                           .rows = rows,
+                           .outer = dgrad ? hidden : experts,
+                           .inner = dgrad ? experts : hidden,
+                           .mappable = 1 };
+}
+
+static void test_products_of_a_router(void **state)
+{
+    (void)state;
+    static const struct {
+        int64_t rows, experts, hidden;
+        const char *text[3]; /* of each product */
+    } cases[] = {
+        { 32768,
+          8,
+          7168,
+          { "split 128x24x64, 5 stages, clusters of 1, bands of 1",
+            "split k 128x256x64, 4 stages, clusters of 2, bands of 8",
+            "split 128x24x64, 5 stages, clusters of 1, bands of 1, 4 splits" } },
+        { 8192,
+          64,
+          2048,
+          { "split 128x192x64, 5 stages, clusters of 2, bands of 1, 2 splits",
+            "split k 128x256x64, 4 stages, clusters of 2, bands of 8",
+            "split 128x192x64, 5 stages, clusters of 2, bands of 1, 8 splits" } },
+        { 4096,
+          256,
+          7168,
+          { "split 128x192x64, 5 stages, clusters of 2, bands of 1",
+            "split k 128x256x64, 4 stages, clusters of 2, bands of 8",
+            "split 128x192x64, 5 stages, clusters of 2, bands of 1" } },
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        for (int product = FP8FLOW_FPROP; product <= FP8FLOW_WGRAD; product++) {
+            char text[128];
+            f8_gemm_desc d = router((fp8flow_product)product, cases[i].rows, cases[i].experts, cases[i].hidden);
+            f8_gemm_config config = f8_gemm_configure(&d);
+            (void)f8_gemm_config_print(&config, text, sizeof text);
+            assert_string_equal(text, cases[i].text[product]);
+        }
+}
+
+/* Scratch memory holds the parts of a weight, and the sums of all splits. */
+static void test_limits_of_split_operands(void **state)
+{
+    (void)state;
+    for (int product = FP8FLOW_FPROP; product <= FP8FLOW_WGRAD; product++)
+        for (int64_t experts = 1; experts <= 1025; experts = experts < 1024 ? 2 * experts : experts + 1)
+            for (int64_t hidden = 1; hidden <= (int64_t)1 << 31; hidden *= 16)
+                for (int64_t rows = 1; rows <= (int64_t)1 << 32; rows *= 256) {
+                    f8_gemm_desc d = router((fp8flow_product)product, rows, experts, hidden);
+                    f8_gemm_config config = f8_gemm_configure(&d);
+                    int64_t lines = product == FP8FLOW_WGRAD ? hidden : rows;
+                    int64_t parts = (product == FP8FLOW_DGRAD ? 12 : 6) * experts * hidden;
+                    assert_true(config.kernel == F8_GEMM_ANY || (experts <= 1024 && rows < INT32_MAX));
+                    if (config.kernel == F8_GEMM_SPLIT_K) assert_true(hidden % 16 == 0);
+                    if (config.kernel != F8_GEMM_ANY && product != FP8FLOW_WGRAD)
+                        assert_true(parts <= F8_SPLIT_PARTS_BYTES);
+                    if (config.splits > 1) assert_true(config.splits * lines * experts * 4 <= F8_SPLIT_SUMS_BYTES);
+                    d.grouped = 1;
+                    assert_int_equal(f8_gemm_configure(&d).kernel, F8_GEMM_ANY);
+                    d.grouped = 0, d.mappable = 0;
+                    assert_int_equal(f8_gemm_configure(&d).kernel, F8_GEMM_ANY);
+                }
+}
+
+static void test_other_f32_products_take_any(void **state)
+{
+    (void)state;
+    f8_gemm_desc d = router(FP8FLOW_FPROP, 4096, 64, 2048);
+    d.c_dtype = FP8FLOW_BF16;
+    assert_int_equal(f8_gemm_configure(&d).kernel, F8_GEMM_ANY);
+    d = router(FP8FLOW_FPROP, 4096, 64, 2048);
+    d.a_dtype = FP8FLOW_F32;
+    assert_int_equal(f8_gemm_configure(&d).kernel, F8_GEMM_ANY);
+    d = router(FP8FLOW_WGRAD, 4096, 64, 2048);
+    d.b_dtype = FP8FLOW_F32;
+    assert_int_equal(f8_gemm_configure(&d).kernel, F8_GEMM_ANY);
+    d = router(FP8FLOW_DGRAD, 4096, 64, 2040);
+    assert_int_equal(f8_gemm_configure(&d).kernel, F8_GEMM_ANY);
+}
+
+/* A head with 151936 words, and any number of tokens. */
+static void test_dense_products_of_a_model(void **state)
+{
+    (void)state;
+    static const int64_t sizes[][2] = {
+        { 151936, 2048 }, { 151936, 16 }, { 16, 4096 }, { 6144, 2048 }, { 2048, 10944 }
+    };
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+        for (int64_t rows = 1; rows <= 65536; rows = 3 * rows + 1)
+            for (int product = FP8FLOW_FPROP; product <= FP8FLOW_WGRAD; product++)
+                for (int c = FP8FLOW_F32; c <= FP8FLOW_BF16; c++) {
+                    f8_gemm_desc d = { .product = (fp8flow_product)product,
+                                       .a_dtype = FP8FLOW_BF16,
+                                       .b_dtype = FP8FLOW_BF16,
+                                       .c_dtype = (fp8flow_dtype)c,
+                                       .experts = 1,
+                                       .rows = rows,
+                                       .outer = sizes[i][0],
+                                       .inner = sizes[i][1],
+                                       .mappable = 1 };
+                    assert_int_equal(f8_gemm_configure(&d).kernel, F8_GEMM_BF16);
+                }
 }
 
 /* ---- Limits ---- */
@@ -252,7 +374,7 @@ static void test_the_same_description_gives_the_same_configuration(void **state)
             f8_gemm_config second = f8_gemm_configure(&d);
             assert_memory_equal(&first, &second, sizeof first);
             assert_true(first.tile_m > 0 && first.tile_n > 0 && first.tile_k > 0 && first.stages > 0);
-            assert_true(first.cluster > 0 && first.band > 0);
+            assert_true(first.cluster > 0 && first.band > 0 && first.splits > 0);
         }
 }
 
@@ -263,10 +385,14 @@ static void test_text(void **state)
         f8_gemm_config config;
         const char *text;
     } cases[] = {
-        { { F8_GEMM_ANY, 64, 64, 32, 1, 1, 1 }, "any 64x64x32, 1 stage, clusters of 1, bands of 1" },
-        { { F8_GEMM_FP8_ROWS, 128, 256, 128, 4, 2, 8 }, "fp8 rows 128x256x128, 4 stages, clusters of 2, bands of 8" },
-        { { F8_GEMM_FP8_WGRAD, 256, 128, 128, 3, 1, 4 }, "fp8 wgrad 256x128x128, 3 stages, clusters of 1, bands of 4" },
-        { { F8_GEMM_BF16, 128, 256, 64, 4, 2, 8 }, "bf16 128x256x64, 4 stages, clusters of 2, bands of 8" },
+        { { F8_GEMM_ANY, 64, 64, 32, 1, 1, 1, 1 }, "any 64x64x32, 1 stage, clusters of 1, bands of 1" },
+        { { F8_GEMM_FP8_ROWS, 128, 256, 128, 4, 2, 8, 1 },
+          "fp8 rows 128x256x128, 4 stages, clusters of 2, bands of 8" },
+        { { F8_GEMM_FP8_WGRAD, 256, 128, 128, 3, 1, 4, 1 },
+          "fp8 wgrad 256x128x128, 3 stages, clusters of 1, bands of 4" },
+        { { F8_GEMM_BF16, 128, 256, 64, 4, 2, 8, 1 }, "bf16 128x256x64, 4 stages, clusters of 2, bands of 8" },
+        { { F8_GEMM_SPLIT, 128, 24, 64, 5, 1, 1, 9 },
+          "split 128x24x64, 5 stages, clusters of 1, bands of 1, 9 splits" },
     };
     char text[128];
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -306,6 +432,10 @@ int main(void)
         cmocka_unit_test(test_kernels_of_formats),
         cmocka_unit_test(test_kernels_of_mixed_pairs_and_exact_columns),
         cmocka_unit_test(test_weight_gradients),
+        cmocka_unit_test(test_products_of_a_router),
+        cmocka_unit_test(test_limits_of_split_operands),
+        cmocka_unit_test(test_other_f32_products_take_any),
+        cmocka_unit_test(test_dense_products_of_a_model),
         cmocka_unit_test(test_limits_of_shapes),
         cmocka_unit_test(test_limits_of_rows_experts_and_maps),
         cmocka_unit_test(test_the_same_description_gives_the_same_configuration),

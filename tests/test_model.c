@@ -505,12 +505,12 @@ static void test_initial_values_do_not_depend_on_ranks(void **state)
     f8_model_config config;
     f8_parameter_table *whole = table_of(UNTIED_SIGMOID, &config, 0, 1);
     float *all = malloc((size_t)whole->count * sizeof *all);
-    f8_parameter_init(whole, &config, 77, all);
+    f8_parameter_init(whole, &config, 77, 0, whole->count, all);
     for (int size = 2; size <= 6; size++)
         for (int rank = 0; rank < size; rank++) {
             f8_parameter_table *t = table_of(UNTIED_SIGMOID, &config, rank, size);
             float *mine = malloc((size_t)t->count * sizeof *mine);
-            f8_parameter_init(t, &config, 77, mine);
+            f8_parameter_init(t, &config, 77, 0, t->count, mine);
             for (int64_t i = 0; i < t->num_slices; i++) {
                 const f8_stored_slice *s = &t->slice[i], *same = find_slice(whole, s->name);
                 assert_non_null(same);

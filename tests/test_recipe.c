@@ -209,10 +209,14 @@ enum { NUM_RULES = F8_NUM_HOWS * 2 * 5 * 4 };
 static fp8flow_status put_recipe(fp8flow_moe *m, void *user)
 {
     m->recipe = ((const sweep *)user)->recipe;
-    return FP8FLOW_OK;
+    size_t bytes = 2 * m->saved.capacity;
+    m->context->device->free(m->saved_memory);
+    F8_TRY(m->context->device->alloc(bytes, &m->saved_memory));
+    f8_arena_init(&m->saved, m->saved_memory, bytes);
+    return f8_context_reserve(m->context, 2 * m->context->workspace.capacity);
 }
 
-/* The layer was created for the row in the table; the changed row must fit into the memory of more tokens. */
+/* The layer was created for the row in the table; the changed row gets twice the memory. */
 static void run_accepted(sweep *s, const char *name, const moe_data *data, fp8flow_checkpointing mode)
 {
     moe_case c = moe_default_case();

@@ -270,14 +270,14 @@ static void test_python_file_is_read(void **state)
     assert_string_equal(f8_safetensors_metadata(file, "note"), "caf\xC3\xA9 \"quoted\"\n");
     assert_true(f8_safetensors_find(file, "matrix", &t));
     assert_true(t.dtype == F8_STORED_F32 && t.rank == 2 && t.shape[0] == 2 && t.shape[1] == 3);
-    assert_ok(f8_safetensors_read(file, &t, values, sizeof values));
+    assert_ok(f8_safetensors_read(file, &t, values, sizeof values, NULL));
     for (int i = 0; i < 6; i++) assert_true(values[i] == (float)i - 2.5f);
     assert_true(f8_safetensors_find(file, "codes", &t));
-    assert_ok(f8_safetensors_read(file, &t, codes, sizeof codes));
+    assert_ok(f8_safetensors_read(file, &t, codes, sizeof codes, NULL));
     for (int i = 0; i < 5; i++) assert_int_equal(codes[i], 250 + i);
     assert_true(f8_safetensors_find(file, "scalar", &t));
     assert_int_equal(t.rank, 0);
-    assert_ok(f8_safetensors_read(file, &t, &scalar, sizeof scalar));
+    assert_ok(f8_safetensors_read(file, &t, &scalar, sizeof scalar, NULL));
     assert_int_equal(scalar, -9000000000);
     assert_true(f8_safetensors_find(file, "empty", &t));
     assert_true(t.bytes == 0 && t.shape[0] == 0 && t.shape[1] == 4);
@@ -302,7 +302,7 @@ static const f8_metadata_pair pairs[] = { { "format", "pt" }, { "b\\", "\"" } };
 static const char *put_stored(const char *name)
 {
     const char *path = in_folder(name);
-    assert_ok(f8_safetensors_write(path, stored, 4, pairs, 2));
+    assert_ok(f8_safetensors_write(path, stored, 4, pairs, 2, NULL));
     return path;
 }
 
@@ -319,9 +319,9 @@ static void test_round_trip_keeps_everything(void **state)
         assert_true(t.dtype == stored[i].dtype && t.rank == stored[i].rank && t.has_checksum);
         assert_int_equal(t.offset % f8_stored_dtype_bytes(t.dtype), 0);
         assert_memory_equal(t.shape, stored[i].shape, sizeof t.shape);
-        assert_ok(f8_safetensors_read(file, &t, bytes, t.bytes));
+        assert_ok(f8_safetensors_read(file, &t, bytes, t.bytes, NULL));
         if (t.bytes) assert_memory_equal(bytes, stored[i].data, (size_t)t.bytes);
-        assert_fails(f8_safetensors_read(file, &t, bytes, t.bytes + 1), FP8FLOW_ESHAPE, "the caller expects");
+        assert_fails(f8_safetensors_read(file, &t, bytes, t.bytes + 1, NULL), FP8FLOW_ESHAPE, "the caller expects");
     }
     assert_string_equal(f8_safetensors_metadata(file, "format"), "pt");
     assert_string_equal(f8_safetensors_metadata(file, "b\\"), "\"");
@@ -356,13 +356,13 @@ static void test_large_tensor_round_trip(void **state)
     for (uint64_t i = 0; i < COUNT; i++) data[i] = (uint8_t)f8_mix(i);
     f8_tensor_to_store tensor = { "big", F8_STORED_U8, 1, { COUNT }, data };
     f8_safetensors *file;
-    assert_ok(f8_safetensors_write(in_folder("big"), &tensor, 1, NULL, 0));
+    assert_ok(f8_safetensors_write(in_folder("big"), &tensor, 1, NULL, 0, NULL));
     assert_ok(f8_safetensors_open(in_folder("big"), &file));
     f8_stored_tensor t = f8_safetensors_at(file, 0);
-    assert_ok(f8_safetensors_read(file, &t, back, COUNT));
+    assert_ok(f8_safetensors_read(file, &t, back, COUNT, NULL));
     assert_memory_equal(data, back, COUNT);
     assert_int_equal(truncate(in_folder("big"), COUNT / 2), 0);
-    assert_fails(f8_safetensors_read(file, &t, back, COUNT), FP8FLOW_EIO, "tensor \"big\"");
+    assert_fails(f8_safetensors_read(file, &t, back, COUNT, NULL), FP8FLOW_EIO, "tensor \"big\"");
     int64_t unchecked;
     assert_fails(f8_safetensors_verify(file, &unchecked), FP8FLOW_EIO, "wanted");
     f8_safetensors_close(file);
@@ -379,7 +379,7 @@ static void test_writer_refuses_bad_requests(void **state)
     do {                                                                                    \
         bad = stored[0];                                                                    \
         change;                                                                             \
-        assert_fails(f8_safetensors_write(path, &bad, 1, NULL, 0), FP8FLOW_##status, text); \
+        assert_fails(f8_safetensors_write(path, &bad, 1, NULL, 0, NULL), FP8FLOW_##status, text); \
     } while (0)
     REFUSE(bad.name = NULL, EINVAL, "NULL or not UTF-8");
     REFUSE(bad.name = "\xFF", EINVAL, "not UTF-8");
@@ -392,12 +392,12 @@ static void test_writer_refuses_bad_requests(void **state)
     REFUSE(bad.data = NULL, EINVAL, "data is NULL");
 #undef REFUSE
     f8_tensor_to_store twice[2] = { stored[0], stored[0] };
-    assert_fails(f8_safetensors_write(path, twice, 2, NULL, 0), FP8FLOW_EINVAL, "given twice");
+    assert_fails(f8_safetensors_write(path, twice, 2, NULL, 0, NULL), FP8FLOW_EINVAL, "given twice");
     f8_metadata_pair reserved = { "xxh3:a", "" }, null_value = { "a", NULL }, same[2] = { { "a", "" }, { "a", "b" } };
-    assert_fails(f8_safetensors_write(path, NULL, 0, &reserved, 1), FP8FLOW_EINVAL, "reserved");
-    assert_fails(f8_safetensors_write(path, NULL, 0, &null_value, 1), FP8FLOW_EINVAL, "NULL");
-    assert_fails(f8_safetensors_write(path, NULL, 0, same, 2), FP8FLOW_EINVAL, "given twice");
-    assert_fails(f8_safetensors_write(in_folder("kept/x"), stored, 4, NULL, 0), FP8FLOW_EIO, "Not a directory");
+    assert_fails(f8_safetensors_write(path, NULL, 0, &reserved, 1, NULL), FP8FLOW_EINVAL, "reserved");
+    assert_fails(f8_safetensors_write(path, NULL, 0, &null_value, 1, NULL), FP8FLOW_EINVAL, "NULL");
+    assert_fails(f8_safetensors_write(path, NULL, 0, same, 2, NULL), FP8FLOW_EINVAL, "given twice");
+    assert_fails(f8_safetensors_write(in_folder("kept/x"), stored, 4, NULL, 0, NULL), FP8FLOW_EIO, "Not a directory");
     size_t count;
     char *bytes = get_file(path, &count);
     assert_string_equal(bytes, "old");
@@ -538,9 +538,9 @@ static void test_set_finds_tensors_of_all_shards(void **state)
     (void)state;
     f8_safetensors_set *set;
     f8_stored_tensor t;
-    assert_ok(f8_safetensors_write(in_folder("0"), stored, 2, NULL, 0));
-    assert_ok(f8_safetensors_write(in_folder("1"), stored + 2, 2, NULL, 0));
-    assert_ok(f8_safetensors_write(in_folder("2"), NULL, 0, NULL, 0));
+    assert_ok(f8_safetensors_write(in_folder("0"), stored, 2, NULL, 0, NULL));
+    assert_ok(f8_safetensors_write(in_folder("1"), stored + 2, 2, NULL, 0, NULL));
+    assert_ok(f8_safetensors_write(in_folder("2"), NULL, 0, NULL, 0, NULL));
     const char *paths[] = { in_folder("0"), in_folder("1"), in_folder("2") };
     assert_ok(f8_safetensors_set_open(paths, 3, &set));
     assert_int_equal(f8_safetensors_set_count(set), 4);
@@ -549,7 +549,7 @@ static void test_set_finds_tensors_of_all_shards(void **state)
         char bytes[64];
         assert_non_null(file);
         assert_string_equal(f8_safetensors_path(file), paths[i / 2]);
-        assert_ok(f8_safetensors_read(file, &t, bytes, t.bytes));
+        assert_ok(f8_safetensors_read(file, &t, bytes, t.bytes, NULL));
         if (t.bytes) assert_memory_equal(bytes, stored[i].data, (size_t)t.bytes);
         f8_safetensors_set_at(set, i, &t);
         if (i == 0) assert_string_equal(t.name, "model.layers.0.mlp.experts.3.weight");
@@ -563,8 +563,8 @@ static void test_set_rejects_a_name_in_two_shards(void **state)
 {
     (void)state;
     f8_safetensors_set *set;
-    assert_ok(f8_safetensors_write(in_folder("first"), stored, 3, NULL, 0));
-    assert_ok(f8_safetensors_write(in_folder("second"), stored + 2, 2, NULL, 0));
+    assert_ok(f8_safetensors_write(in_folder("first"), stored, 3, NULL, 0, NULL));
+    assert_ok(f8_safetensors_write(in_folder("second"), stored + 2, 2, NULL, 0, NULL));
     const char *paths[] = { in_folder("first"), in_folder("second"), in_folder("none") };
     assert_fails(f8_safetensors_set_open(paths, 2, &set), FP8FLOW_EFORMAT, "tensor \"nothing\" is in ");
     assert_non_null(strstr(fp8flow_last_error(), "first"));

@@ -47,6 +47,8 @@ enum { MOST_STEPS = 64 };
 
 typedef struct {
     fp8flow_train_options options;
+    fp8flow_status (*create_context)(const fp8flow_context_options *options, fp8flow_context **context);
+    fp8flow_backend backend;
     int32_t ranks, threads;
     int64_t until;      /* steps to make, in all */
     int64_t save_every; /* 0: only at the end, if there is an output folder */
@@ -62,7 +64,7 @@ typedef struct {
 /* Options for micro models: `data` is borrowed. */
 static inline run make_run(const char *model, const char *const *data)
 {
-    run r = { .ranks = 1, .threads = 1, .until = 6 };
+    run r = { .create_context = test_context_create, .ranks = 1, .threads = 1, .until = 6 };
     fp8flow_train_options_init(&r.options);
     r.options.model = model;
     r.options.data = data;
@@ -101,9 +103,9 @@ static inline fp8flow_status run_on_rank(fp8flow_comm *comm, void *user)
     int first_rank = fp8flow_comm_rank(comm) == 0;
     fp8flow_context *context = NULL;
     fp8flow_trainer *trainer = NULL;
-    fp8flow_context_options options = { .backend = FP8FLOW_CPU, .num_threads = r->threads };
+    fp8flow_context_options options = { .backend = r->backend, .num_threads = r->threads };
     double loss = 0.0;
-    F8_TRY(test_context_create(&options, &context));
+    F8_TRY(r->create_context(&options, &context));
     fp8flow_status status = fp8flow_trainer_create(context, comm, &r->options, &trainer);
     if (status == FP8FLOW_OK) status = make_steps(trainer, r, first_rank);
     if (status == FP8FLOW_OK) status = fp8flow_trainer_validate(trainer, &loss);

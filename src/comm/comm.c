@@ -11,6 +11,13 @@ int32_t fp8flow_comm_size(const fp8flow_comm *comm)
     return comm ? comm->size : -1;
 }
 
+static int stays_in_place(const fp8flow_comm *comm, const f8_comm_part *part, int num_parts)
+{
+    int same = comm->size == 1;
+    for (int i = 0; i < num_parts; i++) same = same && part[i].send == part[i].recv;
+    return same;
+}
+
 fp8flow_status f8_comm_exchange(fp8flow_comm *comm, const f8_comm_part *part, int num_parts, const int32_t *send_rows,
                                 const int32_t *recv_rows)
 {
@@ -22,6 +29,7 @@ fp8flow_status f8_comm_exchange(fp8flow_comm *comm, const f8_comm_part *part, in
     }
     for (int i = 0; i < num_parts; i++) row_bytes += part[i].row_bytes;
     comm->exchanged_bytes += rows * row_bytes;
+    if (stays_in_place(comm, part, num_parts)) return FP8FLOW_OK;
     return comm->ops->exchange(comm, part, num_parts, send_rows, recv_rows);
 }
 
@@ -37,7 +45,7 @@ fp8flow_status f8_comm_counts(fp8flow_comm *comm, const int32_t *send_rows, int3
 fp8flow_status f8_comm_all_reduce(fp8flow_comm *comm, f8_reduction reduction, void *data, int64_t count)
 {
     F8_REQUIRE(count >= 0, EINVAL, "all_reduce: %lld elements", (long long)count);
-    return comm->ops->all_reduce(comm, reduction, data, count);
+    return comm->size == 1 ? FP8FLOW_OK : comm->ops->all_reduce(comm, reduction, data, count);
 }
 
 fp8flow_status f8_comm_broadcast(fp8flow_comm *comm, int32_t root, void *data, int64_t bytes)

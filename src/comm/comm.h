@@ -36,14 +36,15 @@ struct fp8flow_comm {
     int64_t exchanged_bytes; /* sent by this rank in exchange, itself included */
 };
 
-/* Exchange records: send_rows[r] rows go to rank r, recv_rows[r] come from it (known beforehand: f8_comm_counts). */
+/* Exchange records: send_rows[r] rows go to rank r, recv_rows[r] come from it (known beforehand: f8_comm_counts). Alone,
+ * a part may be sent to where it is. */
 fp8flow_status f8_comm_exchange(fp8flow_comm *comm, const f8_comm_part *part, int num_parts, const int32_t *send_rows,
                                 const int32_t *recv_rows);
 
 /* recv_rows[r] = what rank r has in send_rows[this rank]. */
 fp8flow_status f8_comm_counts(fp8flow_comm *comm, const int32_t *send_rows, int32_t *recv_rows);
 
-/* In place, the same result on every rank: sums in ascending rank order. */
+/* In place, the same result on every rank: sums in ascending rank order. Alone it does not look at the data. */
 fp8flow_status f8_comm_all_reduce(fp8flow_comm *comm, f8_reduction reduction, void *data, int64_t count);
 
 fp8flow_status f8_comm_broadcast(fp8flow_comm *comm, int32_t root, void *data, int64_t bytes);

@@ -10,6 +10,13 @@
 #include "base/status.h"
 #include "fp8flow_device.h"
 
+/* Rows of a matrix in the device's memory, to another matrix there; strides in bytes. */
+typedef struct {
+    void *to;
+    const void *from;
+    size_t to_stride, from_stride, row_bytes, rows;
+} f8_row_copy;
+
 typedef struct {
     const char *name;
     int is_host; /* the calling program can read and write its memory */
@@ -22,6 +29,7 @@ typedef struct {
     void (*stream_destroy)(void *stream);
     /* Either side may be host memory; then the call returns when the copy is done. */
     fp8flow_status (*copy)(void *stream, void *to, const void *from, size_t bytes);
+    fp8flow_status (*copy_rows)(void *stream, const f8_row_copy *copy);
     fp8flow_status (*fill)(void *stream, void *memory, int byte, size_t bytes);
     /* Wait for everything on the stream; reports what failed there. */
     fp8flow_status (*synchronize)(void *stream);

@@ -39,6 +39,14 @@ static fp8flow_status cpu_copy(void *stream, void *to, const void *from, size_t 
     return FP8FLOW_OK;
 }
 
+static fp8flow_status cpu_copy_rows(void *stream, const f8_row_copy *c)
+{
+    (void)stream;
+    for (size_t i = 0; i < c->rows; i++)
+        memcpy((char *)c->to + i * c->to_stride, (const char *)c->from + i * c->from_stride, c->row_bytes);
+    return FP8FLOW_OK;
+}
+
 static fp8flow_status cpu_fill(void *stream, void *memory, int byte, size_t bytes)
 {
     (void)stream;
@@ -127,6 +135,7 @@ const f8_device *f8_device_cpu(void)
                                       .stream_create = cpu_stream_create,
                                       .stream_destroy = cpu_stream_destroy,
                                       .copy = cpu_copy,
+                                      .copy_rows = cpu_copy_rows,
                                       .fill = cpu_fill,
                                       .synchronize = cpu_synchronize,
                                       .event_create = cpu_event_create,

@@ -63,6 +63,14 @@ static fp8flow_status cuda_copy(void *stream, void *to, const void *from, size_t
     return FP8FLOW_OK;
 }
 
+static fp8flow_status cuda_copy_rows(void *stream, const f8_row_copy *c)
+{
+    if (c->rows == 0 || c->row_bytes == 0) return FP8FLOW_OK;
+    CUDA_TRY("copy", cudaMemcpy2DAsync(c->to, c->to_stride, c->from, c->from_stride, c->row_bytes, c->rows,
+                                       cudaMemcpyDeviceToDevice, stream));
+    return FP8FLOW_OK;
+}
+
 static fp8flow_status cuda_fill(void *stream, void *memory, int byte, size_t bytes)
 {
     if (bytes) CUDA_TRY("fill", cudaMemsetAsync(memory, byte, bytes, stream));
@@ -164,6 +172,7 @@ static const f8_device cuda_device = { .name = "cuda",
                                        .stream_create = cuda_stream_create,
                                        .stream_destroy = cuda_stream_destroy,
                                        .copy = cuda_copy,
+                                       .copy_rows = cuda_copy_rows,
                                        .fill = cuda_fill,
                                        .synchronize = cuda_synchronize,
                                        .event_create = cuda_event_create,

@@ -175,60 +175,73 @@ const char *f8_safetensors_metadata(const f8_safetensors *file, const char *key)
 
 enum { PIECE = 1 << 20 }; /* read and hashed while it is in the cache */
 
-/* Where the pieces of a tensor go: one after the other (advance 1) or all to the same place (0). */
+/* A tensor's way: from the file through `piece` to `memory`, of this access; memory NULL: its bytes are not kept. */
 typedef struct {
-    char *memory;
-    int64_t advance;
-} destination;
+    const f8_safetensors *file;
+    const f8_stored_tensor *tensor;
+    char *piece, *memory;
+    const f8_tensor_access *access;
+} reading;
 
-static fp8flow_status read_pieces(const f8_safetensors *file, const f8_stored_tensor *tensor, destination to,
-                                  XXH3_state_t *state)
+static fp8flow_status keep_piece(const reading *r, int64_t at, size_t bytes)
 {
+    if (!r->memory) return FP8FLOW_OK;
+    if (r->access) return r->access->copy(r->access->user, r->memory + at, r->piece, bytes);
+    memcpy(r->memory + at, r->piece, bytes);
+    return FP8FLOW_OK;
+}
+
+static fp8flow_status read_pieces(const reading *r, XXH3_state_t *state)
+{
+    const f8_stored_tensor *tensor = r->tensor;
     for (int64_t done = 0; done < tensor->bytes; done += PIECE) {
         int64_t left = tensor->bytes - done;
-        size_t piece = (size_t)(left < PIECE ? left : PIECE);
-        char *memory = to.memory + done * to.advance;
-        F8_TRY(f8_file_pread(&file->file, memory, piece, tensor->offset + done));
-        XXH3_64bits_update(state, memory, piece);
+        size_t bytes = (size_t)(left < PIECE ? left : PIECE);
+        F8_TRY(f8_file_pread(&r->file->file, r->piece, bytes, tensor->offset + done));
+        XXH3_64bits_update(state, r->piece, bytes);
+        F8_TRY(keep_piece(r, done, bytes));
     }
     uint64_t checksum = XXH3_64bits_digest(state);
     F8_REQUIRE(!tensor->has_checksum || checksum == tensor->checksum, EFORMAT,
-               "%s: tensor \"%.200s\" is damaged: checksum %016" PRIx64 ", expected %016" PRIx64, file->file.path,
+               "%s: tensor \"%.200s\" is damaged: checksum %016" PRIx64 ", expected %016" PRIx64, r->file->file.path,
                tensor->name, checksum, tensor->checksum);
     return FP8FLOW_OK;
 }
 
-static fp8flow_status read_tensor(const f8_safetensors *file, const f8_stored_tensor *tensor, destination to)
+static fp8flow_status read_tensor(reading *r)
 {
     XXH3_state_t *state = XXH3_createState();
-    F8_REQUIRE(state, ENOMEM, "%s: no memory for a checksum", file->file.path);
-    XXH3_64bits_reset(state);
-    fp8flow_status status = read_pieces(file, tensor, to, state);
+    r->piece = malloc(PIECE);
+    fp8flow_status status = FP8FLOW_OK;
+    if (!state || !r->piece)
+        status = F8_FAIL(ENOMEM, "%s: no memory for a checksum and %d bytes", r->file->file.path, PIECE);
+    if (status == FP8FLOW_OK) {
+        XXH3_64bits_reset(state);
+        status = read_pieces(r, state);
+    }
     XXH3_freeState(state);
-    return status == FP8FLOW_EIO ? f8_fail_in(status, "tensor \"%.200s\"", tensor->name) : status;
+    free(r->piece);
+    return status == FP8FLOW_EIO ? f8_fail_in(status, "tensor \"%.200s\"", r->tensor->name) : status;
 }
 
 fp8flow_status f8_safetensors_read(const f8_safetensors *file, const f8_stored_tensor *tensor, void *memory,
-                                   int64_t bytes)
+                                   int64_t bytes, const f8_tensor_access *access)
 {
     F8_REQUIRE(bytes == tensor->bytes, ESHAPE,
                "%s: tensor \"%.200s\" has %" PRId64 " bytes, the caller expects %" PRId64, file->file.path,
                tensor->name, tensor->bytes, bytes);
-    return read_tensor(file, tensor, (destination){ memory, 1 });
+    return read_tensor(&(reading){ .file = file, .tensor = tensor, .memory = memory, .access = access });
 }
 
 fp8flow_status f8_safetensors_verify(const f8_safetensors *file, int64_t *num_unchecked)
 {
-    char *memory = malloc(PIECE);
-    F8_REQUIRE(memory, ENOMEM, "%s: no memory for %d bytes", file->file.path, PIECE);
     fp8flow_status status = FP8FLOW_OK;
     *num_unchecked = 0;
     for (int64_t i = 0; status == FP8FLOW_OK && i < f8_safetensors_count(file); i++) {
         f8_stored_tensor tensor = f8_safetensors_at(file, i);
-        if (tensor.has_checksum) status = read_tensor(file, &tensor, (destination){ memory, 0 });
+        if (tensor.has_checksum) status = read_tensor(&(reading){ .file = file, .tensor = &tensor });
         else ++*num_unchecked;
     }
-    free(memory);
     return status;
 }
 

@@ -40,6 +40,13 @@ int64_t f8_stored_dtype_bytes(f8_stored_dtype dtype);
 
 enum { F8_STORED_MAX_RANK = 8, F8_STORED_MAX_HEADER = 100000000 };
 
+/* How bytes get to and from the memory of tensors where this program cannot touch it (a GPU's): `copy` moves up to 1 MiB
+ * between it and a buffer of the program. NULL instead of an access: the memory is the program's own. */
+typedef struct {
+    fp8flow_status (*copy)(void *user, void *to, const void *from, size_t bytes);
+    void *user;
+} f8_tensor_access;
+
 /* ---- Reading ---- */
 
 /* What a file says about one tensor. `name` lives as long as the file. */
@@ -66,7 +73,7 @@ const char *f8_safetensors_metadata(const f8_safetensors *file, const char *key)
 
 /* All bytes of a tensor of this file into memory[bytes], checked against the checksum. */
 fp8flow_status f8_safetensors_read(const f8_safetensors *file, const f8_stored_tensor *tensor, void *memory,
-                                   int64_t bytes);
+                                   int64_t bytes, const f8_tensor_access *access);
 
 /* Check every checksum without keeping the data; *num_unchecked counts tensors that have none. */
 fp8flow_status f8_safetensors_verify(const f8_safetensors *file, int64_t *num_unchecked);
@@ -97,9 +104,11 @@ typedef struct {
     const char *key, *value;
 } f8_metadata_pair;
 
-/* Write a file with checksums, atomically: after a failure or a crash `path` is what it was. Tensors come
- * in the given order, wide elements first, so that all are aligned. The same input gives the same bytes. */
+/* Write a file with checksums, atomically: after a failure or a crash `path` is what it was. Tensors, all in memory of
+ * one kind, come in the given order, wide elements first, so that all are aligned. The same input gives the same
+ * bytes. */
 fp8flow_status f8_safetensors_write(const char *path, const f8_tensor_to_store *tensors, int64_t num_tensors,
-                                    const f8_metadata_pair *metadata, int64_t num_metadata);
+                                    const f8_metadata_pair *metadata, int64_t num_metadata,
+                                    const f8_tensor_access *access);
 
 #endif

@@ -1,6 +1,6 @@
 /* safetensors_write.c - the writer. Contract: safetensors.h.
  *
- * Two passes over the tensors' memory: checksums stand in the header, which comes first. The header is
+ * Two passes over the tensors' memory, piece by piece: checksums stand in the header, which comes first. The header is
  * padded with spaces to a multiple of 8 and wide elements come first, so that every tensor is aligned for
  * programs that map the file.
  */
@@ -25,7 +25,11 @@ typedef struct {
     int64_t num_tensors;
     const f8_metadata_pair *metadata;
     int64_t num_metadata;
+    const f8_tensor_access *access;
+    char *piece; /* [PIECE] */
 } task;
+
+enum { PIECE = 1 << 20 };
 
 static int64_t bytes_of(const f8_tensor_to_store *tensor)
 {
@@ -103,6 +107,60 @@ static fp8flow_status check_task(const task *t)
     return status;
 }
 
+/* ---- Bytes of tensors ---- */
+
+/* Bytes [at, at + count) of a tensor, at most PIECE; in its own memory where that can be read. */
+static fp8flow_status look_at(const task *t, const f8_tensor_to_store *tensor, int64_t at, size_t count,
+                              const char **bytes)
+{
+    *bytes = (const char *)tensor->data + at;
+    if (!t->access) return FP8FLOW_OK;
+    F8_TRY(t->access->copy(t->access->user, t->piece, *bytes, count));
+    *bytes = t->piece;
+    return FP8FLOW_OK;
+}
+
+static size_t piece_bytes(int64_t bytes, int64_t at)
+{
+    return (size_t)(bytes - at < PIECE ? bytes - at : PIECE);
+}
+
+static fp8flow_status hash_tensor(const task *t, const f8_tensor_to_store *tensor, XXH3_state_t *state,
+                                  uint64_t *checksum)
+{
+    const char *bytes;
+    int64_t all = bytes_of(tensor);
+    XXH3_64bits_reset(state);
+    for (int64_t at = 0; at < all; at += PIECE) {
+        F8_TRY(look_at(t, tensor, at, piece_bytes(all, at), &bytes));
+        XXH3_64bits_update(state, bytes, piece_bytes(all, at));
+    }
+    *checksum = XXH3_64bits_digest(state);
+    return FP8FLOW_OK;
+}
+
+static fp8flow_status hash_tensors(const task *t, uint64_t *checksums)
+{
+    XXH3_state_t *state = XXH3_createState();
+    F8_REQUIRE(state, ENOMEM, "%s: no memory for a checksum", t->path);
+    fp8flow_status status = FP8FLOW_OK;
+    for (int64_t i = 0; i < t->num_tensors && status == FP8FLOW_OK; i++)
+        status = hash_tensor(t, &t->tensors[i], state, &checksums[i]);
+    XXH3_freeState(state);
+    return status;
+}
+
+static fp8flow_status write_tensor(const task *t, const f8_tensor_to_store *tensor, f8_file_writer *writer)
+{
+    const char *bytes;
+    int64_t all = bytes_of(tensor);
+    for (int64_t at = 0; at < all; at += PIECE) {
+        F8_TRY(look_at(t, tensor, at, piece_bytes(all, at), &bytes));
+        F8_TRY(f8_writer_write(writer, bytes, piece_bytes(all, at)));
+    }
+    return FP8FLOW_OK;
+}
+
 /* ---- Header ---- */
 
 /* The tensor after `index` in the order of the file: widest elements first, then as given. Start with
@@ -115,7 +173,7 @@ static int64_t next_in_file(const task *t, int64_t index, int64_t *width)
     return t->num_tensors;
 }
 
-static void append_metadata(f8_buffer *text, const task *t)
+static void append_metadata(f8_buffer *text, const task *t, const uint64_t *checksums)
 {
     f8_buffer_text(text, F8_HEADER_CHECKSUM_START "0000000000000000\"");
     for (int64_t i = 0; i < t->num_metadata; i++) {
@@ -131,8 +189,7 @@ static void append_metadata(f8_buffer *text, const task *t)
         f8_buffer_format(&key, F8_CHECKSUM_KEY "%s", tensor->name);
         f8_buffer_text(text, ",");
         f8_json_quote(text, key.failed ? "" : key.data);
-        uint64_t checksum = XXH3_64bits(tensor->data, (size_t)bytes_of(tensor));
-        f8_buffer_format(text, ":\"%016" PRIx64 "\"", checksum);
+        f8_buffer_format(text, ":\"%016" PRIx64 "\"", checksums[i]);
     }
     text->failed = text->failed || key.failed;
     f8_buffer_free(&key);
@@ -148,10 +205,10 @@ static void append_tensor(f8_buffer *text, const f8_tensor_to_store *tensor, int
     f8_buffer_format(text, "],\"data_offsets\":[%" PRId64 ",%" PRId64 "]}", begin, end);
 }
 
-static fp8flow_status build_header(f8_buffer *text, const task *t)
+static fp8flow_status build_header(f8_buffer *text, const task *t, const uint64_t *checksums)
 {
     int64_t end = 0, width = 8;
-    append_metadata(text, t);
+    append_metadata(text, t, checksums);
     for (int64_t i = -1; (i = next_in_file(t, i, &width)) < t->num_tensors;) {
         int64_t begin = end;
         F8_REQUIRE(!__builtin_add_overflow(begin, bytes_of(&t->tensors[i]), &end), ESHAPE,
@@ -182,24 +239,39 @@ static fp8flow_status write_parts(f8_file_writer *writer, const f8_buffer *heade
     F8_TRY(f8_writer_write(writer, prefix, sizeof prefix));
     F8_TRY(f8_writer_write(writer, header->data, header->size));
     for (int64_t i = -1; (i = next_in_file(t, i, &width)) < t->num_tensors;)
-        F8_TRY(f8_writer_write(writer, t->tensors[i].data, (size_t)bytes_of(&t->tensors[i])));
+        F8_TRY(write_tensor(t, &t->tensors[i], writer));
     return FP8FLOW_OK;
 }
 
-fp8flow_status f8_safetensors_write(const char *path, const f8_tensor_to_store *tensors, int64_t num_tensors,
-                                    const f8_metadata_pair *metadata, int64_t num_metadata)
+static fp8flow_status write_file(task *t)
 {
-    task t = { path, tensors, num_tensors, metadata, num_metadata };
     f8_buffer header = { 0 };
     f8_file_writer writer = { 0 };
+    uint64_t *checksums = calloc((size_t)t->num_tensors + 1, sizeof *checksums);
     fp8flow_status status;
-    F8_TRY(check_task(&t));
-    F8_TRY_GOTO(status, build_header(&header, &t));
-    F8_TRY_GOTO(status, f8_writer_open(path, &writer));
-    F8_TRY_GOTO(status, write_parts(&writer, &header, &t));
+    t->piece = malloc(PIECE);
+    if (!checksums || !t->piece) {
+        status = F8_FAIL(ENOMEM, "%s: no memory for checksums and %d bytes", t->path, PIECE);
+        goto fail;
+    }
+    F8_TRY_GOTO(status, hash_tensors(t, checksums));
+    F8_TRY_GOTO(status, build_header(&header, t, checksums));
+    F8_TRY_GOTO(status, f8_writer_open(t->path, &writer));
+    F8_TRY_GOTO(status, write_parts(&writer, &header, t));
     status = f8_writer_commit(&writer);
 fail:
     f8_writer_cancel(&writer);
     f8_buffer_free(&header);
+    free(checksums);
+    free(t->piece);
     return status;
+}
+
+fp8flow_status f8_safetensors_write(const char *path, const f8_tensor_to_store *tensors, int64_t num_tensors,
+                                    const f8_metadata_pair *metadata, int64_t num_metadata,
+                                    const f8_tensor_access *access)
+{
+    task t = { path, tensors, num_tensors, metadata, num_metadata, access, NULL };
+    F8_TRY(check_task(&t));
+    return write_file(&t);
 }

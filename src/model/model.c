@@ -2,8 +2,13 @@
 #include "model/model.h"
 
 #include <stdlib.h>
-#include <string.h>
 #include <unistd.h>
+
+enum {
+    ROW_MULTIPLE = 128,     /* rows of a tile of the products */
+    PIECE = 1 << 20,        /* elements that go through the program's memory at once */
+    INIT_ELEMENTS = 1 << 12 /* of a thread's turn */
+};
 
 /* ---- Memory ---- */
 
@@ -56,11 +61,18 @@ static fp8flow_status draw_kept(f8_model *m, f8_arena *a)
     return FP8FLOW_OK;
 }
 
+/* Elements of a chunk of logits: what stays in a processor's cache, or keeps a GPU busy for a while. */
+static int64_t logit_elements(const f8_model *m)
+{
+    return f8_on_host(m->context) ? (int64_t)1 << 22 : (int64_t)1 << 27;
+}
+
 static fp8flow_status draw_shared(f8_model *m, f8_arena *a, f8_purpose purpose)
 {
     const f8_model_config *c = &m->config;
     int64_t tokens = m->max_tokens, q = c->num_heads * c->head_dim, kv = c->num_kv_heads * c->head_dim;
-    int64_t rows = ((int64_t)1 << 22) / c->vocab_size;
+    int64_t rows = logit_elements(m) / c->vocab_size;
+    if (rows > ROW_MULTIPLE) rows -= rows % ROW_MULTIPLE;
     m->logit_rows = rows < 1 ? 1 : rows < tokens ? rows : tokens;
     F8_TRY(f8_arena_draw(a, "residual stream", tokens * c->hidden, 2, &m->output));
     F8_TRY(f8_arena_draw(a, "normed", tokens * c->hidden, 2, &m->normed));
@@ -70,6 +82,7 @@ static fp8flow_status draw_shared(f8_model *m, f8_arena *a, f8_purpose purpose)
     F8_TRY(f8_arena_draw(a, "losses", tokens, 4, &m->loss));
     F8_TRY(f8_arena_draw(a, "logits", m->logit_rows * c->vocab_size, 4, &m->logits));
     if (purpose == F8_FOR_INFERENCE) return FP8FLOW_OK;
+    F8_TRY(f8_arena_draw(a, "gradients of logits", m->logit_rows * c->vocab_size, 2, &m->dlogits));
     F8_TRY(f8_arena_draw(a, "gradients of activations", tokens * c->hidden, 2, &m->dx));
     F8_TRY(f8_arena_draw(a, "gradients of activations", tokens * c->hidden, 2, &m->dnormed));
     F8_TRY(f8_arena_draw(a, "gradients of activations", tokens * c->hidden, 2, &m->dbranch));
@@ -98,17 +111,33 @@ static fp8flow_status check_activations(const f8_model *m)
     return FP8FLOW_OK;
 }
 
-/* Linux hands out addresses that no memory stands behind and kills the process when it uses them: what can never fit
- * is refused before it is asked for. */
+/* Bytes that there can be. Linux hands out addresses that no memory stands behind and kills the process when it uses
+ * them: what can never fit is refused before it is asked for. */
+static fp8flow_status find_memory(const f8_model *m, size_t *bytes)
+{
+    fp8flow_device_info info;
+    long pages = sysconf(_SC_PHYS_PAGES), page_bytes = sysconf(_SC_PAGESIZE);
+    *bytes = pages > 0 && page_bytes > 0 ? (size_t)pages * (size_t)page_bytes : SIZE_MAX;
+    if (f8_on_host(m->context)) return FP8FLOW_OK;
+    F8_TRY(m->context->device->describe(&info));
+    *bytes = (size_t)info.free_bytes;
+    return FP8FLOW_OK;
+}
+
 static fp8flow_status check_machine(const f8_model *m, size_t bytes)
 {
-    long pages = sysconf(_SC_PHYS_PAGES), page_bytes = sysconf(_SC_PAGESIZE);
-    if (pages <= 0 || page_bytes <= 0) return FP8FLOW_OK;
-    size_t most = (size_t)pages * (size_t)page_bytes;
+    size_t most;
+    F8_TRY(find_memory(m, &most));
     F8_REQUIRE(bytes <= most, ENOMEM,
-               "memory: %lld parameters on this rank and %lld tokens at once need %zu bytes, this machine has %zu",
-               (long long)m->table->count, (long long)m->max_tokens, bytes, most);
+               "memory: %lld parameters on this rank and %lld tokens at once need %zu bytes, this %s has %zu",
+               (long long)m->table->count, (long long)m->max_tokens, bytes, f8_on_host(m->context) ? "machine" : "GPU",
+               most);
     return FP8FLOW_OK;
+}
+
+static fp8flow_status clear(f8_model *m, void *memory, int64_t count)
+{
+    return m->context->device->fill(m->context->stream, memory, 0, (size_t)count * sizeof(float));
 }
 
 static fp8flow_status allocate(f8_model *m, f8_purpose purpose)
@@ -123,13 +152,11 @@ static fp8flow_status allocate(f8_model *m, f8_purpose purpose)
     m->memory_bytes = (int64_t)bytes;
     f8_arena_init(&arena, m->memory, bytes);
     F8_TRY(draw_all(m, &arena, purpose));
-    memset(m->router_bias, 0, (size_t)(m->config.num_layers * m->config.router.num_experts) * sizeof *m->router_bias);
+    F8_TRY(clear(m, m->router_bias, m->config.num_layers * m->config.router.num_experts));
     if (purpose == F8_FOR_INFERENCE) return FP8FLOW_OK;
-    size_t parameter_bytes = (size_t)m->table->count * sizeof(float);
-    memset(m->gradient, 0, parameter_bytes);
-    memset(m->moment1, 0, parameter_bytes);
-    memset(m->moment2, 0, parameter_bytes);
-    return FP8FLOW_OK;
+    F8_TRY(clear(m, m->gradient, m->table->count));
+    F8_TRY(clear(m, m->moment1, m->table->count));
+    return clear(m, m->moment2, m->table->count);
 }
 
 static fp8flow_status create_layers(f8_model *m, const f8_model_options *options)
@@ -243,8 +270,54 @@ fp8flow_status f8_model_publish(f8_model *m)
     return FP8FLOW_OK;
 }
 
+/* ---- Masters and the weights rounded from them: in pieces, through memory of the program ---- */
+
+typedef struct {
+    uint64_t seed;
+    float master[PIECE];
+    uint16_t weight[PIECE];
+} piece;
+
+/* Threads share it: a model has billions of these numbers. */
+static fp8flow_status init_piece(f8_model *m, int64_t first, int64_t count, piece *p)
+{
+#pragma omp parallel for schedule(static) num_threads(f8_threads_for(m->context, 64 * count))
+    for (int64_t at = 0; at < count; at += INIT_ELEMENTS) {
+        int64_t some = count - at < INIT_ELEMENTS ? count - at : INIT_ELEMENTS;
+        f8_parameter_init(m->table, &m->config, p->seed, first + at, some, p->master + at);
+    }
+    return fp8flow_memory_copy(m->context, m->master + first, p->master, (size_t)count * sizeof *p->master);
+}
+
+static fp8flow_status round_piece(f8_model *m, int64_t first, int64_t count, piece *p)
+{
+    F8_TRY(fp8flow_memory_copy(m->context, p->master, m->master + first, (size_t)count * sizeof *p->master));
+    for (int64_t i = 0; i < count; i++) p->weight[i] = f8_bf16_encode(p->master[i]);
+    return fp8flow_memory_copy(m->context, m->weight + first, p->weight, (size_t)count * sizeof *p->weight);
+}
+
+static fp8flow_status for_each_piece(f8_model *m, uint64_t seed,
+                                     fp8flow_status (*treat)(f8_model *, int64_t, int64_t, piece *))
+{
+    piece *p = malloc(sizeof *p);
+    F8_REQUIRE(p, ENOMEM, "model: no memory for %zu bytes", sizeof *p);
+    p->seed = seed;
+    fp8flow_status status = FP8FLOW_OK;
+    for (int64_t first = 0; first < m->table->count && status == FP8FLOW_OK; first += PIECE) {
+        int64_t left = m->table->count - first;
+        status = treat(m, first, left < PIECE ? left : PIECE, p);
+    }
+    free(p);
+    return status;
+}
+
+fp8flow_status f8_model_init_masters(f8_model *m, uint64_t seed)
+{
+    return for_each_piece(m, seed, init_piece);
+}
+
 fp8flow_status f8_model_publish_from_master(f8_model *m)
 {
-    for (int64_t i = 0; i < m->table->count; i++) m->weight[i] = f8_bf16_encode(m->master[i]);
+    F8_TRY(for_each_piece(m, 0, round_piece));
     return f8_model_publish(m);
 }

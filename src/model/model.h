@@ -2,6 +2,8 @@
  *
  *   ids -> embed -> [ norm, attention, +, norm, experts or dense SwiGLU, + ] x layers -> norm -> head -> loss
  *
+ * All arrays are memory of the context's device, and nothing here waits for it.
+ *
  * Gradients are added to (`gradient`), activations are overwritten. The head and the loss run in chunks of rows,
  * forward and backward at once, so that the logits of a long micro-batch never exist together.
  * What is kept of a layer between forward and backward: see f8_kept below; with checkpointing FULL only the
@@ -44,8 +46,9 @@ typedef struct {
     uint16_t *normed, *branch, *dx, *dnormed, *dbranch; /* [T, H] */
     uint16_t *dqkv, *dqk, *dattention, *dense_v, *dense_dv, *dense_dh;
     float *rstd_final, *loss, *logits;
+    uint16_t *dlogits; /* [logit_rows, V], as logits; NULL without training */
     int64_t logit_rows;
-    void *memory; /* all of the above arrays */
+    void *memory; /* all of the above arrays; of the device */
     int64_t memory_bytes;
 } f8_model;
 
@@ -63,6 +66,9 @@ fp8flow_status f8_model_create(fp8flow_context *context, fp8flow_comm *comm, con
                                const f8_model_options *options, f8_model **model);
 void f8_model_destroy(f8_model *model);
 
+/* Initial values of the masters. */
+fp8flow_status f8_model_init_masters(f8_model *model, uint64_t seed);
+
 /* BF16 weights from the masters, expert weights quantised; after loading and after every optimiser step
  * (`fp8flow_adamw` has then written the BF16 weights already: f8_model_publish only). */
 fp8flow_status f8_model_publish_from_master(f8_model *model);
@@ -70,13 +76,13 @@ fp8flow_status f8_model_publish(f8_model *model);
 
 /* One micro-batch of B sequences. */
 typedef struct {
-    const int32_t *ids, *targets; /* [B, S] */
+    const int32_t *ids, *targets; /* [B, S], memory of the device */
     int64_t batch, sequence_length;
     float gradient_scale; /* of each token's loss; 0: no gradient is computed */
     float loss_scale;     /* of the router's losses in backward */
 } f8_micro_batch;
 
-/* *loss_sum: sum of the token losses (F64). With gradient_scale != 0 the gradient of the residual stream is ready for
+/* *loss_sum: sum of the token losses (F64), memory of the device. With gradient_scale != 0 the gradient of the residual stream is ready for
  * f8_model_backward. Collective. */
 fp8flow_status f8_model_forward(f8_model *model, const f8_micro_batch *batch, double *loss_sum);
 fp8flow_status f8_model_backward(f8_model *model, const f8_micro_batch *batch);

@@ -107,20 +107,23 @@ fp8flow_status f8_model_mlp(f8_model *m, int64_t layer, int64_t tokens, uint16_t
 /* Logits and loss of rows [first, first + rows); with a gradient scale also the gradients behind them. */
 static fp8flow_status head_chunk(f8_model *m, const f8_micro_batch *batch, int64_t first, int64_t rows)
 {
-    int64_t hidden = m->config.hidden;
+    int64_t hidden = m->config.hidden, vocabulary = m->config.vocab_size;
     f8_kind kind = f8_model_head_kind(m);
     fp8flow_tensor normed = f8_bf16(m->normed + first * hidden, rows, hidden);
-    fp8flow_tensor weight = f8_model_weight(m, 0, kind), logits = f8_f32(m->logits, rows, m->config.vocab_size);
+    fp8flow_tensor weight = f8_model_weight(m, 0, kind), logits = f8_f32(m->logits, rows, vocabulary);
+    fp8flow_tensor dlogits = f8_bf16(m->dlogits, rows, vocabulary);
+    int has_gradient = batch->gradient_scale != 0.0f;
     F8_TRY(f8_model_gemm(m, FP8FLOW_FPROP, &normed, &weight, &logits));
     F8_TRY(fp8flow_cross_entropy(m->context, &(fp8flow_cross_entropy_args){ .logits = &logits,
                                                                             .target = batch->targets + first,
                                                                             .grad_scale = batch->gradient_scale,
+                                                                            .gradient = has_gradient ? &dlogits : NULL,
                                                                             .loss = m->loss + first }));
-    if (batch->gradient_scale == 0.0f) return FP8FLOW_OK;
+    if (!has_gradient) return FP8FLOW_OK;
     fp8flow_tensor gradient = f8_model_gradient(m, 0, kind);
     fp8flow_tensor dnormed = f8_bf16(m->dnormed + first * hidden, rows, hidden);
-    F8_TRY(f8_model_gemm(m, FP8FLOW_WGRAD, &logits, &normed, &gradient));
-    return f8_model_gemm(m, FP8FLOW_DGRAD, &logits, &weight, &dnormed);
+    F8_TRY(f8_model_gemm(m, FP8FLOW_WGRAD, &dlogits, &normed, &gradient));
+    return f8_model_gemm(m, FP8FLOW_DGRAD, &dlogits, &weight, &dnormed);
 }
 
 /* Final norm, head, loss: rows in chunks. The gradient of the normed rows is left in dnormed. */
@@ -133,9 +136,7 @@ static fp8flow_status head(f8_model *m, const f8_micro_batch *batch, double *los
         int64_t rows = tokens - first < m->logit_rows ? tokens - first : m->logit_rows;
         F8_TRY(head_chunk(m, batch, first, rows));
     }
-    *loss_sum = 0.0;
-    for (int64_t t = 0; t < tokens; t++) *loss_sum += (double)m->loss[t];
-    return FP8FLOW_OK;
+    return fp8flow_sum(m->context, &(fp8flow_sum_args){ tokens, m->loss, loss_sum });
 }
 
 fp8flow_status f8_model_forward(f8_model *m, const f8_micro_batch *batch, double *loss_sum)

@@ -224,19 +224,28 @@ static int writes_residual(f8_kind kind)
     return kind == F8_OUT || kind == F8_FC2 || kind == F8_DENSE_FC2 || kind == F8_SHARED_FC2;
 }
 
-void f8_parameter_init(const f8_parameter_table *t, const f8_model_config *c, uint64_t seed, float *master)
+/* Elements [first, first + count) of one parameter. */
+static void init_parameter(const f8_parameter_table *t, const f8_model_config *c, uint64_t seed, const f8_parameter *p,
+                           int64_t first, int64_t count, float *values)
 {
+    uint64_t stream = (uint64_t)p->layer * F8_NUM_KINDS + (uint64_t)p->kind + 1, number = (uint64_t)first;
+    double std = c->init_std;
+    /* Elements are numbered as if all experts were here. */
+    if (kinds[p->kind].where == F8_EXPERT_LAYER && t->local_experts)
+        number += (uint64_t)(t->first_expert * (p->rows / t->local_experts * p->cols));
+    if (writes_residual(p->kind)) std /= sqrt(2.0 * (double)c->num_layers);
+    for (int64_t j = 0; j < count; j++)
+        values[j] = is_norm(p->kind) ? 1.0f : (float)std * f8_normal(seed, stream, number + (uint64_t)j);
+}
+
+void f8_parameter_init(const f8_parameter_table *t, const f8_model_config *c, uint64_t seed, int64_t first,
+                       int64_t count, float *values)
+{
+    int64_t last = first + count;
     for (int64_t i = 0; i < t->num_parameters; i++) {
         const f8_parameter *p = &t->parameter[i];
-        int64_t count = p->rows * p->cols;
-        uint64_t stream = (uint64_t)p->layer * F8_NUM_KINDS + (uint64_t)p->kind + 1;
-        /* Elements are numbered as if all experts were here. */
-        uint64_t first = 0;
-        if (kinds[p->kind].where == F8_EXPERT_LAYER && t->local_experts)
-            first = (uint64_t)(t->first_expert * (count / t->local_experts));
-        double std = c->init_std;
-        if (writes_residual(p->kind)) std /= sqrt(2.0 * (double)c->num_layers);
-        for (int64_t j = 0; j < count; j++)
-            master[p->offset + j] = is_norm(p->kind) ? 1.0f : (float)std * f8_normal(seed, stream, first + (uint64_t)j);
+        int64_t end = p->offset + p->rows * p->cols;
+        int64_t from = first > p->offset ? first : p->offset, to = last < end ? last : end;
+        if (from < to) init_parameter(t, c, seed, p, from - p->offset, to - from, values + (from - first));
     }
 }

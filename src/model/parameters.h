@@ -75,7 +75,9 @@ void f8_parameter_table_destroy(f8_parameter_table *table);
 int64_t f8_parameter_offset(const f8_parameter_table *table, int64_t layer, f8_kind kind);
 
 /* Initial values: norms 1, the rest normal with config->init_std (output projections / sqrt(2 layers)), a pure
- * function of (seed, tensor, global expert, element): the same for every number of ranks. */
-void f8_parameter_init(const f8_parameter_table *table, const f8_model_config *config, uint64_t seed, float *master);
+ * function of (seed, tensor, global expert, element): the same for every number of ranks. Elements [first, first +
+ * count) of the arrays, to values[count]. */
+void f8_parameter_init(const f8_parameter_table *table, const f8_model_config *config, uint64_t seed, int64_t first,
+                       int64_t count, float *values);
 
 #endif

@@ -18,7 +18,7 @@ int f8_edge_needs_rows(const fp8flow_moe *m, f8_edge columns_edge)
 
 uint64_t *f8_producer_nonfinite(fp8flow_moe *m, f8_edge edge)
 {
-    return m->recipe.edge[edge].how == F8_CAST ? NULL : &m->edge[edge].nonfinite;
+    return m->recipe.edge[edge].how == F8_CAST ? NULL : &m->figures->nonfinite[edge];
 }
 
 fp8flow_status f8_draw_made(f8_arena *arena, const char *name, int64_t groups, fp8flow_tensor *tensor)
@@ -82,7 +82,7 @@ static fp8flow_status cast(fp8flow_moe *m, const f8_edge_pair *pair, const fp8fl
                                                                     .groups = pair->groups,
                                                                     .rows = rows,
                                                                     .columns = columns,
-                                                                    .nonfinite = &m->edge[counted].nonfinite }));
+                                                                    .nonfinite = &m->figures->nonfinite[counted] }));
     count_cast(m, counted, (rows != NULL) + (columns != NULL));
     if (rows) F8_TRY(f8_observe(m, f8_edge_name(pair->rows_edge), source, rows, pair->groups, NULL));
     if (columns) F8_TRY(f8_observe(m, f8_edge_name(pair->columns_edge), source, columns, pair->groups, NULL));
@@ -111,9 +111,9 @@ fp8flow_status f8_bring_rows(fp8flow_moe *m, const f8_edge_pair *pair, const fp8
 static fp8flow_status transpose(fp8flow_moe *m, f8_edge edge, const fp8flow_tensor *rows, const fp8flow_groups *groups,
                                 fp8flow_tensor *columns)
 {
-    uint64_t histogram[64] = { 0 };
-    fp8flow_transpose_args args = { rows, groups, columns, m->observer ? histogram : NULL };
-    F8_DO(m, fp8flow_transpose(m->context, &args));
+    uint64_t *histogram;
+    F8_TRY(f8_observe_shifts(m, &histogram));
+    F8_DO(m, fp8flow_transpose(m->context, &(fp8flow_transpose_args){ rows, groups, columns, histogram }));
     f8_edge_note(m, edge, "transpose", columns);
     return f8_observe_columns(m, f8_edge_name(edge), rows, columns, groups, histogram);
 }

@@ -2,7 +2,8 @@
  *
  * A token travels once to each rank that owns one of its experts, as a record of codes, scales, the k local
  * experts (or -1) and the k gate weights. Ranks play the part of experts in the send plan, so the gather before
- * dispatch is `permute` and the sum after combine is `unpermute`: ascending rank order, one rounding.
+ * dispatch is `permute` and the sum after combine is `unpermute`: ascending rank order, one rounding. A rank that is
+ * alone has its rows where they belong; the transport only counts them.
  */
 #include "moe/moe.h"
 
@@ -14,7 +15,13 @@ int64_t f8_moe_max_received(const fp8flow_moe *m)
 int64_t f8_moe_max_padded(const fp8flow_moe *m, int64_t received)
 {
     int64_t k = m->config.router.top_k, copies = k < m->local_experts ? k : m->local_experts;
-    return received * copies + m->local_experts * (m->recipe.align - 1);
+    int64_t rows = received * copies + m->local_experts * (m->recipe.align - 1);
+    return rows / m->recipe.align * m->recipe.align;
+}
+
+int f8_moe_is_alone(const fp8flow_moe *m)
+{
+    return m->comm->size == 1;
 }
 
 /* Rank r owns experts [E r / R, E (r+1) / R). */
@@ -69,7 +76,8 @@ static fp8flow_status exchange_counts(fp8flow_moe *m)
     return FP8FLOW_OK;
 }
 
-fp8flow_status f8_ep_plan(fp8flow_moe *m, f8_arena *arena)
+/* The send plan and the routing of its rows, for other ranks. */
+static fp8flow_status plan_records(fp8flow_moe *m, f8_arena *arena)
 {
     f8_moe_state *s = &m->state;
     int64_t num_ranks = m->comm->size, top_k = m->config.router.top_k;
@@ -98,26 +106,41 @@ fp8flow_status f8_ep_plan(fp8flow_moe *m, f8_arena *arena)
     return FP8FLOW_OK;
 }
 
-fp8flow_status f8_ep_dispatch(fp8flow_moe *m, f8_record record, const fp8flow_tensor *wire, f8_arena *arena,
-                              fp8flow_tensor *received, int64_t *bytes)
+fp8flow_status f8_ep_plan(fp8flow_moe *m, f8_arena *arena)
+{
+    f8_moe_state *s = &m->state;
+    if (!f8_moe_is_alone(m)) return plan_records(m, arena);
+    s->sent = s->received = s->tokens;
+    s->send_rows[0] = s->recv_rows[0] = (int32_t)s->tokens;
+    s->send_expert = s->expert;
+    s->send_gate = s->gate;
+    return FP8FLOW_OK;
+}
+
+/* Room for the rows that come, and for their routing. */
+static fp8flow_status draw_received(fp8flow_moe *m, f8_record record, const fp8flow_tensor *wire, f8_arena *arena,
+                                    fp8flow_tensor *received)
 {
     f8_moe_state *s = &m->state;
     int64_t top_k = m->config.router.top_k;
     f8_tensor_format format = { wire->dtype, wire->scaling, wire->layout };
-    fp8flow_tensor sent;
     F8_TRY(f8_draw_tensor(arena, "received rows", format, s->received, wire->cols, received));
-    if (record == F8_ROWS_AND_ROUTING) {
-        F8_TRY(f8_arena_draw(arena, "received experts", s->received * top_k, 4, &s->recv_expert));
-        F8_TRY(f8_arena_draw(arena, "received gates", s->received * top_k, 4, &s->recv_gate));
-    }
-    f8_arena_position mark = f8_arena_mark(m->workspace);
-    F8_TRY(f8_draw_tensor(m->workspace, "sent rows", format, s->sent, wire->cols, &sent));
-    F8_DO(m, fp8flow_permute(m->context, &(fp8flow_permute_args){ .x = wire, .plan = &s->send, .rows = &sent }));
+    if (record == F8_ROWS_ONLY) return FP8FLOW_OK;
+    F8_TRY(f8_arena_draw(arena, "received experts", s->received * top_k, 4, &s->recv_expert));
+    return f8_arena_draw(arena, "received gates", s->received * top_k, 4, &s->recv_gate);
+}
+
+static fp8flow_status exchange_records(fp8flow_moe *m, f8_record record, const fp8flow_tensor *sent,
+                                       const fp8flow_tensor *received, int64_t *bytes)
+{
+    f8_moe_state *s = &m->state;
+    int64_t top_k = m->config.router.top_k;
     f8_comm_part part[4];
     int num_parts = 0;
-    part[num_parts++] = (f8_comm_part){ sent.data, received->data, wire->cols * (int64_t)f8_dtype_bytes(wire->dtype) };
-    if (wire->scaling == FP8FLOW_ROW128)
-        part[num_parts++] = (f8_comm_part){ sent.scale, received->scale, f8_ceil_div(wire->cols, 128) };
+    part[num_parts++] =
+        (f8_comm_part){ sent->data, received->data, sent->cols * (int64_t)f8_dtype_bytes(sent->dtype) };
+    if (sent->scaling == FP8FLOW_ROW128)
+        part[num_parts++] = (f8_comm_part){ sent->scale, received->scale, f8_ceil_div(sent->cols, 128) };
     if (record == F8_ROWS_AND_ROUTING) {
         part[num_parts++] = (f8_comm_part){ s->send_expert, s->recv_expert, top_k * 4 };
         part[num_parts++] = (f8_comm_part){ s->send_gate, s->recv_gate, top_k * 4 };
@@ -128,6 +151,24 @@ fp8flow_status f8_ep_dispatch(fp8flow_moe *m, f8_record record, const fp8flow_te
     int64_t routing = record == F8_ROWS_AND_ROUTING ? s->sent * top_k * 8 : 0;
     *bytes += moved - routing;
     m->report.routing_bytes += routing;
+    return FP8FLOW_OK;
+}
+
+fp8flow_status f8_ep_dispatch(fp8flow_moe *m, f8_record record, const fp8flow_tensor *wire, f8_arena *arena,
+                              fp8flow_tensor *received, int64_t *bytes)
+{
+    f8_moe_state *s = &m->state;
+    f8_tensor_format format = { wire->dtype, wire->scaling, wire->layout };
+    fp8flow_tensor sent;
+    if (f8_moe_is_alone(m)) {
+        *received = *wire;
+        return exchange_records(m, record, wire, received, bytes);
+    }
+    F8_TRY(draw_received(m, record, wire, arena, received));
+    f8_arena_position mark = f8_arena_mark(m->workspace);
+    F8_TRY(f8_draw_tensor(m->workspace, "sent rows", format, s->sent, wire->cols, &sent));
+    F8_DO(m, fp8flow_permute(m->context, &(fp8flow_permute_args){ .x = wire, .plan = &s->send, .rows = &sent }));
+    F8_TRY(exchange_records(m, record, &sent, received, bytes));
     f8_arena_rewind(m->workspace, mark);
     return FP8FLOW_OK;
 }
@@ -144,21 +185,29 @@ static void collect_gates(const fp8flow_moe *m, const float *returned, float *ga
     }
 }
 
+static fp8flow_status return_records(fp8flow_moe *m, const fp8flow_tensor *rows, const fp8flow_tensor *returned,
+                                     const float *gate_rows, float *returned_gate, int64_t *bytes)
+{
+    f8_moe_state *s = &m->state;
+    int64_t top_k = m->config.router.top_k, before = m->comm->exchanged_bytes;
+    f8_comm_part part[2] = { { rows->data, returned->data, rows->cols * 2 }, { gate_rows, returned_gate, top_k * 4 } };
+    F8_DO(m, f8_comm_exchange(m->comm, part, gate_rows ? 2 : 1, s->recv_rows, s->send_rows));
+    *bytes += m->comm->exchanged_bytes - before;
+    return FP8FLOW_OK;
+}
+
 fp8flow_status f8_ep_combine(fp8flow_moe *m, const fp8flow_tensor *rows, const float *gate_rows, fp8flow_tensor *y,
                              float *gate, int64_t *bytes)
 {
     f8_moe_state *s = &m->state;
-    int64_t top_k = m->config.router.top_k;
+    if (f8_moe_is_alone(m)) return return_records(m, rows, y, gate_rows, gate, bytes);
     f8_arena_position mark = f8_arena_mark(m->workspace);
     const f8_tensor_format bf16 = { FP8FLOW_BF16, FP8FLOW_UNSCALED, FP8FLOW_ROWS };
     fp8flow_tensor returned;
     float *returned_gate = NULL;
     F8_TRY(f8_draw_tensor(m->workspace, "returned rows", bf16, s->sent, rows->cols, &returned));
-    if (gate) F8_TRY(f8_arena_draw(m->workspace, "returned gates", s->sent * top_k, 4, &returned_gate));
-    f8_comm_part part[2] = { { rows->data, returned.data, rows->cols * 2 }, { gate_rows, returned_gate, top_k * 4 } };
-    int64_t before = m->comm->exchanged_bytes;
-    F8_DO(m, f8_comm_exchange(m->comm, part, gate ? 2 : 1, s->recv_rows, s->send_rows));
-    *bytes += m->comm->exchanged_bytes - before;
+    if (gate) F8_TRY(f8_arena_draw(m->workspace, "returned gates", s->sent * m->config.router.top_k, 4, &returned_gate));
+    F8_TRY(return_records(m, rows, &returned, gate_rows, returned_gate, bytes));
     F8_DO(m, fp8flow_unpermute(m->context, &(fp8flow_unpermute_args){ .x = &returned, .plan = &s->send, .y = y }));
     if (gate && !m->measuring) collect_gates(m, returned_gate, gate);
     f8_arena_rewind(m->workspace, mark);

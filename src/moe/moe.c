@@ -85,6 +85,18 @@ static fp8flow_status measure(fp8flow_moe *m, size_t *saved_bytes, size_t *works
     return status;
 }
 
+static fp8flow_status allocate_figures(fp8flow_moe *m)
+{
+    const f8_device *device = m->context->device;
+    size_t bytes = f8_moe_figures_bytes(m->config.router.num_experts);
+    m->figures_copy = calloc(1, bytes);
+    F8_REQUIRE(m->figures_copy, ENOMEM, "memory: no %zu bytes for the layer's figures", bytes);
+    F8_TRY(device->alloc(bytes, (void **)&m->own_figures));
+    F8_TRY(device->alloc(sizeof *m->observed, (void **)&m->observed));
+    m->figures = m->own_figures;
+    return device->fill(m->context->stream, m->figures, 0, bytes);
+}
+
 static fp8flow_status allocate(fp8flow_moe *m)
 {
     const f8_device *device = m->context->device;
@@ -100,6 +112,7 @@ static fp8flow_status allocate(fp8flow_moe *m)
     F8_TRY(measure(m, &saved_bytes, &workspace_bytes));
     F8_TRY(device->alloc(saved_bytes, &m->saved_memory));
     f8_arena_init(&m->saved, m->saved_memory, saved_bytes);
+    F8_TRY(allocate_figures(m));
     return f8_context_reserve(m->context, workspace_bytes);
 }
 
@@ -107,25 +120,20 @@ fp8flow_status fp8flow_moe_create(fp8flow_context *context, fp8flow_comm *comm, 
                                   fp8flow_moe **moe)
 {
     F8_REQUIRE(context && comm && config && moe, EINVAL, "moe_create: NULL argument");
-    F8_REQUIRE(f8_on_host(context), ENOSYS, "moe_create: the layer runs on the CPU, the context is %s",
-               context->device->name);
+    F8_REQUIRE(f8_on_host(context) || comm->size == 1, ENOSYS, "moe_create: %d ranks: a layer on %s runs on one rank",
+               comm->size, context->device->name);
     F8_TRY(check_config(comm, config));
     f8_recipe recipe;
     fp8flow_status status = f8_recipe_find(config->recipe, &recipe);
     if (status != FP8FLOW_OK) return f8_fail_in(status, "moe_create");
     int64_t num_experts = config->router.num_experts;
     fp8flow_moe *m = calloc(1, sizeof *m);
-    int64_t *load = calloc((size_t)num_experts, sizeof *load);
-    if (!m || !load) {
-        free(m), free(load);
-        return F8_FAIL(ENOMEM, "moe_create: no memory for the layer");
-    }
+    F8_REQUIRE(m, ENOMEM, "moe_create: no memory for the layer");
     m->context = context;
     m->comm = comm;
     m->config = *config;
     m->config.recipe = NULL; /* borrowed for the call only */
     m->recipe = recipe;
-    m->load = load;
     m->first_expert = num_experts * comm->rank / comm->size;
     m->local_experts = num_experts * (comm->rank + 1) / comm->size - m->first_expert;
     status = allocate(m);
@@ -143,7 +151,9 @@ void fp8flow_moe_destroy(fp8flow_moe *m)
     if (m->saved.base) f8_arena_reset(&m->saved);
     m->context->device->free(m->saved_memory);
     m->context->device->free(m->weight_memory);
-    free(m->load);
+    m->context->device->free(m->own_figures);
+    m->context->device->free(m->observed);
+    free(m->figures_copy);
     free(m);
 }
 
@@ -211,6 +221,13 @@ static fp8flow_status observe_weights(fp8flow_moe *m)
     return f8_observe(m, "fc2 weight", &m->fc2.source, &m->fc2.rows, NULL, NULL);
 }
 
+static fp8flow_status clear_figures(fp8flow_moe *m)
+{
+    if (m->figures != m->own_figures) return FP8FLOW_OK;
+    size_t bytes = f8_moe_figures_bytes(m->config.router.num_experts);
+    return m->context->device->fill(m->context->stream, m->figures, 0, bytes);
+}
+
 fp8flow_status fp8flow_moe_forward(fp8flow_moe *m, const fp8flow_tensor *x, fp8flow_tensor *y)
 {
     F8_REQUIRE(m && x && y, EINVAL, "moe_forward: NULL argument");
@@ -221,6 +238,7 @@ fp8flow_status fp8flow_moe_forward(fp8flow_moe *m, const fp8flow_tensor *x, fp8f
     m->report = (fp8flow_moe_report){ .peak_bytes = peak, .weight_bytes = (int64_t)m->weight_bytes };
     memset(m->edge, 0, sizeof m->edge);
     m->forward_done = 0;
+    F8_TRY(clear_figures(m));
     f8_arena_reset(&m->saved);
     m->saved.peak = 0;
     f8_arena_position mark = enter_workspace(m);
@@ -230,7 +248,6 @@ fp8flow_status fp8flow_moe_forward(fp8flow_moe *m, const fp8flow_tensor *x, fp8f
     F8_TRY(observe_weights(m));
     m->report.tokens = m->state.tokens;
     m->report.received_rows = m->state.received;
-    m->report.padded_rows = m->state.padded;
     m->report.saved_bytes = f8_arena_bytes(&m->saved);
     m->forward_done = 1;
     return FP8FLOW_OK;
@@ -257,19 +274,37 @@ fp8flow_status fp8flow_moe_backward(fp8flow_moe *m, const fp8flow_tensor *x, con
 
 /* ---- Reports ---- */
 
+void f8_moe_collect(fp8flow_moe *m, f8_moe_figures *figures)
+{
+    m->figures = figures;
+}
+
+/* Waits for what the layer has to do. */
+static fp8flow_status read_figures(const fp8flow_moe *m)
+{
+    const fp8flow_context *c = m->context;
+    return c->device->copy(c->stream, m->figures_copy, m->figures,
+                           f8_moe_figures_bytes(m->config.router.num_experts));
+}
+
 fp8flow_status fp8flow_moe_get_report(const fp8flow_moe *m, fp8flow_moe_report *report)
 {
     F8_REQUIRE(m && report, EINVAL, "moe_get_report: NULL argument");
+    F8_TRY(read_figures(m));
+    const f8_moe_figures *figures = m->figures_copy;
     *report = m->report;
+    report->padded_rows = figures->padded;
+    memcpy(report->losses, figures->losses, sizeof report->losses);
     report->nonfinite = 0;
-    for (int e = 0; e < F8_NUM_EDGES; e++) report->nonfinite += m->edge[e].nonfinite;
+    for (int e = 0; e < F8_NUM_EDGES; e++) report->nonfinite += figures->nonfinite[e];
     return FP8FLOW_OK;
 }
 
 fp8flow_status fp8flow_moe_get_load(const fp8flow_moe *m, int64_t *counts)
 {
     F8_REQUIRE(m && counts, EINVAL, "moe_get_load: NULL argument");
-    memcpy(counts, m->load, (size_t)m->config.router.num_experts * sizeof *counts);
+    F8_TRY(read_figures(m));
+    memcpy(counts, m->figures_copy->load, (size_t)m->config.router.num_experts * sizeof *counts);
     return FP8FLOW_OK;
 }
 
@@ -296,7 +331,9 @@ fp8flow_status fp8flow_moe_get_edge(const fp8flow_moe *m, int64_t index, fp8flow
     int64_t seen = 0;
     for (int e = 0; e < F8_NUM_EDGES; e++)
         if (m->edge[e].name && seen++ == index) {
+            F8_TRY(read_figures(m));
             *edge = m->edge[e];
+            edge->nonfinite = m->figures_copy->nonfinite[e];
             return FP8FLOW_OK;
         }
     return F8_FAIL(EINVAL, "moe_get_edge: index %lld of %lld", (long long)index, (long long)seen);

@@ -10,6 +10,10 @@
  * Memory: `saved` holds what forward keeps for backward; everything else is drawn from the context's
  * workspace, which is empty between calls. Both are sized at create by running the same code with measuring
  * arenas (`measuring`: operators and collectives are skipped, the largest possible counts are assumed).
+ *
+ * All of it is memory of the context's device, and nothing here waits for the device: how many rows the experts have
+ * with padding is known there alone, and tensors of that many rows have as many as are possible. What the layer counts
+ * is read when somebody asks for it.
  */
 #ifndef F8_MOE_MOE_H
 #define F8_MOE_MOE_H
@@ -29,7 +33,27 @@ typedef struct {
     fp8flow_tensor columns; /* dgrad: the column form in FP8, the rows in BF16 */
 } f8_expert_weight;
 
-/* Everything about the tokens of the current step. S rows are sent, R received, P permuted and padded. */
+/* What a layer counts on the way, in the context's memory. */
+typedef struct {
+    uint64_t nonfinite[F8_NUM_EDGES]; /* values that the quantiser of each edge saw */
+    double losses[3];
+    int32_t padded, reserved; /* rows of the experts of this rank with padding, last forward */
+    int64_t load[];           /* [E]: tokens that chose the expert, all ranks */
+} f8_moe_figures;
+
+static inline size_t f8_moe_figures_bytes(int64_t num_experts)
+{
+    return sizeof(f8_moe_figures) + (size_t)num_experts * sizeof(int64_t);
+}
+
+/* Where operators put what an observer is told. */
+typedef struct {
+    fp8flow_tensor_stats stats;
+    uint64_t shift_histogram[64];
+} f8_moe_observed;
+
+/* Everything about the tokens of the current step. S rows are sent, R received, P permuted and padded: the number of
+ * rows on the CPU, the largest possible one elsewhere. */
 typedef struct {
     int64_t tokens, sent, received, padded;
     /* router: [T, ...]; backward computes these again from x */
@@ -70,7 +94,10 @@ struct fp8flow_moe {
     f8_moe_state state;
     int forward_done;
     fp8flow_moe_report report;
-    int64_t *load; /* [E]: counts of the last forward, all ranks */
+    f8_moe_figures *figures;      /* own_figures, or a collector's */
+    f8_moe_figures *own_figures;  /* cleared by each forward */
+    f8_moe_figures *figures_copy; /* in the program's memory, for reports */
+    f8_moe_observed *observed;
     fp8flow_edge edge[F8_NUM_EDGES];
     fp8flow_observer *observer;
     void *observer_user;
@@ -81,6 +108,13 @@ struct fp8flow_moe {
     do {                                     \
         if (!(moe)->measuring) F8_TRY(call); \
     } while (0)
+
+/* 1 if this rank is the only one: nothing is sent, and the rows that others would receive are those that it has. */
+int f8_moe_is_alone(const fp8flow_moe *m);
+
+/* From now on add to `figures` (context memory, f8_moe_figures_bytes) and leave clearing and reading to the caller:
+ * one read for all layers of a model and all forwards of a step. */
+void f8_moe_collect(fp8flow_moe *m, f8_moe_figures *figures);
 
 /* Largest possible number of received rows and of permuted, padded rows for `received` rows. */
 int64_t f8_moe_max_received(const fp8flow_moe *m);
@@ -134,6 +168,9 @@ uint64_t *f8_producer_nonfinite(fp8flow_moe *m, f8_edge edge);
 /* Tell the observer about q, which stands for x (F32 or BF16). histogram NULL: not shifted. */
 fp8flow_status f8_observe(fp8flow_moe *m, const char *name, const fp8flow_tensor *x, const fp8flow_tensor *q,
                           const fp8flow_groups *groups, const uint64_t *histogram);
+
+/* A cleared histogram of shifts for the next operator; NULL if nobody looks. */
+fp8flow_status f8_observe_shifts(fp8flow_moe *m, uint64_t **histogram);
 
 /* The same for a column form made from a row form: compared with what the row form holds. */
 fp8flow_status f8_observe_columns(fp8flow_moe *m, const char *name, const fp8flow_tensor *rows,

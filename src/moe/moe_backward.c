@@ -38,13 +38,13 @@ static fp8flow_status bring_dy2(fp8flow_moe *m, const fp8flow_tensor *dy, fp8flo
     F8_TRY(f8_draw_tensor(m->workspace, "dy2 rows", format, s->padded, dy->cols, &permuted));
     int by_permute = f8_edge_is_fused(m, F8_DY2_COLUMNS);
     if (by_permute) F8_TRY(f8_edge_draw(m, F8_DY2_COLUMNS, m->workspace, s->padded, dy->cols, columns));
-    uint64_t histogram[64] = { 0 };
+    uint64_t *histogram;
+    F8_TRY(f8_observe_shifts(m, &histogram));
     F8_DO(m, fp8flow_permute(m->context, &(fp8flow_permute_args){ .x = &received,
                                                                   .plan = &s->plan,
                                                                   .rows = &permuted,
                                                                   .columns = by_permute ? columns : NULL,
-                                                                  .shift_histogram =
-                                                                      m->observer && by_permute ? histogram : NULL }));
+                                                                  .shift_histogram = by_permute ? histogram : NULL }));
     if (by_permute) {
         f8_edge_note(m, F8_DY2_COLUMNS, "permute", columns);
         F8_TRY(f8_observe_columns(m, f8_edge_name(F8_DY2_COLUMNS), &permuted, columns, &s->groups, histogram));
@@ -122,8 +122,12 @@ static fp8flow_status experts_backward(fp8flow_moe *m, const fp8flow_tensor *dy,
     F8_TRY(expert_product(m, FP8FLOW_DGRAD, &dh, &m->fc1.columns, &dx1));
     F8_TRY(f8_bring_columns(m, F8_X1_COLUMNS, &s->x1, &s->groups, &s->x1_columns));
     F8_TRY(expert_gradient(m, gradients->fc1, 2 * width, &dh_columns, &s->x1_columns));
-    F8_TRY(f8_draw_tensor(m->workspace, "dx rows", bf16, s->received, hidden, &rows));
-    F8_TRY(f8_arena_draw(m->workspace, "gate gradients", s->received * m->config.router.top_k, 4, &dgate_received));
+    rows = *dx;
+    dgate_received = dgate;
+    if (!f8_moe_is_alone(m)) {
+        F8_TRY(f8_draw_tensor(m->workspace, "dx rows", bf16, s->received, hidden, &rows));
+        F8_TRY(f8_arena_draw(m->workspace, "gate gradients", s->received * m->config.router.top_k, 4, &dgate_received));
+    }
     F8_DO(m, fp8flow_unpermute(
                  m->context,
                  &(fp8flow_unpermute_args){

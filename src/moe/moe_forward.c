@@ -22,20 +22,14 @@ static fp8flow_status sum_load(fp8flow_moe *m, int64_t sequences)
 {
     f8_moe_state *s = &m->state;
     int64_t num_experts = m->config.router.num_experts;
-    for (int64_t e = 0; e < num_experts; e++) {
-        s->total_counts[e] = 0;
-        s->total_sums[e] = 0.0f;
-        for (int64_t q = 0; q < sequences; q++) {
-            s->total_counts[e] += s->counts[q * num_experts + e];
-            s->total_sums[e] += s->score_sums[q * num_experts + e];
-        }
-    }
+    fp8flow_router_sum_args sum = { sequences, num_experts, s->counts, s->score_sums, s->total_counts, s->total_sums };
+    F8_TRY(fp8flow_router_sum(m->context, &sum));
     s->total_tokens = s->tokens;
     F8_TRY(f8_comm_all_reduce(m->comm, F8_SUM_I64, s->total_counts, num_experts));
     F8_TRY(f8_comm_all_reduce(m->comm, F8_SUM_F32, s->total_sums, num_experts));
     F8_TRY(f8_comm_all_reduce(m->comm, F8_SUM_I64, &s->total_tokens, 1));
-    for (int64_t e = 0; e < num_experts; e++) m->load[e] = s->total_counts[e];
-    return FP8FLOW_OK;
+    if (m->recomputing) return FP8FLOW_OK;
+    return fp8flow_add_counts(m->context, &(fp8flow_add_counts_args){ num_experts, s->total_counts, m->figures->load });
 }
 
 fp8flow_status f8_moe_route(fp8flow_moe *m, const fp8flow_tensor *x)
@@ -70,13 +64,18 @@ fp8flow_status f8_moe_route(fp8flow_moe *m, const fp8flow_tensor *x)
                                                                 .counts = s->counts,
                                                                 .score_sums = s->score_sums }));
     F8_DO(m, sum_load(m, sequences));
+    if (f8_moe_is_alone(m)) {
+        s->recv_expert = s->expert;
+        s->recv_gate = s->gate;
+    }
     return FP8FLOW_OK;
 }
 
 fp8flow_status f8_moe_send(fp8flow_moe *m, const fp8flow_tensor *x, f8_pass pass, f8_arena *routing, f8_arena *rows)
 {
     f8_moe_state *s = &m->state;
-    f8_edge_pair pair = { F8_FORWARD_WIRE, F8_NUM_EDGES, "caller", NULL, m->workspace, NULL };
+    f8_arena *wire_arena = f8_moe_is_alone(m) ? rows : m->workspace;
+    f8_edge_pair pair = { F8_FORWARD_WIRE, F8_NUM_EDGES, "caller", NULL, wire_arena, NULL };
     fp8flow_tensor wire;
     F8_TRY(f8_ep_plan(m, routing));
     F8_TRY(f8_bring_rows(m, &pair, x, &wire, NULL));
@@ -101,7 +100,9 @@ static fp8flow_status plan_experts(fp8flow_moe *m, f8_arena *arena)
     F8_TRY(f8_arena_draw(arena, "expert plan", capacity, 4, &s->plan.source));
     F8_DO(m, fp8flow_permute_plan(m->context, &(fp8flow_permute_plan_args){ s->recv_expert, &s->plan }));
     s->groups = (fp8flow_groups){ num_experts, s->plan.offset, s->plan.rows };
-    s->padded = m->measuring ? capacity : s->plan.offset[num_experts];
+    s->padded = m->measuring || !f8_on_host(m->context) ? capacity : s->plan.offset[num_experts];
+    F8_DO(m, m->context->device->copy(m->context->stream, &m->figures->padded, &s->plan.offset[num_experts],
+                                      sizeof m->figures->padded));
     return FP8FLOW_OK;
 }
 
@@ -113,8 +114,9 @@ static fp8flow_status bring_x1(fp8flow_moe *m, f8_arena *arena, int want_columns
     int by_permute = want_columns && f8_edge_is_fused(m, F8_X1_COLUMNS);
     f8_tensor_format wire = m->recipe.edge[F8_FORWARD_WIRE].format;
     int passes = m->recipe.edge[F8_X1_ROWS].how == F8_AS_IS;
-    uint64_t histogram[64] = { 0 };
+    uint64_t *histogram;
     fp8flow_tensor permuted;
+    F8_TRY(f8_observe_shifts(m, &histogram));
     F8_TRY(f8_draw_tensor(passes ? rows_arena : m->workspace, "x1 rows", wire, s->padded, m->config.hidden, &permuted));
     if (by_permute) F8_TRY(f8_edge_draw(m, F8_X1_COLUMNS, arena, s->padded, m->config.hidden, &s->x1_columns));
     F8_DO(m, fp8flow_permute(m->context, &(fp8flow_permute_args){ .x = &s->inbox,
@@ -123,8 +125,7 @@ static fp8flow_status bring_x1(fp8flow_moe *m, f8_arena *arena, int want_columns
                                                                   .columns = by_permute ? &s->x1_columns : NULL,
                                                                   .gate = s->recv_gate,
                                                                   .gate_rows = s->gate_rows,
-                                                                  .shift_histogram =
-                                                                      m->observer && by_permute ? histogram : NULL }));
+                                                                  .shift_histogram = by_permute ? histogram : NULL }));
     if (by_permute) {
         f8_edge_note(m, F8_X1_COLUMNS, "permute", &s->x1_columns);
         F8_TRY(f8_observe_columns(m, f8_edge_name(F8_X1_COLUMNS), &permuted, &s->x1_columns, &s->groups, histogram));
@@ -179,7 +180,8 @@ static fp8flow_status combine_outputs(fp8flow_moe *m, fp8flow_tensor *y)
     f8_moe_state *s = &m->state;
     fp8flow_tensor y2, rows;
     F8_TRY(f8_draw_tensor(m->workspace, "y2", bf16, s->padded, m->config.hidden, &y2));
-    F8_TRY(f8_draw_tensor(m->workspace, "y rows", bf16, s->received, m->config.hidden, &rows));
+    if (f8_moe_is_alone(m)) rows = *y;
+    else F8_TRY(f8_draw_tensor(m->workspace, "y rows", bf16, s->received, m->config.hidden, &rows));
     F8_DO(m, fp8flow_gemm(m->context, &(fp8flow_gemm_args){ FP8FLOW_FPROP, FP8FLOW_OVERWRITE, &s->groups, &s->x2,
                                                             &m->fc2.rows, &y2 }));
     F8_DO(m, fp8flow_unpermute(m->context, &(fp8flow_unpermute_args){ .x = &y2, .plan = &s->plan, .y = &rows }));
@@ -216,7 +218,7 @@ static fp8flow_status router_losses(fp8flow_moe *m)
                                                                           .score_sums = s->score_sums,
                                                                           .log_sum_exp = s->log_sum_exp,
                                                                           .load = &load,
-                                                                          .losses = m->report.losses }));
+                                                                          .losses = m->figures->losses }));
     return FP8FLOW_OK;
 }
 

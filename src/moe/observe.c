@@ -6,20 +6,28 @@
  */
 #include "moe/moe.h"
 
-#include <string.h>
-
 static const f8_tensor_format f32 = { FP8FLOW_F32, FP8FLOW_UNSCALED, FP8FLOW_ROWS };
 
 fp8flow_status f8_observe(fp8flow_moe *m, const char *name, const fp8flow_tensor *x, const fp8flow_tensor *q,
                           const fp8flow_groups *groups, const uint64_t *histogram)
 {
     if (!m->observer || m->measuring) return FP8FLOW_OK;
+    fp8flow_context *c = m->context;
     fp8flow_observation observation = { .name = name, .has_shift = histogram != NULL };
-    if (histogram) memcpy(observation.shift_histogram, histogram, sizeof observation.shift_histogram);
-    fp8flow_measure_args args = { x, q, groups, &observation.stats };
-    F8_TRY(fp8flow_measure(m->context, &args));
+    F8_TRY(fp8flow_measure(c, &(fp8flow_measure_args){ x, q, groups, &m->observed->stats }));
+    F8_TRY(c->device->copy(c->stream, &observation.stats, &m->observed->stats, sizeof observation.stats));
+    if (histogram)
+        F8_TRY(c->device->copy(c->stream, observation.shift_histogram, histogram, sizeof observation.shift_histogram));
     m->observer(m->observer_user, &observation);
     return FP8FLOW_OK;
+}
+
+fp8flow_status f8_observe_shifts(fp8flow_moe *m, uint64_t **histogram)
+{
+    *histogram = NULL;
+    if (!m->observer || m->measuring) return FP8FLOW_OK;
+    *histogram = m->observed->shift_histogram;
+    return m->context->device->fill(m->context->stream, *histogram, 0, sizeof m->observed->shift_histogram);
 }
 
 fp8flow_status f8_observe_columns(fp8flow_moe *m, const char *name, const fp8flow_tensor *rows,

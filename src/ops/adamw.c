@@ -1,35 +1,9 @@
-/* adamw.c - the optimiser step and the sum of squares that gradient clipping needs.
- *
- * adamw works element by element: its results cannot depend on threads or on how parameters are cut into calls.
- * square_sum adds fixed blocks in ascending order for the same reason. */
+/* adamw.c - the optimiser step. It works element by element: its results cannot depend on threads or on how parameters
+ * are cut into calls. */
 #include "ops/adamw.h"
 #include "ops/block.h"
 
 #include <math.h>
-
-fp8flow_status fp8flow_square_sum(fp8flow_context *c, const fp8flow_square_sum_args *a)
-{
-    F8_REQUIRE(c && a, EINVAL, "square_sum: NULL context or arguments");
-    F8_REQUIRE(a->count >= 0, EINVAL, "square_sum: count is %lld", (long long)a->count);
-    F8_REQUIRE(a->sum, EINVAL, "square_sum: sum is NULL");
-    F8_REQUIRE(a->x || a->count == 0, EINVAL, "square_sum: x is NULL, count is %lld", (long long)a->count);
-    return F8_RUN(c, square_sum, a);
-}
-
-fp8flow_status f8_ref_square_sum(fp8flow_context *c, const fp8flow_square_sum_args *a)
-{
-    (void)c;
-    enum { BLOCK = 4096 };
-    double sum = 0.0;
-    for (int64_t begin = 0; begin < a->count; begin += BLOCK) {
-        int64_t end = a->count - begin < BLOCK ? a->count : begin + BLOCK;
-        double block = 0.0;
-        for (int64_t i = begin; i < end; i++) block += (double)a->x[i] * (double)a->x[i];
-        sum += block;
-    }
-    *a->sum = sum;
-    return FP8FLOW_OK;
-}
 
 static fp8flow_status check_rates(const fp8flow_adamw_args *a)
 {
@@ -97,11 +71,13 @@ fp8flow_status f8_adamw_quantize(fp8flow_context *c, const fp8flow_adamw_args *a
 
 fp8flow_status f8_ref_adamw(fp8flow_context *c, const fp8flow_adamw_args *a)
 {
+    float grad_scale = a->grad_scale ? *a->grad_scale : 1.0f;
+    if (isnan(grad_scale)) return FP8FLOW_OK;
     /* In FP64: 1 - beta^step in FP32 would lose most of its bits in the first steps. */
     float correction1 = (float)(1.0 - pow((double)a->beta1, (double)a->step));
     float correction2 = (float)(1.0 - pow((double)a->beta2, (double)a->step));
     for (int64_t i = 0; i < a->count; i++) {
-        float g = a->grad[i] * a->grad_scale, w = a->master[i];
+        float g = a->grad[i] * grad_scale, w = a->master[i];
         float m = a->beta1 * a->m[i] + (1.0f - a->beta1) * g;
         float v = a->beta2 * a->v[i] + (1.0f - a->beta2) * (g * g);
         float update = m / correction1 / (sqrtf(v / correction2) + a->eps) + a->weight_decay * w;

@@ -1,12 +1,11 @@
-/* adamw.cu - CUDA side of adamw and square_sum. Contract: fp8flow_ops.h. CPU side: adamw.c.
+/* adamw.cu - CUDA side of adamw. Contract: fp8flow_ops.h. CPU side: adamw.c.
  *
  * adamw without quantised forms: a thread updates pieces of four neighbouring parameters (16 bytes of each array), or
  * one parameter where an array is not aligned and behind the last piece. With forms: a block of threads updates a
  * tile of 128 x 128, a warp eight or more neighbouring rows of it, a lane four columns; the BF16 weights stay in
  * registers until the tile's scale is known. One function does the arithmetic, so that bits agree.
- * Traffic per parameter: 16 bytes in, 12 out, 2 for the weight, 1 for each form.
- *
- * square_sum: a warp adds one block of 4096 values, one block of threads adds the sums. Traffic: 4 bytes per value.
+ * Traffic per parameter: 16 bytes in, 12 out, 2 for the weight, 1 for each form. Every thread reads the scale of the
+ * gradient itself, mostly from L1; where it is NaN all threads leave before they write.
  */
 #include "ops/block.cuh"
 #include "ops/codes.cuh"
@@ -22,12 +21,19 @@ struct adamw_arrays {
 };
 
 struct adamw_factors {
-    float grad_scale, beta1, one_minus_beta1, beta2, one_minus_beta2, correction1, correction2, eps, decay, lr;
+    const float *grad_scale; /* NULL: 1 */
+    float beta1, one_minus_beta1, beta2, one_minus_beta2, correction1, correction2, eps, decay, lr;
 };
 
-__device__ static inline void step(const adamw_factors &f, float grad, float &master, float &m, float &v)
+/* NaN: the step is skipped. */
+__device__ static inline float grad_scale_of(const adamw_factors &f)
 {
-    float g = grad * f.grad_scale;
+    return f.grad_scale ? __ldg(f.grad_scale) : 1.0f;
+}
+
+/* g: the scaled gradient. */
+__device__ static inline void step(const adamw_factors &f, float g, float &master, float &m, float &v)
+{
     m = fmaf(f.beta1, m, f.one_minus_beta1 * g);
     v = fmaf(f.beta2, v, f.one_minus_beta2 * (g * g));
     float update = m / f.correction1 / (sqrtf(v / f.correction2) + f.eps);
@@ -39,14 +45,6 @@ __device__ static inline void step(const adamw_factors &f, float grad, float &ma
 struct adamw_quad {
     float4 master, m, v, grad;
 };
-
-/* The first `valid` of four numbers, 0 for the others. wide: all four or none, 16 bytes aligned. */
-template <bool wide> __device__ static inline float4 load4(const float *from, int valid)
-{
-    if (wide) return valid > 0 ? __ldcs((const float4 *)from) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    return make_float4(valid > 0 ? from[0] : 0.0f, valid > 1 ? from[1] : 0.0f, valid > 2 ? from[2] : 0.0f,
-                       valid > 3 ? from[3] : 0.0f);
-}
 
 template <bool wide> __device__ static inline void store4(float *to, float4 x, int valid)
 {
@@ -74,20 +72,20 @@ template <bool wide> __device__ static inline void store_weights(uint16_t *to, u
 
 template <bool wide> __device__ static inline adamw_quad load_quad(const adamw_arrays &p, int64_t at, int valid)
 {
-    return { load4<wide>(p.master + at, valid), load4<wide>(p.m + at, valid), load4<wide>(p.v + at, valid),
-             load4<wide>(p.grad + at, valid) };
+    return { f8_load4<wide>(p.master + at, valid), f8_load4<wide>(p.m + at, valid), f8_load4<wide>(p.v + at, valid),
+             f8_load4<wide>(p.grad + at, valid) };
 }
 
 /* Step and store; returns the new BF16 weights. A NaN that arithmetic makes is 0x7FFFFFFF here, and the fast
  * conversion gives it the bits that f8_bf16_encode gives. */
 template <bool wide>
-__device__ static inline uint2 update_quad(const adamw_arrays &p, const adamw_factors &f, adamw_quad x, int64_t at,
-                                           int valid)
+__device__ static inline uint2 update_quad(const adamw_arrays &p, const adamw_factors &f, float grad_scale,
+                                           adamw_quad x, int64_t at, int valid)
 {
-    step(f, x.grad.x, x.master.x, x.m.x, x.v.x);
-    step(f, x.grad.y, x.master.y, x.m.y, x.v.y);
-    step(f, x.grad.z, x.master.z, x.m.z, x.v.z);
-    step(f, x.grad.w, x.master.w, x.m.w, x.v.w);
+    step(f, x.grad.x * grad_scale, x.master.x, x.m.x, x.v.x);
+    step(f, x.grad.y * grad_scale, x.master.y, x.m.y, x.v.y);
+    step(f, x.grad.z * grad_scale, x.master.z, x.m.z, x.v.z);
+    step(f, x.grad.w * grad_scale, x.master.w, x.m.w, x.v.w);
     store4<wide>(p.master + at, x.master, valid);
     store4<wide>(p.m + at, x.m, valid);
     store4<wide>(p.v + at, x.v, valid);
@@ -111,10 +109,12 @@ __global__ __launch_bounds__(FLAT_THREADS) static void adamw_flat_kernel(adamw_a
         int64_t piece = first + i * FLAT_THREADS;
         x[i] = load_quad<true>(p, piece * ADAMW_QUAD, piece < pieces ? ADAMW_QUAD : 0);
     }
+    float grad_scale = grad_scale_of(f);
+    if (isnan(grad_scale)) return;
 #pragma unroll
     for (int i = 0; i < PIECES; i++) {
         int64_t piece = first + i * FLAT_THREADS;
-        update_quad<true>(p, f, x[i], piece * ADAMW_QUAD, piece < pieces ? ADAMW_QUAD : 0);
+        update_quad<true>(p, f, grad_scale, x[i], piece * ADAMW_QUAD, piece < pieces ? ADAMW_QUAD : 0);
     }
 }
 
@@ -122,9 +122,10 @@ __global__ __launch_bounds__(FLAT_THREADS) static void adamw_flat_kernel(adamw_a
 __global__ static void adamw_element_kernel(adamw_arrays p, adamw_factors f, int64_t first, int64_t count)
 {
     int64_t i = first + (int64_t)blockIdx.x * FLAT_THREADS + threadIdx.x;
-    if (i >= count) return;
+    float grad_scale = grad_scale_of(f);
+    if (i >= count || isnan(grad_scale)) return;
     float master = p.master[i], m = p.m[i], v = p.v[i];
-    step(f, p.grad[i], master, m, v);
+    step(f, p.grad[i] * grad_scale, master, m, v);
     p.master[i] = master;
     p.m[i] = m;
     p.v[i] = v;
@@ -169,7 +170,8 @@ __device__ static inline uint32_t finite_max(uint2 w)
  * counts as parameters that are 0: their new weights are 0 or NaN, and never raise the maximum. */
 template <bool wide, int ROWS, int BATCH>
 __device__ static inline uint32_t update_rows(const adamw_arrays &p, const adamw_factors &f, const adamw_forms &forms,
-                                              const adamw_place &place, int first, uint2 (&weights)[ROWS])
+                                              const adamw_place &place, float grad_scale, int first,
+                                              uint2 (&weights)[ROWS])
 {
     int64_t at = (place.span.row + first) * forms.cols + place.col;
     uint32_t amax = 0;
@@ -183,7 +185,7 @@ __device__ static inline uint32_t update_rows(const adamw_arrays &p, const adamw
 #pragma unroll
         for (int i = 0; i < BATCH; i++) {
             int valid = first + begin + i < place.span.rows ? place.valid : 0;
-            weights[begin + i] = update_quad<wide>(p, f, x[i], at + (begin + i) * forms.cols, valid);
+            weights[begin + i] = update_quad<wide>(p, f, grad_scale, x[i], at + (begin + i) * forms.cols, valid);
             amax = max(amax, finite_max(weights[begin + i]));
         }
     }
@@ -272,8 +274,10 @@ __global__ __launch_bounds__(WARPS *F8_WARP, PER_SM) static void adamw_tile_kern
     adamw_place place = { span, col, (int)min((int64_t)ADAMW_QUAD, forms.cols - col) };
     int first = threadIdx.x / F8_WARP * ROWS;
 
+    float grad_scale = grad_scale_of(f);
+    if (isnan(grad_scale)) return;
     uint2 weights[ROWS];
-    uint32_t amax = update_rows<wide, ROWS, BATCH>(p, f, forms, place, first, weights);
+    uint32_t amax = update_rows<wide, ROWS, BATCH>(p, f, forms, place, grad_scale, first, weights);
     float inverse = f8_scale_inverse(tile_scale<dtype, WARPS>(forms, amax));
 #pragma unroll
     for (int begin = 0; begin < ROWS; begin += ROW_PIECE) {
@@ -299,7 +303,7 @@ __global__ __launch_bounds__(WARPS *F8_WARP, PER_SM) static void adamw_tile_kern
 /* In FP64 on the host, as the reference does: 1 - beta^step in FP32 would lose most of its bits in the first steps. */
 static adamw_factors factors_of(const fp8flow_adamw_args *a)
 {
-    return { a->grad_scale,
+    return { a->grad_scale, /* on the device */
              a->beta1,
              1.0f - a->beta1,
              a->beta2,
@@ -380,70 +384,4 @@ extern "C" fp8flow_status f8_cuda_adamw(fp8flow_context *c, const fp8flow_adamw_
     else if (shape->dtype == FP8FLOW_E5M2) launch_tiles<FP8FLOW_E5M2>(c, a, p);
     else launch_tiles<FP8FLOW_E4M3>(c, a, p);
     return f8_launched("adamw");
-}
-
-/* ---- square_sum ---- */
-
-enum { SQUARE_BLOCK = 4096, SQUARE_THREADS = 256, SQUARE_UNROLL = 8, SQUARE_TOTAL_THREADS = 1024 };
-
-/* Lane l adds the values 128 i + 4 l + j of its warp's block, i ascending, one sum for each j, whatever the
- * alignment. The square of an FP32 number is exact in FP64. */
-template <bool wide>
-__global__ static void square_sum_block_kernel(const float *x, int64_t count, int64_t num_blocks, double *partial)
-{
-    const int stride = F8_WARP * 4;
-    int64_t block = ((int64_t)blockIdx.x * SQUARE_THREADS + threadIdx.x) / F8_WARP;
-    if (block >= num_blocks) return;
-    int64_t first = block * SQUARE_BLOCK + 4 * f8_lane();
-    double sum[4] = { 0.0, 0.0, 0.0, 0.0 };
-    for (int begin = 0; begin < SQUARE_BLOCK; begin += SQUARE_UNROLL * stride) {
-        float4 value[SQUARE_UNROLL];
-#pragma unroll
-        for (int i = 0; i < SQUARE_UNROLL; i++) {
-            int64_t at = first + begin + i * stride;
-            int valid = (int)min((int64_t)4, count - at);
-            /* A piece that the end cuts is read by single loads in either case. */
-            value[i] = wide && valid == 4 ? load4<true>(x + at, 4) : load4<false>(x + at, valid);
-        }
-#pragma unroll
-        for (int i = 0; i < SQUARE_UNROLL; i++) {
-            sum[0] = fma((double)value[i].x, (double)value[i].x, sum[0]);
-            sum[1] = fma((double)value[i].y, (double)value[i].y, sum[1]);
-            sum[2] = fma((double)value[i].z, (double)value[i].z, sum[2]);
-            sum[3] = fma((double)value[i].w, (double)value[i].w, sum[3]);
-        }
-    }
-    double total = f8_warp_sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
-    if (f8_lane() == 0) partial[block] = total;
-}
-
-/* Thread t adds the blocks t, t + 1024, ... in ascending order; then the threads' sums in a fixed tree. */
-__global__ static void square_sum_total_kernel(const double *partial, int64_t num_blocks, double *total)
-{
-    __shared__ double warp_sum[SQUARE_TOTAL_THREADS / F8_WARP];
-    double sum = 0.0;
-#pragma unroll 8
-    for (int64_t block = threadIdx.x; block < num_blocks; block += SQUARE_TOTAL_THREADS) sum += partial[block];
-    sum = f8_warp_sum(sum);
-    if (f8_lane() == 0) warp_sum[threadIdx.x / F8_WARP] = sum;
-    __syncthreads();
-    if (threadIdx.x >= F8_WARP) return;
-    sum = f8_warp_sum(warp_sum[f8_lane()]);
-    if (threadIdx.x == 0) *total = sum;
-}
-
-extern "C" fp8flow_status f8_cuda_square_sum(fp8flow_context *c, const fp8flow_square_sum_args *a)
-{
-    const int64_t max_blocks = F8_CUDA_SCRATCH_BYTES / (int64_t)sizeof(double);
-    int64_t num_blocks = f8_ceil_div(a->count, SQUARE_BLOCK);
-    F8_REQUIRE(num_blocks <= max_blocks, ESHAPE, "square_sum: %lld values, at most %lld are possible",
-               (long long)a->count, (long long)(max_blocks * SQUARE_BLOCK));
-    double *partial = (double *)f8_cuda_scratch(c);
-    unsigned grid = f8_grid(num_blocks, SQUARE_THREADS / F8_WARP);
-    if (grid > 0 && (uintptr_t)a->x % 16 == 0)
-        square_sum_block_kernel<true><<<grid, SQUARE_THREADS, 0, f8_stream(c)>>>(a->x, a->count, num_blocks, partial);
-    else if (grid > 0)
-        square_sum_block_kernel<false><<<grid, SQUARE_THREADS, 0, f8_stream(c)>>>(a->x, a->count, num_blocks, partial);
-    square_sum_total_kernel<<<1, SQUARE_TOTAL_THREADS, 0, f8_stream(c)>>>(partial, num_blocks, a->sum);
-    return f8_launched("square_sum");
 }

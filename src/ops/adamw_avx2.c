@@ -1,44 +1,7 @@
-/* adamw_avx2.c - adamw and square_sum. The rest of an array that is no multiple of eight goes through the same
- * eight-lane step in a copy, so that an element's bits do not depend on where the array ends. */
+/* adamw_avx2.c - adamw, eight parameters at a time. The rest of an array that is no multiple of eight goes through the
+ * same eight-lane step in a copy, so that an element's bits do not depend on where the array ends. */
 #include "ops/adamw.h"
 #include "ops/avx2.h"
-
-enum { BLOCK = 4096 }; /* fixed by the contract of square_sum */
-
-/* Eight running sums; x^2 of an FP32 number is exact in FP64. */
-static double square_sum_block(const float *x, int64_t count)
-{
-    __m256d low = _mm256_setzero_pd(), high = _mm256_setzero_pd();
-    int64_t i = 0;
-    for (; i + 8 <= count; i += 8) {
-        __m256d a = _mm256_cvtps_pd(_mm_loadu_ps(x + i)), b = _mm256_cvtps_pd(_mm_loadu_ps(x + i + 4));
-        low = _mm256_fmadd_pd(a, a, low);
-        high = _mm256_fmadd_pd(b, b, high);
-    }
-    double lane[4];
-    _mm256_storeu_pd(lane, _mm256_add_pd(low, high));
-    double sum = (lane[0] + lane[1]) + (lane[2] + lane[3]);
-    for (; i < count; i++) sum += (double)x[i] * (double)x[i];
-    return sum;
-}
-
-fp8flow_status f8_avx2_square_sum(fp8flow_context *c, const fp8flow_square_sum_args *a)
-{
-    enum { MAX_BLOCKS = F8_SCRATCH_BYTES / 8 };
-    double *partial = f8_scratch(c), sum = 0.0;
-    int64_t num_blocks = f8_ceil_div(a->count, BLOCK);
-    for (int64_t first = 0; first < num_blocks; first += MAX_BLOCKS) {
-        int64_t last = num_blocks - first < MAX_BLOCKS ? num_blocks : first + MAX_BLOCKS;
-#pragma omp parallel for schedule(static) num_threads(f8_threads_for(c, a->count))
-        for (int64_t block = first; block < last; block++) {
-            int64_t begin = block * BLOCK, left = a->count - begin;
-            partial[block - first] = square_sum_block(a->x + begin, left < BLOCK ? left : BLOCK);
-        }
-        for (int64_t block = first; block < last; block++) sum += partial[block - first];
-    }
-    *a->sum = sum;
-    return FP8FLOW_OK;
-}
 
 /* The arrays of one call, from some element on. */
 typedef struct {
@@ -52,10 +15,10 @@ typedef struct {
     __m256 grad_scale, beta1, one_minus_beta1, beta2, one_minus_beta2, correction1, correction2, eps, decay, lr;
 } factors;
 
-static factors factors_of(const fp8flow_adamw_args *a)
+static factors factors_of(const fp8flow_adamw_args *a, float grad_scale)
 {
     return (factors){
-        .grad_scale = _mm256_set1_ps(a->grad_scale),
+        .grad_scale = _mm256_set1_ps(grad_scale),
         .beta1 = _mm256_set1_ps(a->beta1),
         .one_minus_beta1 = _mm256_set1_ps(1.0f - a->beta1),
         .beta2 = _mm256_set1_ps(a->beta2),
@@ -104,7 +67,9 @@ static void step_rest(const factors *f, parameters p, int64_t begin, int64_t cou
 fp8flow_status f8_avx2_adamw(fp8flow_context *c, const fp8flow_adamw_args *a)
 {
     enum { OPERATIONS = 8 }; /* one element counts as several: two divisions and a root */
-    const factors f = factors_of(a);
+    float grad_scale = a->grad_scale ? *a->grad_scale : 1.0f;
+    if (isnan(grad_scale)) return FP8FLOW_OK;
+    const factors f = factors_of(a, grad_scale);
     const parameters p = { a->master, a->m, a->v, a->grad, a->weight };
     int64_t whole = a->count / 8 * 8;
     /* count * OPERATIONS cannot overflow for arrays that exist: count <= 2^61. */

@@ -377,23 +377,6 @@ __global__ __launch_bounds__(THREADS, 1) static void gemm_bf16_kernel(const __gr
     if (S::cluster > 1) f8_cluster_sync();
 }
 
-/* An operand as `experts` matrices of `lines`, one behind the other: nothing comes from the next expert's. */
-static fp8flow_status operand_map(CUtensorMap *map, const fp8flow_tensor *t, int64_t experts)
-{
-    f8_box_shape shape = {};
-    shape.rank = 3;
-    shape.size[0] = (cuuint64_t)t->cols;
-    shape.size[1] = (cuuint64_t)(t->rows / experts);
-    shape.size[2] = (cuuint64_t)experts;
-    shape.stride[0] = (cuuint64_t)t->stride * 2;
-    shape.stride[1] = shape.stride[0] * shape.size[1];
-    shape.box[0] = BOX, shape.box[1] = BOX, shape.box[2] = 1;
-    shape.swizzle = CU_TENSOR_MAP_SWIZZLE_128B;
-    shape.type = CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
-    shape.l2 = CU_TENSOR_MAP_L2_PROMOTION_L2_256B;
-    return f8_tensor_map("gemm", map, t->data, shape);
-}
-
 static problem make_problem(const fp8flow_gemm_args *x, int64_t experts, int band)
 {
     bool gradient = x->product == FP8FLOW_WGRAD;
@@ -414,8 +397,8 @@ template <class S> static fp8flow_status launch(fp8flow_context *c, const fp8flo
     int blocks;
     int64_t experts = x->groups ? x->groups->count : 1;
     problem p = make_problem(x, experts, band);
-    F8_TRY(operand_map(&a_map, x->a, 1));
-    F8_TRY(operand_map(&b_map, x->b, S::gradient ? 1 : experts));
+    F8_TRY(f8_bf16_map("gemm", &a_map, x->a, 1, BOX));
+    F8_TRY(f8_bf16_map("gemm", &b_map, x->b, S::gradient ? 1 : experts, BOX));
     F8_TRY(f8_multiprocessors("gemm", &blocks));
     cudaLaunchAttribute cluster = {};
     cluster.id = cudaLaunchAttributeClusterDimension;

@@ -32,6 +32,7 @@ f8_gemm_desc f8_gemm_describe(const fp8flow_gemm_args *x)
                            .rows = x->a->rows,
                            .outer = wgrad ? x->a->cols : x->c->cols,
                            .inner = wgrad ? x->b->cols : x->a->cols,
+                           .grouped = x->groups != NULL,
                            .mappable =
                                is_mappable(x->a) && is_mappable(x->b) && is_mappable(x->c) && has_whole_words(x->a) };
 }
@@ -46,8 +47,83 @@ static int fits_maps(const f8_gemm_desc *d)
     return d->mappable && d->outer % STEP == 0 && d->inner % STEP == 0;
 }
 
+/* ---- F32 operands ---- */
+
+/* Shapes of F8_GEMM_SPLIT by experts per tile. The small ones wait for memory and want two blocks per multiprocessor;
+ * the large one multiplies, and two blocks share the parts. */
+typedef struct {
+    int32_t experts, stages, cluster, blocks;
+} split_shape;
+
+static split_shape split_shape_of(int64_t outer)
+{
+    static const split_shape shapes[] = { { 8, 5, 1, 2 }, { 16, 5, 1, 2 }, { 32, 3, 1, 2 }, { 64, 5, 2, 1 } };
+    int i = 0;
+    while (i < 3 && outer > shapes[i].experts) i++;
+    return shapes[i];
+}
+
+static int64_t round_up(int64_t x, int64_t unit)
+{
+    return f8_ceil_div(x, unit) * unit;
+}
+
+/* The parts of a weight stay as a whole; those of activations come in passes over the rows. */
+static int fits_split(const f8_gemm_desc *d)
+{
+    const int64_t limit = 1 << 30; /* lines of the last block lie behind */
+    int dgrad = d->product == FP8FLOW_DGRAD;
+    int64_t experts = dgrad ? d->inner : d->outer, width = dgrad ? d->outer : d->inner;
+    if (d->grouped || !d->mappable || d->rows <= 0 || d->rows > limit || width <= 0 || width > limit) return 0;
+    if (experts <= 0 || experts > F8_GEMM_MAX_EXPERTS) return 0;
+    int64_t line = round_up(width, 8) * 2;
+    if (dgrad) return width % STEP == 0 && F8_SPLIT_PAIRS * round_up(experts, 8) * line <= F8_SPLIT_PARTS_BYTES;
+    if (d->product == FP8FLOW_WGRAD) return 1;
+    return F8_SPLIT_PARTS * round_up(experts, split_shape_of(experts).experts) * line <= F8_SPLIT_PARTS_BYTES;
+}
+
+/* Which operands are F32, c too where its columns are the narrow side. */
+static f8_gemm_kernel split_kernel_of(const f8_gemm_desc *d)
+{
+    int a_f32 = d->a_dtype == FP8FLOW_F32, b_f32 = d->b_dtype == FP8FLOW_F32;
+    if (!fits_split(d)) return F8_GEMM_ANY;
+    switch (d->product) {
+    case FP8FLOW_FPROP:
+        return d->a_dtype == FP8FLOW_BF16 && b_f32 && d->c_dtype == FP8FLOW_F32 ? F8_GEMM_SPLIT : F8_GEMM_ANY;
+    case FP8FLOW_DGRAD: return a_f32 && b_f32 ? F8_GEMM_SPLIT_K : F8_GEMM_ANY;
+    default: return a_f32 && d->b_dtype == FP8FLOW_BF16 ? F8_GEMM_SPLIT : F8_GEMM_ANY;
+    }
+}
+
+/* As many as make the longest way to the end shortest: rounds of blocks, each with its steps of 64 and about twelve
+ * steps' time to begin and to end; a split's sums take about one more. */
+static int32_t splits_of(const f8_gemm_desc *d, const split_shape *s)
+{
+    const int64_t multiprocessors = 132, step = 64, begin_and_end = 12, most = 32;
+    int wgrad = d->product == FP8FLOW_WGRAD;
+    int64_t lines = wgrad ? d->inner : d->rows, steps = f8_ceil_div(wgrad ? d->rows : d->inner, step);
+    int64_t units = round_up(f8_ceil_div(lines, 128), s->cluster) * f8_ceil_div(d->outer, s->experts);
+    int64_t room = F8_SPLIT_SUMS_BYTES / (4 * lines * d->outer), best = 1, best_cost = INT64_MAX;
+    for (int64_t n = 1; n == 1 || (n <= steps && n <= room && n <= most); n++) {
+        int64_t rounds = f8_ceil_div(units * n, multiprocessors * s->blocks);
+        int64_t cost = rounds * (f8_ceil_div(steps, n) + begin_and_end) + n;
+        if (cost < best_cost) best = n, best_cost = cost;
+    }
+    return (int32_t)best;
+}
+
+static f8_gemm_config split_config(const f8_gemm_desc *d)
+{
+    split_shape s = split_shape_of(d->outer);
+    return (f8_gemm_config){ F8_GEMM_SPLIT,   128, F8_SPLIT_PARTS * s.experts, 64, s.stages, s.cluster, 1,
+                             splits_of(d, &s) };
+}
+
+/* ---- Configurations ---- */
+
 static f8_gemm_kernel kernel_of(const f8_gemm_desc *d)
 {
+    if (d->a_dtype == FP8FLOW_F32 || d->b_dtype == FP8FLOW_F32) return split_kernel_of(d);
     if (!fits_maps(d) || d->a_dtype != d->b_dtype) return F8_GEMM_ANY;
     if (d->a_dtype == FP8FLOW_BF16) return F8_GEMM_BF16;
     if (d->a_dtype != FP8FLOW_E4M3) return F8_GEMM_ANY;
@@ -60,28 +136,32 @@ static f8_gemm_kernel kernel_of(const f8_gemm_desc *d)
 static f8_gemm_config wgrad_config(const f8_gemm_desc *d)
 {
     const int64_t few_rows = 512;
-    if (d->rows / d->experts < few_rows) return (f8_gemm_config){ F8_GEMM_FP8_WGRAD, 128, 128, 128, 3, 1, 16 };
+    if (d->rows / d->experts < few_rows) return (f8_gemm_config){ F8_GEMM_FP8_WGRAD, 128, 128, 128, 3, 1, 16, 1 };
     switch (d->scaling) {
-    case FP8FLOW_TENSOR: return (f8_gemm_config){ F8_GEMM_FP8_WGRAD, 192, 128, 128, 5, 1, 10 };
-    case FP8FLOW_COL128: return (f8_gemm_config){ F8_GEMM_FP8_WGRAD, 256, 128, 128, 4, 1, 8 };
-    default: return (f8_gemm_config){ F8_GEMM_FP8_TILES, 128, 192, 128, 4, 1, 16 };
+    case FP8FLOW_TENSOR: return (f8_gemm_config){ F8_GEMM_FP8_WGRAD, 192, 128, 128, 5, 1, 10, 1 };
+    case FP8FLOW_COL128: return (f8_gemm_config){ F8_GEMM_FP8_WGRAD, 256, 128, 128, 4, 1, 8, 1 };
+    default: return (f8_gemm_config){ F8_GEMM_FP8_TILES, 128, 192, 128, 4, 1, 16, 1 };
     }
 }
 
 f8_gemm_config f8_gemm_configure(const f8_gemm_desc *desc)
 {
     switch (kernel_of(desc)) {
-    case F8_GEMM_FP8_ROWS: return (f8_gemm_config){ F8_GEMM_FP8_ROWS, 128, 192, 128, 4, 1, 16 };
+    case F8_GEMM_FP8_ROWS: return (f8_gemm_config){ F8_GEMM_FP8_ROWS, 128, 192, 128, 4, 1, 16, 1 };
     case F8_GEMM_FP8_WGRAD: return wgrad_config(desc);
-    case F8_GEMM_BF16: return (f8_gemm_config){ F8_GEMM_BF16, 128, 256, 64, 4, 2, 8 };
-    default: return (f8_gemm_config){ F8_GEMM_ANY, 64, 64, 32, 1, 1, 1 };
+    case F8_GEMM_BF16: return (f8_gemm_config){ F8_GEMM_BF16, 128, 256, 64, 4, 2, 8, 1 };
+    case F8_GEMM_SPLIT: return split_config(desc);
+    case F8_GEMM_SPLIT_K: return (f8_gemm_config){ F8_GEMM_SPLIT_K, 128, 256, 64, 4, 2, 8, 1 };
+    default: return (f8_gemm_config){ F8_GEMM_ANY, 64, 64, 32, 1, 1, 1, 1 };
     }
 }
 
 int f8_gemm_config_print(const f8_gemm_config *config, char *text, size_t size)
 {
-    static const char *const names[] = { "any", "fp8 rows", "fp8 wgrad", "fp8 tiles", "bf16" };
-    return snprintf(text, size, "%s %dx%dx%d, %d stage%s, clusters of %d, bands of %d", names[config->kernel],
+    static const char *const names[] = { "any", "fp8 rows", "fp8 wgrad", "fp8 tiles", "bf16", "split", "split k" };
+    char splits[24] = "";
+    if (config->splits > 1) (void)snprintf(splits, sizeof splits, ", %d splits", config->splits);
+    return snprintf(text, size, "%s %dx%dx%d, %d stage%s, clusters of %d, bands of %d%s", names[config->kernel],
                     config->tile_m, config->tile_n, config->tile_k, config->stages, config->stages == 1 ? "" : "s",
-                    config->cluster, config->band);
+                    config->cluster, config->band, splits);
 }

@@ -13,6 +13,8 @@ fp8flow_status f8_cuda_gemm_fp8_rows(fp8flow_context *c, const fp8flow_gemm_args
 fp8flow_status f8_cuda_gemm_fp8_wgrad(fp8flow_context *c, const fp8flow_gemm_args *a, const f8_gemm_config *config);
 fp8flow_status f8_cuda_gemm_fp8_tiles(fp8flow_context *c, const fp8flow_gemm_args *a, const f8_gemm_config *config);
 fp8flow_status f8_cuda_gemm_bf16(fp8flow_context *c, const fp8flow_gemm_args *a, const f8_gemm_config *config);
+fp8flow_status f8_cuda_gemm_split(fp8flow_context *c, const fp8flow_gemm_args *a, const f8_gemm_config *config);
+fp8flow_status f8_cuda_gemm_split_k(fp8flow_context *c, const fp8flow_gemm_args *a, const f8_gemm_config *config);
 
 #if defined(__cplusplus)
 }

@@ -109,9 +109,10 @@ template <int size> struct f8_position {
     }
 };
 
-/* Wait of one named barrier for `threads` threads of the block. */
+/* Wait of one named barrier for `threads` threads of the block: whole warps, which come back together first. */
 __device__ static inline void f8_named_barrier(int name, int threads)
 {
+    __syncwarp();
     asm volatile("bar.sync %0, %1;" ::"r"(name), "r"(threads) : "memory");
 }
 

@@ -11,13 +11,16 @@
 #define F8_FLOATS_8(d, i)                                                                             \
     "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]),       \
         "+f"(d[i + 6]), "+f"(d[i + 7])
+#define F8_FLOATS_4(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define F8_FLOATS_32(d, i) F8_FLOATS_8(d, i), F8_FLOATS_8(d, i + 8), F8_FLOATS_8(d, i + 16), F8_FLOATS_8(d, i + 24)
-#define F8_PLACES_32 \
-    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
-    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define F8_PLACES_64 \
+#define F8_PLACES_12 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11"
+#define F8_PLACES_24 F8_PLACES_12 ", %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23"
+#define F8_PLACES_32 F8_PLACES_24 ", %24, %25, %26, %27, %28, %29, %30, %31"
+#define F8_PLACES_48 \
     F8_PLACES_32 ", " \
-    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+#define F8_PLACES_64 \
+    F8_PLACES_48 ", " \
     "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 #define F8_PLACES_96 \
     F8_PLACES_64 ", " \
@@ -112,11 +115,48 @@ __device__ static inline void f8_product_bf16_pairs(float (&d)[64], const uint32
                  : "r"(a[i]), "r"(a[i + 1]), "r"(a[i + 2]), "r"(a[i + 3]), "l"(b));
 }
 
-#undef F8_FLOATS_8
+/* d[64 x n] += a[64 x 16] * b[n x 16]^T for n = 24, 48, 96, 192; b is K-major. */
+template <int a_outer> __device__ static inline void f8_product_bf16_narrow(float (&d)[12], uint64_t a, uint64_t b)
+{
+    asm volatile("wgmma.mma_async.sync.aligned.m64n24k16.f32.bf16.bf16 {" F8_PLACES_12
+                 "}, %12, %13, 1, 1, 1, %14, 0;"
+                 : F8_FLOATS_8(d, 0), F8_FLOATS_4(d, 8)
+                 : "l"(a), "l"(b), "n"(a_outer));
+}
+
+template <int a_outer> __device__ static inline void f8_product_bf16_narrow(float (&d)[24], uint64_t a, uint64_t b)
+{
+    asm volatile("wgmma.mma_async.sync.aligned.m64n48k16.f32.bf16.bf16 {" F8_PLACES_24
+                 "}, %24, %25, 1, 1, 1, %26, 0;"
+                 : F8_FLOATS_8(d, 0), F8_FLOATS_8(d, 8), F8_FLOATS_8(d, 16)
+                 : "l"(a), "l"(b), "n"(a_outer));
+}
+
+template <int a_outer> __device__ static inline void f8_product_bf16_narrow(float (&d)[48], uint64_t a, uint64_t b)
+{
+    asm volatile("wgmma.mma_async.sync.aligned.m64n96k16.f32.bf16.bf16 {" F8_PLACES_48
+                 "}, %48, %49, 1, 1, 1, %50, 0;"
+                 : F8_FLOATS_32(d, 0), F8_FLOATS_8(d, 32), F8_FLOATS_8(d, 40)
+                 : "l"(a), "l"(b), "n"(a_outer));
+}
+
+template <int a_outer> __device__ static inline void f8_product_bf16_narrow(float (&d)[96], uint64_t a, uint64_t b)
+{
+    asm volatile("wgmma.mma_async.sync.aligned.m64n192k16.f32.bf16.bf16 {" F8_PLACES_96
+                 "}, %96, %97, 1, 1, 1, %98, 0;"
+                 : F8_FLOATS_32(d, 0), F8_FLOATS_32(d, 32), F8_FLOATS_32(d, 64)
+                 : "l"(a), "l"(b), "n"(a_outer));
+}
+
 #undef F8_FLOATS_32
+#undef F8_FLOATS_4
+#undef F8_FLOATS_8
+#undef F8_PLACES_12
+#undef F8_PLACES_128
+#undef F8_PLACES_24
 #undef F8_PLACES_32
+#undef F8_PLACES_48
 #undef F8_PLACES_64
 #undef F8_PLACES_96
-#undef F8_PLACES_128
 
 #endif

@@ -20,11 +20,12 @@
     X(quantize) X(dequantize) X(transpose)                                                     \
     X(permute_plan) X(permute) X(unpermute)                                                    \
     X(swiglu) X(swiglu_backward)                                                               \
-    X(router) X(router_loss) X(router_backward) X(router_bias_update)                          \
+    X(router) X(router_sum) X(router_loss) X(router_backward)                                  \
+    X(router_bias_update) X(add_counts)                                                        \
     X(gemm) X(add)                                                                             \
     X(rmsnorm) X(rmsnorm_backward) X(rope) X(attention) X(attention_backward)                  \
     X(embed) X(embed_backward) X(cross_entropy)                                                \
-    X(square_sum) X(adamw) X(measure)
+    X(sum) X(square_sum) X(clip) X(adamw) X(measure)
 /* clang-format on */
 
 typedef enum {
@@ -75,7 +76,8 @@ struct fp8flow_context {
     int num_threads;
     char *scratch; /* num_threads * F8_SCRATCH_BYTES; F8_CUDA_SCRATCH_BYTES of device memory under CUDA */
     int64_t calls[F8_NUM_OPS];
-    f8_arena workspace; /* of layers and models; empty between their calls */
+    f8_arena workspace;   /* of layers and models; empty between their calls */
+    fp8flow_trace *trace; /* that the calls are entered in; NULL: none */
 };
 
 /* Make the workspace at least this large. For *_create functions: it must be empty. */
@@ -98,6 +100,21 @@ fp8flow_status f8_context_check_groups(const fp8flow_context *c, const char *op,
 /* 1 in an operator's OpenMP loops means: too little work to share. `work` is about one simple operation. */
 int f8_threads_for(const fp8flow_context *c, int64_t work);
 
+/* Enter a call into the context's trace, before and after it (trace.c). stop returns what went wrong first. */
+void f8_trace_start(fp8flow_context *c, f8_op op, const void *args);
+fp8flow_status f8_trace_stop(fp8flow_context *c, fp8flow_status status);
+
+static inline void f8_before_call(fp8flow_context *c, f8_op op, const void *args)
+{
+    c->calls[op]++;
+    if (c->trace) f8_trace_start(c, op, args);
+}
+
+static inline fp8flow_status f8_after_call(fp8flow_context *c, fp8flow_status status)
+{
+    return c->trace ? f8_trace_stop(c, status) : status;
+}
+
 /* The configuration of a router alone, for the operators and layers that take one. */
 fp8flow_status f8_router_check_config(const char *op, const fp8flow_router_config *config, int64_t num_tokens);
 
@@ -105,7 +122,9 @@ fp8flow_status f8_router_check_config(const char *op, const fp8flow_router_confi
 }
 #endif
 
-/* Count the call and run the context's implementation of an operator whose contract has been checked. */
-#define F8_RUN(context, op, args) ((context)->calls[F8_OP_##op]++, (context)->ops->op((context), (args)))
+/* Count the call, enter it into the trace if there is one, and run the context's implementation of an operator whose
+ * contract has been checked. */
+#define F8_RUN(context, op, args) \
+    (f8_before_call((context), F8_OP_##op, (args)), f8_after_call((context), (context)->ops->op((context), (args))))
 
 #endif

@@ -11,7 +11,7 @@
     X(quantize) X(dequantize) X(transpose)                                                     \
     X(permute) X(unpermute) X(swiglu) X(swiglu_backward)                                       \
     X(router) X(add) X(rmsnorm) X(rmsnorm_backward) X(rope)                                    \
-    X(embed_backward) X(cross_entropy) X(square_sum) X(adamw)
+    X(embed_backward) X(cross_entropy) X(sum) X(square_sum) X(adamw)
 
 #define REFERENCE(op) .op = f8_ref_##op,
 #define BLAS(op)      .op = f8_blas_##op,

@@ -6,6 +6,7 @@
  *   through the z loss        -> logits directly: d lse^2 / d logit = 2 lse softmax.
  * The score part then passes through the softmax or the sigmoid. Sums are FP64: the
  * differences cancel. */
+#include "ops/nan.h"
 #include "ops/router.h"
 
 #include <math.h>
@@ -54,24 +55,23 @@ fp8flow_status f8_ref_router_loss(fp8flow_context *c, const fp8flow_router_loss_
     (void)c;
     const fp8flow_router_config *config = a->config;
     double experts = (double)config->num_experts, top_k = (double)config->top_k;
-    a->losses[0] = a->losses[1] = a->losses[2] = 0.0;
     if (a->num_tokens == 0) return FP8FLOW_OK;
     if (config->aux_coef != 0.0f) {
         double total = (double)a->load->total_tokens, dot = 0.0;
         for (int64_t e = 0; e < config->num_experts; e++)
             dot += (double)a->load->total_counts[e] * (double)a->load->total_score_sums[e];
         double share = (double)a->num_tokens / total;
-        a->losses[0] = (double)config->aux_coef * experts * dot / (total * top_k) / total * share;
+        a->losses[0] += (double)config->aux_coef * experts * dot / (total * top_k) / total * share;
     }
     if (config->sequence_coef != 0.0f) {
         double length = (double)config->sequence_length, total = (double)a->load->total_tokens;
         /* (T / N) * mean over T / S sequences = (S / N) * sum. */
-        a->losses[1] = (double)config->sequence_coef * experts * sequence_dot(a) / (length * top_k) / total;
+        a->losses[1] += (double)config->sequence_coef * experts * sequence_dot(a) / (length * top_k) / total;
     }
     if (config->z_coef != 0.0f) {
         double squares = 0.0;
         for (int64_t t = 0; t < a->num_tokens; t++) squares += (double)a->log_sum_exp[t] * (double)a->log_sum_exp[t];
-        a->losses[2] = (double)config->z_coef * squares / (double)a->load->total_tokens;
+        a->losses[2] += (double)config->z_coef * squares / (double)a->load->total_tokens;
     }
     return FP8FLOW_OK;
 }

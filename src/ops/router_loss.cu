@@ -61,7 +61,7 @@ __global__ static void __launch_bounds__(THREADS) router_loss_kernel(loss_job jo
         sum = partial_dot(job.log_sum_exp, job.log_sum_exp, job.count[2]);
     }
     sum = block_sum(sum);
-    if (threadIdx.x == 0) job.losses[blockIdx.x] = factor * sum;
+    if (threadIdx.x == 0) job.losses[blockIdx.x] += factor * sum;
 }
 
 extern "C" fp8flow_status f8_cuda_router_loss(fp8flow_context *c, const fp8flow_router_loss_args *a)

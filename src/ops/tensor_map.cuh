@@ -42,4 +42,23 @@ static inline fp8flow_status f8_tensor_map(const char *op, CUtensorMap *map, voi
     return FP8FLOW_OK;
 }
 
+/* BF16 numbers as `experts` matrices of equally many lines, one behind the other: nothing comes from the next one.
+ * Boxes of 64 columns x `lines` lines, swizzled as the tensor cores want them. */
+static inline fp8flow_status f8_bf16_map(const char *op, CUtensorMap *map, const fp8flow_tensor *t, int64_t experts,
+                                         int lines)
+{
+    f8_box_shape shape = {};
+    shape.rank = 3;
+    shape.size[0] = (cuuint64_t)t->cols;
+    shape.size[1] = (cuuint64_t)(t->rows / experts);
+    shape.size[2] = (cuuint64_t)experts;
+    shape.stride[0] = (cuuint64_t)t->stride * 2;
+    shape.stride[1] = shape.stride[0] * shape.size[1];
+    shape.box[0] = 64, shape.box[1] = (cuuint32_t)lines, shape.box[2] = 1;
+    shape.swizzle = CU_TENSOR_MAP_SWIZZLE_128B;
+    shape.type = CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+    shape.l2 = CU_TENSOR_MAP_L2_PROMOTION_L2_256B;
+    return f8_tensor_map(op, map, t->data, shape);
+}
+
 #endif

@@ -68,6 +68,19 @@ fp8flow_status f8_ref_embed_backward(fp8flow_context *c, const fp8flow_embed_bac
     return FP8FLOW_OK;
 }
 
+/* A gradient in the place of the logits must lie there element by element. */
+static fp8flow_status check_gradient(const fp8flow_tensor *logits, const fp8flow_tensor *gradient)
+{
+    F8_TRY(
+        f8_plain_check_like("cross_entropy", "gradient", gradient, F8_ACCEPT_F32 | F8_ACCEPT_BF16, "logits", logits));
+    int matches = gradient->dtype == logits->dtype && gradient->stride == logits->stride;
+    F8_REQUIRE(matches || gradient->data != logits->data || !logits->data, EINVAL,
+               "cross_entropy: gradient (%s, stride %lld) has the memory of logits (%s, stride %lld)",
+               f8_dtype_name(gradient->dtype), (long long)gradient->stride, f8_dtype_name(logits->dtype),
+               (long long)logits->stride);
+    return FP8FLOW_OK;
+}
+
 fp8flow_status fp8flow_cross_entropy(fp8flow_context *c, const fp8flow_cross_entropy_args *a)
 {
     F8_REQUIRE(c && a, EINVAL, "cross_entropy: NULL context or arguments");
@@ -76,6 +89,7 @@ fp8flow_status fp8flow_cross_entropy(fp8flow_context *c, const fp8flow_cross_ent
                (long long)a->logits->rows);
     F8_REQUIRE(a->loss || a->logits->rows == 0, EINVAL, "cross_entropy: loss is NULL, %lld tokens",
                (long long)a->logits->rows);
+    if (a->gradient) F8_TRY(check_gradient(a->logits, a->gradient));
     F8_TRY(check_ids(c, "cross_entropy", "target", a->target, a->logits->rows, -1, a->logits->cols));
     return F8_RUN(c, cross_entropy, a);
 }
@@ -89,9 +103,9 @@ static void reference_row(const fp8flow_cross_entropy_args *a, int64_t t)
     double sum = 0.0;
     for (int64_t i = 0; i < logits->cols; i++) sum += (double)f8_expf(f8_value(logits, t, i, 0) - largest);
     a->loss[t] = (float)(log(sum) - (double)(f8_value(logits, t, a->target[t], 0) - largest));
-    for (int64_t i = 0; a->grad_scale != 0.0f && i < logits->cols; i++) {
+    for (int64_t i = 0; a->gradient && i < logits->cols; i++) {
         float p = (float)((double)f8_expf(f8_value(logits, t, i, 0) - largest) / sum);
-        f8_plain_store(logits, t, i, (i == a->target[t] ? p - 1.0f : p) * a->grad_scale);
+        f8_plain_store(a->gradient, t, i, (i == a->target[t] ? p - 1.0f : p) * a->grad_scale);
     }
 }
 
@@ -104,7 +118,7 @@ fp8flow_status f8_ref_cross_entropy(fp8flow_context *c, const fp8flow_cross_entr
             continue;
         }
         a->loss[t] = 0.0f;
-        for (int64_t i = 0; a->grad_scale != 0.0f && i < a->logits->cols; i++) f8_plain_store(a->logits, t, i, 0.0f);
+        for (int64_t i = 0; a->gradient && i < a->logits->cols; i++) f8_plain_store(a->gradient, t, i, 0.0f);
     }
     return FP8FLOW_OK;
 }

@@ -5,12 +5,20 @@
 #include "ops/nan.h"
 #include "ops/plain.h"
 
-/* One token's logits. */
+/* One token's logits, or their gradient. */
 typedef struct {
     float *f32;
     uint16_t *bf16; /* one of the two is NULL */
     int64_t count;
 } logit_row;
+
+static logit_row row_of(const fp8flow_tensor *t, int64_t token)
+{
+    logit_row row = { NULL, NULL, t->cols };
+    if (t->dtype == FP8FLOW_F32) row.f32 = f8_f32_row(t, token);
+    else row.bf16 = f8_bf16_row(t, token);
+    return row;
+}
 
 static float get_logit(const logit_row *row, int64_t col)
 {
@@ -69,35 +77,44 @@ static double exponential_sum(const logit_row *row, __m256 largest)
     return (lane[0] + lane[1]) + (lane[2] + lane[3]);
 }
 
-static float token_loss(const logit_row *row, int32_t target, float grad_scale)
+/* Maximum of a token's logits, and the sum of the exponentials behind it. */
+typedef struct {
+    float largest;
+    double sum;
+} softmax;
+
+static void write_gradient(const logit_row *row, const logit_row *gradient, softmax s, int32_t target, float grad_scale)
 {
-    float largest = largest_logit(row), chosen = get_logit(row, target) - largest;
-    __m256 offset = _mm256_set1_ps(largest);
-    double sum = exponential_sum(row, offset);
-    if (grad_scale != 0.0f) {
-        __m256 factor = _mm256_set1_ps((float)((double)grad_scale / sum));
-        for (int64_t col = 0; col < row->count; col += 8)
-            store(row, col, _mm256_mul_ps(f8v_exp(_mm256_sub_ps(load(row, col), offset)), factor));
-        put_logit(row, target, ((float)((double)f8_expf(chosen) / sum) - 1.0f) * grad_scale);
+    /* Of the logit: it is overwritten where the gradient takes its place. */
+    float chosen = (float)((double)f8_expf(get_logit(row, target) - s.largest) / s.sum);
+    __m256 factor = _mm256_set1_ps((float)((double)grad_scale / s.sum)), largest = _mm256_set1_ps(s.largest);
+    for (int64_t col = 0; col < row->count; col += 8)
+        store(gradient, col, _mm256_mul_ps(f8v_exp(_mm256_sub_ps(load(row, col), largest)), factor));
+    put_logit(gradient, target, (chosen - 1.0f) * grad_scale);
+}
+
+static void do_token(const fp8flow_cross_entropy_args *a, int64_t t)
+{
+    logit_row row = row_of(a->logits, t), gradient = { NULL, NULL, 0 };
+    if (a->gradient) gradient = row_of(a->gradient, t);
+    if (a->target[t] < 0) {
+        a->loss[t] = 0.0f;
+        for (int64_t col = 0; col < gradient.count; col += 8) store(&gradient, col, _mm256_setzero_ps());
+        return;
     }
-    return (float)(log(sum) - (double)chosen);
+    softmax s = { .largest = largest_logit(&row) };
+    s.sum = exponential_sum(&row, _mm256_set1_ps(s.largest));
+    a->loss[t] = (float)(log(s.sum) - (double)(get_logit(&row, a->target[t]) - s.largest));
+    if (a->gradient) write_gradient(&row, &gradient, s, a->target[t], a->grad_scale);
 }
 
 fp8flow_status f8_avx2_cross_entropy(fp8flow_context *c, const fp8flow_cross_entropy_args *a)
 {
     enum { OPERATIONS = 8 }; /* two exponentials */
-    int64_t num_tokens = a->logits->rows, vocabulary = a->logits->cols;
-    int64_t work = num_tokens * vocabulary * OPERATIONS;
+    int64_t num_tokens = a->logits->rows;
+    int64_t work = num_tokens * a->logits->cols * OPERATIONS;
 #pragma omp parallel for schedule(static) num_threads(f8_threads_for(c, work))
-    for (int64_t t = 0; t < num_tokens; t++) {
-        logit_row row = { NULL, NULL, vocabulary };
-        if (a->logits->dtype == FP8FLOW_F32) row.f32 = f8_f32_row(a->logits, t);
-        else row.bf16 = f8_bf16_row(a->logits, t);
-        int32_t target = a->target[t];
-        a->loss[t] = target < 0 ? 0.0f : token_loss(&row, target, a->grad_scale);
-        for (int64_t col = 0; target < 0 && a->grad_scale != 0.0f && col < vocabulary; col += 8)
-            store(&row, col, _mm256_setzero_ps());
-    }
+    for (int64_t t = 0; t < num_tokens; t++) do_token(a, t);
     return FP8FLOW_OK;
 }
 

@@ -15,7 +15,6 @@
 
 #include "io/file.h"
 #include "io/json.h"
-#include "io/safetensors.h"
 
 /* ---- Names ---- */
 
@@ -211,11 +210,27 @@ fp8flow_status f8_checkpoint_open(const char *path, f8_checkpoint_state *state, 
 
 /* ---- Tensors ---- */
 
-static fp8flow_status read_tensor(const f8_safetensors_set *set, const char *name, int64_t rows, int64_t cols,
-                                  float *memory)
+static fp8flow_status copy_bytes(void *context, void *to, const void *from, size_t bytes)
 {
+    return fp8flow_memory_copy(context, to, from, bytes);
+}
+
+f8_tensor_access f8_checkpoint_access(fp8flow_context *context)
+{
+    return (f8_tensor_access){ copy_bytes, context };
+}
+
+/* Where tensors come from, and the context whose memory they go to. */
+typedef struct {
+    const f8_safetensors_set *set;
+    fp8flow_context *context;
+} source;
+
+static fp8flow_status read_tensor(const source *s, const char *name, int64_t rows, int64_t cols, float *memory)
+{
+    f8_tensor_access access = f8_checkpoint_access(s->context);
     f8_stored_tensor tensor;
-    const f8_safetensors *file = f8_safetensors_set_find(set, name, &tensor);
+    const f8_safetensors *file = f8_safetensors_set_find(s->set, name, &tensor);
     F8_REQUIRE(file, EFORMAT, "tensor %s is missing", name);
     int vector = rows == 0;
     int fits = tensor.dtype == F8_STORED_F32 && tensor.rank == (vector ? 1 : 2) &&
@@ -223,29 +238,28 @@ static fp8flow_status read_tensor(const f8_safetensors_set *set, const char *nam
     F8_REQUIRE(fits, EFORMAT, "tensor %s is not F32 of the shape [%lld, %lld] that config.json calls for", name,
                (long long)rows, (long long)cols);
     F8_REQUIRE(tensor.has_checksum, EFORMAT, "tensor %s has no checksum", name);
-    return f8_safetensors_read(file, &tensor, memory, (vector ? 1 : rows) * cols * 4);
+    return f8_safetensors_read(file, &tensor, memory, (vector ? 1 : rows) * cols * 4, &access);
 }
 
-static fp8flow_status read_slices(const f8_safetensors_set *set, const f8_parameter_table *table, const char *suffix,
-                                  float *array)
+static fp8flow_status read_slices(const source *s, const f8_parameter_table *table, const char *suffix, float *array)
 {
     char name[F8_CHECKPOINT_NAME];
     for (int64_t i = 0; i < table->num_slices; i++) {
         const f8_stored_slice *slice = &table->slice[i];
         snprintf(name, sizeof name, "%s%s", slice->name, suffix);
-        F8_TRY(read_tensor(set, name, slice->rows, slice->cols, array + slice->offset));
+        F8_TRY(read_tensor(s, name, slice->rows, slice->cols, array + slice->offset));
     }
     return FP8FLOW_OK;
 }
 
-static fp8flow_status read_router_biases(const f8_safetensors_set *set, f8_model *m)
+static fp8flow_status read_router_biases(const source *s, f8_model *m)
 {
     char name[F8_CHECKPOINT_NAME];
     int64_t num_experts = m->config.router.num_experts;
     for (int64_t layer = 0; layer < m->config.num_layers; layer++) {
         if (!m->moe[layer]) continue;
         f8_checkpoint_bias_name(name, layer);
-        F8_TRY(read_tensor(set, name, 0, num_experts, m->router_bias + layer * num_experts));
+        F8_TRY(read_tensor(s, name, 0, num_experts, m->router_bias + layer * num_experts));
     }
     return FP8FLOW_OK;
 }
@@ -315,8 +329,9 @@ static fp8flow_status load_weights(const char *path, const f8_checkpoint_state *
 {
     f8_safetensors_set *set = NULL;
     F8_TRY(open_shards(path, "model", state->num_shards, &set));
-    fp8flow_status status = read_slices(set, m->table, "", m->master);
-    if (status == FP8FLOW_OK) status = read_router_biases(set, m);
+    source s = { set, m->context };
+    fp8flow_status status = read_slices(&s, m->table, "", m->master);
+    if (status == FP8FLOW_OK) status = read_router_biases(&s, m);
     if (status == FP8FLOW_OK) status = refuse_surplus(set, m, (const char *const[]){ "", "" });
     f8_safetensors_set_close(set);
     return status;
@@ -327,8 +342,9 @@ static fp8flow_status load_moments(const char *path, const f8_checkpoint_state *
     static const char *const suffixes[2] = { ".exp_avg", ".exp_avg_sq" };
     f8_safetensors_set *set = NULL;
     F8_TRY(open_shards(path, "optimizer", state->num_shards, &set));
-    fp8flow_status status = read_slices(set, m->table, suffixes[0], m->moment1);
-    if (status == FP8FLOW_OK) status = read_slices(set, m->table, suffixes[1], m->moment2);
+    source s = { set, m->context };
+    fp8flow_status status = read_slices(&s, m->table, suffixes[0], m->moment1);
+    if (status == FP8FLOW_OK) status = read_slices(&s, m->table, suffixes[1], m->moment2);
     if (status == FP8FLOW_OK) status = refuse_surplus(set, m, suffixes);
     f8_safetensors_set_close(set);
     return status;

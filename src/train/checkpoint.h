@@ -2,6 +2,7 @@
 #ifndef F8_TRAIN_CHECKPOINT_H
 #define F8_TRAIN_CHECKPOINT_H
 
+#include "io/safetensors.h"
 #include "train/trainer.h"
 
 enum { F8_CHECKPOINT_NAME = 128, F8_COMPLETE_BYTES = 38 };
@@ -20,6 +21,9 @@ void f8_checkpoint_shard_name(char name[64], const char *kind, int64_t index, in
 
 /* "model.layers.N.mlp.gate.e_score_correction_bias". */
 void f8_checkpoint_bias_name(char name[F8_CHECKPOINT_NAME], int64_t layer);
+
+/* How tensor files get at the memory of a context. */
+f8_tensor_access f8_checkpoint_access(fp8flow_context *context);
 
 /* The contents of COMPLETE for a state.json. */
 void f8_checkpoint_complete_text(char text[F8_COMPLETE_BYTES + 1], const void *state, size_t size);

@@ -22,7 +22,6 @@
 #include "comm/comm.h"
 #include "io/file.h"
 #include "io/json.h"
-#include "io/safetensors.h"
 #include "train/checkpoint.h"
 
 #define TEMPORARY ".tmp"
@@ -76,7 +75,8 @@ static fp8flow_status write_shard(const fp8flow_trainer *t, const char *director
     char name[64], *path = NULL;
     f8_checkpoint_shard_name(name, kind, fp8flow_comm_rank(t->comm), fp8flow_comm_size(t->comm));
     F8_TRY(f8_path_join(directory, name, &path));
-    fp8flow_status status = f8_safetensors_write(path, s->tensors, s->count, NULL, 0);
+    f8_tensor_access access = f8_checkpoint_access(t->context);
+    fp8flow_status status = f8_safetensors_write(path, s->tensors, s->count, NULL, 0, &access);
     free(path);
     return status;
 }

@@ -4,7 +4,6 @@
  */
 #include <math.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "base/rng.h"
 #include "train/trainer.h"
@@ -14,44 +13,55 @@ enum { CHUNK_TOKENS = 128 };
 typedef struct {
     fp8flow_context *context;
     f8_model *model;
-    uint16_t *keys, *values; /* [layers, max_positions, G D], grown with the text */
+    uint16_t *keys, *values; /* [layers, capacity, G D], grown with the text; memory of the device, as ids */
+    int32_t *ids;            /* [CHUNK_TOKENS] */
     int64_t capacity, position;
+    float *logits;  /* [V]: of the last token, in the program's memory */
     double *weight; /* [V]: sampling */
     int32_t *order; /* [V] */
 } decoder;
 
 /* ---- Forward of a few tokens at the end of the text ---- */
 
-static fp8flow_status grow_cache(decoder *d, int64_t positions)
+/* A larger cache with the rows of the old one, which is given back. */
+static fp8flow_status grow_one(decoder *d, int64_t capacity, uint16_t **cache)
 {
     const f8_model_config *c = &d->model->config;
-    int64_t row = c->num_kv_heads * c->head_dim, capacity = d->capacity ? d->capacity * 2 : CHUNK_TOKENS;
+    int64_t row = c->num_kv_heads * c->head_dim;
+    void *grown;
+    F8_TRY(d->context->device->alloc((size_t)(c->num_layers * capacity * row) * sizeof **cache, &grown));
+    fp8flow_status status = FP8FLOW_OK;
+    for (int64_t layer = 0; layer < c->num_layers && status == FP8FLOW_OK && d->position > 0; layer++)
+        status = fp8flow_memory_copy(d->context, (uint16_t *)grown + layer * capacity * row,
+                                     *cache + layer * d->capacity * row, (size_t)(d->position * row) * sizeof **cache);
+    if (status == FP8FLOW_OK) status = fp8flow_synchronize(d->context); /* before the old one goes */
+    d->context->device->free(*cache);
+    *cache = grown;
+    return status;
+}
+
+static fp8flow_status grow_cache(decoder *d, int64_t positions)
+{
+    int64_t capacity = d->capacity ? d->capacity * 2 : CHUNK_TOKENS;
     if (positions <= d->capacity) return FP8FLOW_OK;
     while (capacity < positions) capacity *= 2;
-    uint16_t *caches[2] = { NULL, NULL }, **old[2] = { &d->keys, &d->values };
-    for (int i = 0; i < 2; i++) {
-        caches[i] = calloc((size_t)(c->num_layers * capacity * row), sizeof **caches);
-        if (!caches[i]) {
-            free(caches[0]);
-            return F8_FAIL(ENOMEM, "generate: no memory for %lld positions", (long long)capacity);
-        }
-        for (int64_t layer = 0; layer < c->num_layers && *old[i]; layer++)
-            memcpy(caches[i] + layer * capacity * row, *old[i] + layer * d->capacity * row,
-                   (size_t)(d->position * row) * sizeof **caches);
-    }
-    free(d->keys);
-    free(d->values);
-    d->keys = caches[0];
-    d->values = caches[1];
+    fp8flow_status status = grow_one(d, capacity, &d->keys);
+    if (status == FP8FLOW_OK) status = grow_one(d, capacity, &d->values);
+    if (status != FP8FLOW_OK) return f8_fail_in(status, "generate: %lld positions", (long long)capacity);
     d->capacity = capacity;
     return FP8FLOW_OK;
 }
 
-static void append_rows(uint16_t *cache, int64_t position, const fp8flow_tensor *rows)
+static fp8flow_status append_rows(decoder *d, uint16_t *cache, const fp8flow_tensor *rows)
 {
-    for (int64_t r = 0; r < rows->rows; r++)
-        memcpy(cache + (position + r) * rows->cols, (const uint16_t *)rows->data + r * rows->stride,
-               (size_t)rows->cols * sizeof *cache);
+    size_t row_bytes = (size_t)rows->cols * sizeof *cache;
+    return d->context->device->copy_rows(d->context->stream,
+                                         &(f8_row_copy){ .to = cache + d->position * rows->cols,
+                                                         .from = rows->data,
+                                                         .to_stride = row_bytes,
+                                                         .from_stride = (size_t)rows->stride * sizeof *cache,
+                                                         .row_bytes = row_bytes,
+                                                         .rows = (size_t)rows->rows });
 }
 
 static fp8flow_status attend(decoder *d, int64_t layer, int64_t tokens)
@@ -64,8 +74,8 @@ static fp8flow_status attend(decoder *d, int64_t layer, int64_t tokens)
     fp8flow_tensor qkv = f8_bf16(kept->qkv, tokens, q + 2 * kv), qk = f8_bf16(kept->qk, tokens, q + kv);
     fp8flow_tensor queries = f8_columns_of(&qk, 0, q), keys = f8_columns_of(&qk, q, kv);
     fp8flow_tensor values = f8_columns_of(&qkv, q + kv, kv), attention = f8_bf16(kept->attention, tokens, q);
-    append_rows(d->keys + layer * d->capacity * kv, d->position, &keys);
-    append_rows(d->values + layer * d->capacity * kv, d->position, &values);
+    F8_TRY(append_rows(d, d->keys + layer * d->capacity * kv, &keys));
+    F8_TRY(append_rows(d, d->values + layer * d->capacity * kv, &values));
     fp8flow_tensor all_keys = f8_bf16(d->keys + layer * d->capacity * kv, seen, kv);
     fp8flow_tensor all_values = f8_bf16(d->values + layer * d->capacity * kv, seen, kv);
     F8_TRY(fp8flow_attention(m->context, &(fp8flow_attention_args){ .q = &queries,
@@ -80,14 +90,15 @@ static fp8flow_status attend(decoder *d, int64_t layer, int64_t tokens)
     return f8_model_attention_out(m, layer, tokens);
 }
 
-/* Feed tokens; the logits of the last one are left in model->logits. */
+/* Feed tokens, at most CHUNK_TOKENS; fetches the logits of the last one. */
 static fp8flow_status feed(decoder *d, const int32_t *ids, int64_t tokens)
 {
     f8_model *m = d->model;
     int64_t hidden = m->config.hidden, layers = m->config.num_layers;
     fp8flow_tensor table = f8_model_weight(m, 0, F8_EMBEDDING), x = f8_bf16(m->kept[0].input, tokens, hidden);
     F8_TRY(grow_cache(d, d->position + tokens));
-    F8_TRY(fp8flow_embed(m->context, &(fp8flow_embed_args){ &table, ids, &x }));
+    F8_TRY(fp8flow_memory_copy(m->context, d->ids, ids, (size_t)tokens * sizeof *ids));
+    F8_TRY(fp8flow_embed(m->context, &(fp8flow_embed_args){ &table, d->ids, &x }));
     for (int64_t layer = 0; layer < layers; layer++) {
         F8_TRY(attend(d, layer, tokens));
         F8_TRY(f8_model_mlp(m, layer, tokens, layer + 1 < layers ? m->kept[layer + 1].input : m->output));
@@ -97,7 +108,8 @@ static fp8flow_status feed(decoder *d, const int32_t *ids, int64_t tokens)
     fp8flow_tensor weight = f8_model_weight(m, 0, f8_model_head_kind(m));
     fp8flow_tensor logits = f8_f32(m->logits, 1, m->config.vocab_size);
     F8_TRY(f8_model_norm(m, 0, F8_FINAL_NORM, &last, &normed, NULL));
-    return f8_model_gemm(m, FP8FLOW_FPROP, &normed, &weight, &logits);
+    F8_TRY(f8_model_gemm(m, FP8FLOW_FPROP, &normed, &weight, &logits));
+    return fp8flow_memory_copy(m->context, d->logits, m->logits, (size_t)m->config.vocab_size * sizeof *d->logits);
 }
 
 /* ---- Sampling ---- */
@@ -113,7 +125,7 @@ static int32_t most_likely(const float *logits, int64_t count)
 /* The top_k most likely tokens in descending order, ties to the lower id: the first entries of d->order. */
 static void select_top(decoder *d, int64_t count, int64_t top_k)
 {
-    const float *logits = d->model->logits;
+    const float *logits = d->logits;
     for (int32_t i = 0; i < count; i++) d->order[i] = i;
     for (int64_t i = 0; i < top_k; i++) {
         int64_t best = i;
@@ -129,7 +141,7 @@ static void select_top(decoder *d, int64_t count, int64_t top_k)
 
 static int32_t sample(decoder *d, const fp8flow_generate_options *o, int64_t index)
 {
-    const float *logits = d->model->logits;
+    const float *logits = d->logits;
     int64_t count = d->model->config.vocab_size, kept = o->top_k > 0 && o->top_k < count ? o->top_k : count;
     int32_t best = most_likely(logits, count);
     if (o->temperature == 0.0) return best;
@@ -201,6 +213,28 @@ typedef struct {
     void *user;
 } request;
 
+static fp8flow_status allocate(decoder *d)
+{
+    size_t vocabulary = (size_t)d->model->config.vocab_size;
+    d->logits = calloc(vocabulary, sizeof *d->logits);
+    d->weight = calloc(vocabulary, sizeof *d->weight);
+    d->order = calloc(vocabulary, sizeof *d->order);
+    F8_REQUIRE(d->logits && d->weight && d->order, ENOMEM, "generate: no memory for sampling");
+    return d->context->device->alloc(CHUNK_TOKENS * sizeof *d->ids, (void **)&d->ids);
+}
+
+static void release(decoder *d)
+{
+    const f8_device *device = d->context->device;
+    f8_model_destroy(d->model);
+    device->free(d->keys);
+    device->free(d->values);
+    device->free(d->ids);
+    free(d->logits);
+    free(d->weight);
+    free(d->order);
+}
+
 static fp8flow_status run_request(const request *r, fp8flow_comm *comm, const char *path, f8_model_config *config,
                                   f8_buffer *text)
 {
@@ -211,18 +245,12 @@ static fp8flow_status run_request(const request *r, fp8flow_comm *comm, const ch
     F8_TRY(check(r->prompt, r->num_prompt, r->options, config));
     f8_model_options options = { state.recipe, FP8FLOW_FULL, CHUNK_TOKENS, 1, F8_FOR_INFERENCE };
     config->router.sequence_coef = 0.0f; /* the losses are not needed, and chunks are of any length */
-    F8_TRY(f8_model_create(r->context, comm, config, &options, &d.model));
-    fp8flow_status status = f8_checkpoint_load(path, &state, d.model);
+    fp8flow_status status = f8_model_create(r->context, comm, config, &options, &d.model);
+    if (status == FP8FLOW_OK) status = f8_checkpoint_load(path, &state, d.model);
     if (status == FP8FLOW_OK) status = f8_model_publish_from_master(d.model);
-    d.weight = calloc((size_t)config->vocab_size, sizeof *d.weight);
-    d.order = calloc((size_t)config->vocab_size, sizeof *d.order);
-    if (status == FP8FLOW_OK && (!d.weight || !d.order)) status = F8_FAIL(ENOMEM, "generate: no memory for sampling");
+    if (status == FP8FLOW_OK) status = allocate(&d);
     if (status == FP8FLOW_OK) status = decode(&d, r->prompt, r->num_prompt, r->options, r->callback, r->user);
-    f8_model_destroy(d.model);
-    free(d.keys);
-    free(d.values);
-    free(d.weight);
-    free(d.order);
+    release(&d);
     return status;
 }
 

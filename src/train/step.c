@@ -1,7 +1,6 @@
 /* step.c - one optimiser step and validation: micro-batches, gradient sums over ranks, clipping, update, figures. */
 #include <math.h>
 #include <stdio.h>
-#include <string.h>
 #include <time.h>
 
 #include "train/trainer.h"
@@ -40,108 +39,86 @@ static void observe_layers(fp8flow_trainer *t, observed *each)
     }
 }
 
-static char *next_place(fp8flow_trainer *t)
+/* ---- Tokens ---- */
+
+static int64_t tokens_at_once(const fp8flow_trainer *t)
 {
-    return t->num_nonfinite < F8_MAX_NONFINITE ? t->nonfinite[t->num_nonfinite++] : NULL;
+    return t->options.micro_batch * t->options.sequence_length;
 }
 
-static void note_nonfinite_edges(fp8flow_trainer *t, int64_t layer)
+static int32_t *ids_at(const fp8flow_trainer *t, int32_t *tokens, int64_t micro_batch)
 {
-    fp8flow_edge edge;
-    for (int64_t i = 0; fp8flow_moe_get_edge(t->model->moe[layer], i, &edge) == FP8FLOW_OK; i++) {
-        char *place = edge.nonfinite ? next_place(t) : NULL;
-        if (place)
-            snprintf(place, F8_NONFINITE_BYTES, "layer %lld, %s: %llu values", (long long)layer, edge.name,
-                     (unsigned long long)edge.nonfinite);
-    }
+    return tokens + 2 * micro_batch * tokens_at_once(t);
 }
 
-/* Which gradients hold the non-finite values that the norm has shown. */
-static void note_nonfinite_gradients(fp8flow_trainer *t)
+/* Copies the tokens of the first `count` micro-batches; waits for what the device still does with others. */
+static fp8flow_status send_tokens(fp8flow_trainer *t, int64_t count)
 {
-    const f8_parameter_table *table = t->model->table;
-    for (int64_t i = 0; i < table->num_slices; i++) {
-        const f8_stored_slice *slice = &table->slice[i];
-        int64_t elements = (slice->rows ? slice->rows : 1) * slice->cols, bad = 0;
-        for (int64_t j = 0; j < elements; j++) bad += !f8_is_finite(t->model->gradient[slice->offset + j]);
-        char *place = bad ? next_place(t) : NULL;
-        if (place) snprintf(place, F8_NONFINITE_BYTES, "gradient of %s: %lld values", slice->name, (long long)bad);
+    size_t bytes = (size_t)(2 * count * tokens_at_once(t)) * sizeof *t->tokens;
+    return fp8flow_memory_copy(t->context, t->device_tokens, t->tokens, bytes);
+}
+
+/* The training tokens of `step` to the device, unless it has them. */
+static fp8flow_status bring_tokens(fp8flow_trainer *t, int64_t step)
+{
+    const fp8flow_train_options *o = &t->options;
+    int32_t rank = fp8flow_comm_rank(t->comm), size = fp8flow_comm_size(t->comm);
+    if (t->tokens_step == step) return FP8FLOW_OK;
+    t->tokens_step = -1;
+    for (int64_t i = 0; i < t->num_micro_batches; i++) {
+        int32_t *ids = ids_at(t, t->tokens, i);
+        int64_t first = (i * size + rank) * o->micro_batch;
+        F8_TRY(f8_data_batch(t->data, o->data_seed, step, first, o->micro_batch, ids, ids + tokens_at_once(t)));
     }
+    F8_TRY(send_tokens(t, t->num_micro_batches));
+    t->tokens_step = step;
+    return FP8FLOW_OK;
 }
 
 /* ---- Micro-batches ---- */
 
-static void add_layer_figures(fp8flow_trainer *t, fp8flow_step_metrics *metrics)
-{
-    const f8_model *m = t->model;
-    int64_t num_experts = m->config.router.num_experts, tokens = t->options.micro_batch * t->options.sequence_length;
-    int64_t dispatch = 0, all = 0;
-    metrics->saved_bytes = metrics->explicit_casts = 0;
-    for (int64_t layer = 0; layer < m->config.num_layers; layer++) {
-        if (!m->moe[layer]) continue;
-        fp8flow_moe_report report;
-        fp8flow_moe_get_report(m->moe[layer], &report);
-        metrics->saved_bytes += report.saved_bytes;
-        metrics->explicit_casts = report.explicit_casts;
-        metrics->nonfinite += report.nonfinite;
-        for (int i = 0; i < 3; i++) metrics->aux_loss += report.losses[i] / (double)t->num_micro_batches;
-        int64_t rows = report.dispatch_bytes[0] + report.dispatch_bytes[1];
-        dispatch += rows;
-        all += rows + report.routing_bytes + report.combine_bytes[0] + report.combine_bytes[1];
-        for (int64_t e = 0; e < num_experts; e++) t->load[layer * num_experts + e] += m->moe[layer]->load[e];
-        note_nonfinite_edges(t, layer);
-    }
-    double token_layers = (double)(tokens * m->num_moe_layers);
-    metrics->dispatch_bytes_per_token = m->num_moe_layers ? (double)dispatch / token_layers : 0.0;
-    metrics->wire_bytes_per_token = m->num_moe_layers ? (double)all / token_layers : 0.0;
-}
-
-static fp8flow_status run_micro_batches(fp8flow_trainer *t, fp8flow_step_metrics *metrics)
+static fp8flow_status run_micro_batches(fp8flow_trainer *t)
 {
     const fp8flow_train_options *o = &t->options;
-    int32_t rank = fp8flow_comm_rank(t->comm), size = fp8flow_comm_size(t->comm);
-    f8_micro_batch batch = { .ids = t->ids,
-                             .targets = t->targets,
-                             .batch = o->micro_batch,
+    f8_micro_batch batch = { .batch = o->micro_batch,
                              .sequence_length = o->sequence_length,
                              .gradient_scale = (float)(1.0 / (double)(o->batch * o->sequence_length)),
                              .loss_scale = (float)(1.0 / (double)t->num_micro_batches) };
     for (int64_t i = 0; i < t->num_micro_batches; i++) {
-        double loss_sum;
-        int64_t first = (i * size + rank) * o->micro_batch;
-        F8_TRY(f8_data_batch(t->data, o->data_seed, t->step, first, o->micro_batch, t->ids, t->targets));
-        F8_TRY(f8_model_forward(t->model, &batch, &loss_sum));
+        batch.ids = ids_at(t, t->device_tokens, i);
+        batch.targets = batch.ids + tokens_at_once(t);
+        F8_TRY(f8_model_forward(t->model, &batch, &t->figures->loss_sum[i]));
         F8_TRY(f8_model_backward(t->model, &batch));
-        metrics->loss += loss_sum / (double)(o->batch * o->sequence_length);
-        add_layer_figures(t, metrics);
     }
-    F8_TRY(f8_comm_all_reduce(t->comm, F8_SUM_F64, &metrics->loss, 1));
-    return f8_comm_all_reduce(t->comm, F8_SUM_F64, &metrics->aux_loss, 1);
+    return FP8FLOW_OK;
 }
 
 /* ---- Update ---- */
 
-/* Sum the replicated gradients over the ranks, then the norm of all: replicated once, experts over the ranks. */
-static fp8flow_status reduce_gradients(fp8flow_trainer *t, double *norm)
+/* Sum the replicated gradients over the ranks, then the norm of all: replicated once, experts over the ranks. Where
+ * there are ranks, the context's memory is the program's. */
+static fp8flow_status reduce_gradients(fp8flow_trainer *t)
 {
     f8_model *m = t->model;
+    f8_step_figures *f = t->figures;
     int64_t replicated = m->table->replicated;
-    double dense, experts;
     F8_TRY(f8_comm_all_reduce(t->comm, F8_SUM_F32, m->gradient, replicated));
-    F8_TRY(fp8flow_square_sum(t->context, &(fp8flow_square_sum_args){ replicated, m->gradient, &dense }));
-    F8_TRY(fp8flow_square_sum(
-        t->context, &(fp8flow_square_sum_args){ m->table->count - replicated, m->gradient + replicated, &experts }));
-    F8_TRY(f8_comm_all_reduce(t->comm, F8_SUM_F64, &experts, 1));
-    *norm = sqrt(dense + experts);
-    return FP8FLOW_OK;
+    F8_TRY(fp8flow_square_sum(t->context, &(fp8flow_square_sum_args){ replicated, m->gradient, &f->square_sums[0] }));
+    F8_TRY(fp8flow_square_sum(t->context, &(fp8flow_square_sum_args){ m->table->count - replicated,
+                                                                      m->gradient + replicated, &f->square_sums[1] }));
+    F8_TRY(f8_comm_all_reduce(t->comm, F8_SUM_F64, &f->square_sums[1], 1));
+    return fp8flow_clip(t->context, &(fp8flow_clip_args){ .count = 2,
+                                                          .square_sums = f->square_sums,
+                                                          .limit = t->options.clip,
+                                                          .norm = &f->norm,
+                                                          .scale = &f->scale });
 }
 
-static fp8flow_status update_weights(fp8flow_trainer *t, double norm, double lr)
+/* Without an effect if the gradients are not finite: the scale is NaN then, and only the device knows yet. */
+static fp8flow_status update_weights(fp8flow_trainer *t, double lr)
 {
     const fp8flow_train_options *o = &t->options;
     f8_model *m = t->model;
-    double scale = o->clip > 0.0 && norm > o->clip ? o->clip / norm : 1.0;
-    t->optimizer_step++;
     for (int64_t i = 0; i < m->table->num_parameters; i++) {
         const f8_parameter *p = &m->table->parameter[i];
         fp8flow_adamw_args args = { .count = p->rows * p->cols,
@@ -149,14 +126,14 @@ static fp8flow_status update_weights(fp8flow_trainer *t, double norm, double lr)
                                     .m = m->moment1 + p->offset,
                                     .v = m->moment2 + p->offset,
                                     .grad = m->gradient + p->offset,
+                                    .grad_scale = &t->figures->scale,
                                     .weight = m->weight + p->offset,
                                     .lr = (float)lr,
                                     .beta1 = (float)o->beta1,
                                     .beta2 = (float)o->beta2,
                                     .eps = (float)o->eps,
                                     .weight_decay = p->decay ? (float)o->weight_decay : 0.0f,
-                                    .grad_scale = (float)scale,
-                                    .step = t->optimizer_step };
+                                    .step = t->optimizer_step + 1 };
         F8_TRY(fp8flow_adamw(t->context, &args));
     }
     return FP8FLOW_OK;
@@ -169,7 +146,7 @@ static fp8flow_status update_router_biases(fp8flow_trainer *t)
     for (int64_t layer = 0; layer < c->num_layers; layer++) {
         if (!t->model->moe[layer]) continue;
         fp8flow_router_bias_update_args args = { .num_experts = c->router.num_experts,
-                                                 .counts = t->load + layer * c->router.num_experts,
+                                                 .counts = f8_step_layer(t, t->figures, layer)->load,
                                                  .rate = (float)c->bias_update_rate,
                                                  .bias = t->model->router_bias + layer * c->router.num_experts };
         F8_TRY(fp8flow_router_bias_update(t->context, &args));
@@ -177,26 +154,48 @@ static fp8flow_status update_router_biases(fp8flow_trainer *t)
     return FP8FLOW_OK;
 }
 
+/* ---- A step ---- */
+
+static fp8flow_status clear_sums(fp8flow_trainer *t)
+{
+    const f8_model *m = t->model;
+    F8_TRY(fp8flow_memory_fill(t->context, t->figures, 0, f8_step_figures_bytes(t)));
+    return fp8flow_memory_fill(t->context, m->gradient, 0, (size_t)m->table->count * sizeof *m->gradient);
+}
+
+/* The one wait of a step. While the device still works, the tokens of the next one are read; what fails there fails
+ * again when that step asks for them. */
+static fp8flow_status finish(fp8flow_trainer *t)
+{
+    if (t->step < t->options.steps) (void)bring_tokens(t, t->step);
+    return fp8flow_memory_copy(t->context, t->last_step, t->figures, f8_step_figures_bytes(t));
+}
+
+/* What depends on whether the gradients were finite. The device does it while the program looks at the step. */
+static fp8flow_status publish(fp8flow_trainer *t)
+{
+    if (!isfinite(t->last_step->norm)) return f8_step_note_gradients(t);
+    t->optimizer_step++;
+    F8_TRY(update_router_biases(t));
+    return f8_model_publish(t->model);
+}
+
 static fp8flow_status run_step(fp8flow_trainer *t, fp8flow_step_metrics *metrics)
 {
-    f8_model *m = t->model;
-    int64_t loads = m->config.num_layers * m->config.router.num_experts;
-    memset(t->load, 0, (size_t)loads * sizeof *t->load);
-    memset(m->gradient, 0, (size_t)m->table->count * sizeof *m->gradient);
-    t->num_nonfinite = 0;
-    F8_TRY(run_micro_batches(t, metrics));
-    F8_TRY(reduce_gradients(t, &metrics->gradient_norm));
+    double lr = f8_learning_rate(&t->options, t->step + 1);
+    F8_TRY(bring_tokens(t, t->step));
+    F8_TRY(clear_sums(t));
+    F8_TRY(run_micro_batches(t));
+    F8_TRY(reduce_gradients(t));
+    F8_TRY(update_weights(t, lr));
     t->step++;
+    F8_TRY(finish(t));
+    t->num_nonfinite = 0;
     metrics->step = t->step;
-    metrics->lr = f8_learning_rate(&t->options, t->step);
-    metrics->tokens = t->options.batch * t->options.sequence_length;
-    if (!isfinite(metrics->gradient_norm)) {
-        note_nonfinite_gradients(t);
-        return FP8FLOW_OK;
-    }
-    F8_TRY(update_weights(t, metrics->gradient_norm, metrics->lr));
-    F8_TRY(update_router_biases(t));
-    return f8_model_publish(m);
+    metrics->lr = lr;
+    metrics->gradient_norm = t->last_step->norm;
+    F8_TRY(f8_step_measure(t, metrics));
+    return publish(t);
 }
 
 fp8flow_status fp8flow_trainer_step(fp8flow_trainer *t, fp8flow_step_metrics *metrics)
@@ -218,23 +217,54 @@ fp8flow_status fp8flow_trainer_step(fp8flow_trainer *t, fp8flow_step_metrics *me
 /* ---- Validation ---- */
 
 /* Sequence j of the set is run by rank (j / micro_batch) mod ranks; a rank that has none left runs an empty batch,
- * because the layers' collectives need every rank. */
+ * because the layers' collectives need every rank. Round r of this rank: */
+static int64_t sequences_in(const fp8flow_trainer *t, int64_t round, int64_t count, int64_t *first)
+{
+    *first = (round * fp8flow_comm_size(t->comm) + fp8flow_comm_rank(t->comm)) * t->options.micro_batch;
+    int64_t left = count - *first;
+    return left < 0 ? 0 : left < t->options.micro_batch ? left : t->options.micro_batch;
+}
+
+/* The tokens of rounds [round, round + rounds) to the device, in the place of training tokens. */
+static fp8flow_status bring_validation(fp8flow_trainer *t, int64_t round, int64_t rounds, int64_t count)
+{
+    t->tokens_step = -1;
+    for (int64_t i = 0; i < rounds; i++) {
+        int64_t first, sequences = sequences_in(t, round + i, count, &first);
+        int32_t *ids = ids_at(t, t->tokens, i);
+        if (sequences > 0) F8_TRY(f8_data_validation(t->data, first, sequences, ids, ids + tokens_at_once(t)));
+    }
+    return send_tokens(t, rounds);
+}
+
+/* As many rounds as a step has micro-batches, with one wait. */
+static fp8flow_status validate_rounds(fp8flow_trainer *t, int64_t round, int64_t rounds, int64_t count, double *sum)
+{
+    f8_micro_batch batch = { .sequence_length = t->options.sequence_length };
+    F8_TRY(bring_validation(t, round, rounds, count));
+    for (int64_t i = 0; i < rounds; i++) {
+        int64_t first;
+        batch.ids = ids_at(t, t->device_tokens, i);
+        batch.targets = batch.ids + tokens_at_once(t);
+        batch.batch = sequences_in(t, round + i, count, &first);
+        F8_TRY(f8_model_forward(t->model, &batch, &t->figures->loss_sum[i]));
+    }
+    F8_TRY(
+        fp8flow_memory_copy(t->context, t->last_step->loss_sum, t->figures->loss_sum, (size_t)rounds * sizeof(double)));
+    for (int64_t i = 0; i < rounds; i++) *sum += t->last_step->loss_sum[i];
+    return FP8FLOW_OK;
+}
+
 fp8flow_status fp8flow_trainer_validate(fp8flow_trainer *t, double *loss)
 {
     F8_REQUIRE(t && loss, EINVAL, "trainer_validate: NULL argument");
     const fp8flow_train_options *o = &t->options;
-    int64_t have = f8_data_summarize(t->data).num_validation, size = fp8flow_comm_size(t->comm);
+    int64_t have = f8_data_summarize(t->data).num_validation;
     int64_t count = o->validation_sequences < have ? o->validation_sequences : have;
-    f8_micro_batch batch = { .ids = t->ids, .targets = t->targets, .sequence_length = o->sequence_length };
+    int64_t rounds = f8_ceil_div(count, o->micro_batch * fp8flow_comm_size(t->comm)), most = t->num_micro_batches;
     double sum = 0.0;
-    for (int64_t round = 0; round < count; round += o->micro_batch * size) {
-        int64_t first = round + fp8flow_comm_rank(t->comm) * o->micro_batch, left = count - first;
-        double loss_sum;
-        batch.batch = left < 0 ? 0 : left < o->micro_batch ? left : o->micro_batch;
-        if (batch.batch > 0) F8_TRY(f8_data_validation(t->data, first, batch.batch, t->ids, t->targets));
-        F8_TRY(f8_model_forward(t->model, &batch, &loss_sum));
-        sum += loss_sum;
-    }
+    for (int64_t round = 0; round < rounds; round += most)
+        F8_TRY(validate_rounds(t, round, rounds - round < most ? rounds - round : most, count, &sum));
     F8_TRY(f8_comm_all_reduce(t->comm, F8_SUM_F64, &sum, 1));
     *loss = sum / (double)(count * o->sequence_length);
     return FP8FLOW_OK;

@@ -43,13 +43,18 @@ static fp8flow_status read_config(fp8flow_trainer *t, const char *model, const c
     return FP8FLOW_OK;
 }
 
-static fp8flow_status allocate(fp8flow_trainer *t, const f8_model_config *config)
+static fp8flow_status allocate(fp8flow_trainer *t)
 {
-    size_t tokens = (size_t)(t->options.micro_batch * t->options.sequence_length);
-    t->ids = calloc(tokens, sizeof *t->ids);
-    t->targets = calloc(tokens, sizeof *t->targets);
-    t->load = calloc((size_t)(config->num_layers * config->router.num_experts), sizeof *t->load);
-    F8_REQUIRE(t->ids && t->targets && t->load, ENOMEM, "train: no memory for batches of %zu tokens", tokens);
+    const f8_device *device = t->context->device;
+    size_t tokens = (size_t)(t->num_micro_batches * t->options.micro_batch * t->options.sequence_length);
+    size_t token_bytes = 2 * tokens * sizeof *t->tokens, figures_bytes = f8_step_figures_bytes(t);
+    t->tokens = malloc(token_bytes);
+    t->last_step = calloc(1, figures_bytes);
+    F8_REQUIRE(t->tokens && t->last_step, ENOMEM, "train: no memory for batches of %zu tokens", tokens);
+    F8_TRY(device->alloc(token_bytes, (void **)&t->device_tokens));
+    F8_TRY(device->alloc(figures_bytes, (void **)&t->figures));
+    for (int64_t layer = 0; layer < t->model->config.num_layers; layer++)
+        if (t->model->moe[layer]) f8_moe_collect(t->model->moe[layer], f8_step_layer(t, t->figures, layer));
     return FP8FLOW_OK;
 }
 
@@ -73,14 +78,14 @@ static fp8flow_status build(fp8flow_trainer *t, const fp8flow_train_options *o, 
                                  .sequence_length = o->sequence_length,
                                  .purpose = F8_FOR_TRAINING };
     F8_TRY_GOTO(status, f8_model_create(t->context, t->comm, config, &options, &t->model));
-    F8_TRY_GOTO(status, allocate(t, config));
+    F8_TRY_GOTO(status, allocate(t));
     if (checkpoint) {
         F8_TRY_GOTO(status, check_resume(t, &state, checkpoint));
         F8_TRY_GOTO(status, f8_checkpoint_load(checkpoint, &state, t->model));
         t->step = t->first_step = state.step;
         t->optimizer_step = state.optimizer_step;
     } else {
-        f8_parameter_init(t->model->table, config, o->seed, t->model->master);
+        F8_TRY_GOTO(status, f8_model_init_masters(t->model, o->seed));
     }
     status = f8_model_publish_from_master(t->model);
 fail:
@@ -97,7 +102,8 @@ fp8flow_status fp8flow_trainer_create(fp8flow_context *context, fp8flow_comm *co
                                       const fp8flow_train_options *options, fp8flow_trainer **trainer)
 {
     F8_REQUIRE(context && comm && options && trainer, EINVAL, "trainer_create: NULL argument");
-    F8_REQUIRE(f8_on_host(context), ENOSYS, "trainer_create: training runs on the CPU, the context is %s",
+    F8_REQUIRE(f8_on_host(context) || fp8flow_comm_size(comm) == 1, ENOSYS,
+               "trainer_create: %d ranks: training on %s runs on one rank", fp8flow_comm_size(comm),
                context->device->name);
     F8_TRY(f8_train_options_check(options, fp8flow_comm_size(comm)));
     char *checkpoint = NULL;
@@ -114,6 +120,7 @@ fp8flow_status fp8flow_trainer_create(fp8flow_context *context, fp8flow_comm *co
     t->options.data = NULL;
     t->options.output = t->output = copy_string(options->output);
     t->options.recipe = t->recipe = copy_string(options->recipe);
+    t->tokens_step = -1;
     t->num_micro_batches = options->batch / (options->micro_batch * fp8flow_comm_size(comm));
     fp8flow_status status = (options->output && !t->output) || !t->recipe
                                 ? F8_FAIL(ENOMEM, "train: no memory for the options")
@@ -134,9 +141,10 @@ void fp8flow_trainer_destroy(fp8flow_trainer *t)
     f8_data_close(t->data);
     f8_buffer_free(&t->config_text);
     f8_buffer_free(&t->ignored_keys);
-    free(t->ids);
-    free(t->targets);
-    free(t->load);
+    t->context->device->free(t->device_tokens);
+    t->context->device->free(t->figures);
+    free(t->tokens);
+    free(t->last_step);
     free(t->output);
     free(t->recipe);
     free(t);
@@ -188,7 +196,7 @@ fp8flow_status fp8flow_trainer_get_load(const fp8flow_trainer *t, int64_t layer,
     int64_t at = moe_layer_at(t, layer), num_experts = t->model->config.router.num_experts;
     F8_REQUIRE(at >= 0, EINVAL, "trainer_get_load: MoE layer %lld of %lld", (long long)layer,
                (long long)t->model->num_moe_layers);
-    memcpy(counts, t->load + at * num_experts, (size_t)num_experts * sizeof *counts);
+    memcpy(counts, f8_step_layer(t, t->last_step, at)->load, (size_t)num_experts * sizeof *counts);
     return FP8FLOW_OK;
 }
 

@@ -1,4 +1,9 @@
-/* trainer.h - the inside of a trainer: model, data, optimiser state, figures of the last step. */
+/* trainer.h - the inside of a trainer: model, data, optimiser state, figures of the last step.
+ *
+ * Everything that operators touch is memory of the context's device. A step waits for the device once, at its end, when
+ * the tokens of the next step go there and the figures of this one come back; the program reads the next tokens from
+ * the data while the device works.
+ */
 #ifndef F8_TRAIN_TRAINER_H
 #define F8_TRAIN_TRAINER_H
 
@@ -7,6 +12,14 @@
 #include "train/data.h"
 
 enum { F8_MAX_NONFINITE = 64, F8_NONFINITE_BYTES = 160 };
+
+/* What a step counts and sums on the device: one block, cleared at the start of a step, copied once at its end. */
+typedef struct {
+    double square_sums[2]; /* of the gradients: the replicated ones, the experts of all ranks */
+    double norm;
+    float scale, reserved; /* of the gradients: clipping; NaN: the norm is not finite */
+    double loss_sum[];     /* [micro-batches]; behind them f8_moe_figures of each layer */
+} f8_step_figures;
 
 struct fp8flow_trainer {
     fp8flow_context *context;
@@ -19,8 +32,9 @@ struct fp8flow_trainer {
     f8_data *data;
     int64_t step, first_step, optimizer_step; /* optimizer_step: updates made (a non-finite gradient skips one) */
     int64_t num_micro_batches;
-    int32_t *ids, *targets; /* [micro_batch, S] */
-    int64_t *load;          /* [layers, E] of the last step, all ranks */
+    int32_t *tokens, *device_tokens; /* [micro-batches][ids, targets][micro_batch, S]; the program's, the device's */
+    int64_t tokens_step;             /* whose training tokens the device has; -1: none */
+    f8_step_figures *figures, *last_step; /* the device's; the program's copy */
     int num_nonfinite;
     char nonfinite[F8_MAX_NONFINITE][F8_NONFINITE_BYTES];
     fp8flow_observer *observer;
@@ -33,6 +47,17 @@ fp8flow_status f8_train_options_check(const fp8flow_train_options *options, int3
 
 /* Learning rate of step 1 .. steps: linear warm-up, then cosine. */
 double f8_learning_rate(const fp8flow_train_options *options, int64_t step);
+
+/* figures.c: the figures of a step. Sizes are those of the trainer's model and options. */
+size_t f8_step_figures_bytes(const fp8flow_trainer *trainer);
+f8_moe_figures *f8_step_layer(const fp8flow_trainer *trainer, f8_step_figures *figures, int64_t layer);
+
+/* From last_step and the layers' reports: everything but gradient_norm, times and schedule; places of values that are
+ * not finite. Sums over ranks. Collective. */
+fp8flow_status f8_step_measure(fp8flow_trainer *trainer, fp8flow_step_metrics *metrics);
+
+/* Which gradients hold the non-finite values that the norm has shown. */
+fp8flow_status f8_step_note_gradients(fp8flow_trainer *trainer);
 
 /* checkpoint.c: a checkpoint folder. */
 #define F8_CHECKPOINT_FORMAT 1
