@@ -14,7 +14,7 @@ typedef enum {
     F8_GEMM_ANY,       /* every format, shape, stride and alignment; FP32 arithmetic, no tensor cores */
     F8_GEMM_FP8_ROWS,  /* FPROP, DGRAD of FP8 operands */
     F8_GEMM_FP8_WGRAD, /* WGRAD of FP8 operands */
-    F8_GEMM_FP8_TILES, /* WGRAD of TILE128 operands with more than a few rows per expert */
+    F8_GEMM_FP8_TILES, /* WGRAD of TILE128 operands, whole groups of 32 columns of c */
     F8_GEMM_BF16       /* all products of BF16 operands */
 } f8_gemm_kernel;
 
