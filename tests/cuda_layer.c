@@ -134,7 +134,7 @@ static moe_case large_case(void)
 static fp8flow_context *cpu_context(void)
 {
     static fp8flow_context *context;
-    fp8flow_context_options options = { .backend = FP8FLOW_REFERENCE, .num_threads = 1 };
+    fp8flow_context_options options = { .backend = FP8FLOW_CPU };
     if (!context) assert_ok(fp8flow_context_create(&options, &context));
     return context;
 }

@@ -130,18 +130,19 @@ static f8_gemm_kernel kernel_of(const f8_gemm_desc *d)
     return d->product == FP8FLOW_WGRAD ? F8_GEMM_FP8_WGRAD : F8_GEMM_FP8_ROWS;
 }
 
-/* With few rows c's way through memory binds, and one half of a multiprocessor writes while the other multiplies. With
- * more: TILE128 has one scale per step and block, so that the tiles are those of FP8_ROWS; TENSOR has none until the
+/* TILE128 has one scale per step and block: the tiles are those of FP8_ROWS, all of a tile of c lies in shared memory
+ * beside three stages; its copies take whole groups of 32 columns. The others: with few rows c's way through memory
+ * binds, and one half of a multiprocessor writes while the other multiplies; with more, TENSOR has no scales until the
  * end, and three warpgroups, so that two multiply while one adds up; the factors of COL128 need registers. */
 static f8_gemm_config wgrad_config(const f8_gemm_desc *d)
 {
-    const int64_t few_rows = 512;
-    if (d->rows / d->experts < few_rows) return (f8_gemm_config){ F8_GEMM_FP8_WGRAD, 128, 128, 128, 3, 1, 16, 1 };
-    switch (d->scaling) {
-    case FP8FLOW_TENSOR: return (f8_gemm_config){ F8_GEMM_FP8_WGRAD, 192, 128, 128, 5, 1, 10, 1 };
-    case FP8FLOW_COL128: return (f8_gemm_config){ F8_GEMM_FP8_WGRAD, 256, 128, 128, 4, 1, 8, 1 };
-    default: return (f8_gemm_config){ F8_GEMM_FP8_TILES, 128, 192, 128, 4, 1, 16, 1 };
-    }
+    const int64_t few_rows = 512, group = 32;
+    if (d->scaling == FP8FLOW_TILE128 && d->inner % group == 0)
+        return (f8_gemm_config){ F8_GEMM_FP8_TILES, 128, 192, 128, 3, 1, 16, 1 };
+    if (d->scaling == FP8FLOW_TILE128 || d->rows / d->experts < few_rows)
+        return (f8_gemm_config){ F8_GEMM_FP8_WGRAD, 128, 128, 128, 3, 1, 16, 1 };
+    if (d->scaling == FP8FLOW_TENSOR) return (f8_gemm_config){ F8_GEMM_FP8_WGRAD, 192, 128, 128, 5, 1, 10, 1 };
+    return (f8_gemm_config){ F8_GEMM_FP8_WGRAD, 256, 128, 128, 4, 1, 8, 1 };
 }
 
 f8_gemm_config f8_gemm_configure(const f8_gemm_desc *desc)

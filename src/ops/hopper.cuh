@@ -40,10 +40,14 @@ __device__ static inline void f8_barrier_arrive(uint64_t *barrier)
     f8_barrier_arrive(f8_smem(barrier));
 }
 
+__device__ static inline void f8_barrier_expect(uint32_t barrier, uint32_t bytes)
+{
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+
 __device__ static inline void f8_barrier_expect(uint64_t *barrier, uint32_t bytes)
 {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(f8_smem(barrier)), "r"(bytes)
-                 : "memory");
+    f8_barrier_expect(f8_smem(barrier), bytes);
 }
 
 __device__ static inline void f8_barrier_wait(uint32_t barrier, uint32_t phase)
@@ -242,6 +246,25 @@ __device__ static inline void f8_copy_box(void *to, const CUtensorMap *map, uint
     asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
                  "[%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(f8_smem(to)),
                  "l"(map), "r"(f8_smem(barrier)), "r"(x), "r"(y), "r"(z), "l"(policy)
+                 : "memory");
+}
+
+/* The same of a 4-D map and from an address; and the way back. */
+__device__ static inline void f8_copy_box(uint32_t to, const CUtensorMap *map, uint32_t barrier, int x, int y, int z,
+                                          int w, uint64_t policy)
+{
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+                 "[%0], [%1, {%3, %4, %5, %6}], [%2], %7;" ::"r"(to),
+                 "l"(map), "r"(barrier), "r"(x), "r"(y), "r"(z), "r"(w), "l"(policy)
+                 : "memory");
+}
+
+__device__ static inline void f8_store_box(const CUtensorMap *map, uint32_t from, int x, int y, int z, int w,
+                                           uint64_t policy)
+{
+    asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.bulk_group.L2::cache_hint "
+                 "[%0, {%2, %3, %4, %5}], [%1], %6;" ::"l"(map),
+                 "r"(from), "r"(x), "r"(y), "r"(z), "r"(w), "l"(policy)
                  : "memory");
 }
 
