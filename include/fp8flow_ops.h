@@ -401,7 +401,7 @@ FP8FLOW_API fp8flow_status fp8flow_router(fp8flow_context *c, const fp8flow_rout
 /* router_sum: load of this rank from that of its Q sequences.
  *   counts      [Q, E]  int32     score_sums        [Q, E]  F32, as router writes them          in
  *   total_counts  [E]   int64     total_score_sums    [E]   F32: sums over q ascending          out
- * Exactness E; a NaN sum is 0x7FC00000.  Errors EINVAL.  Source none needed. */
+ * Exactness E; a NaN sum is 0x7FC00000.  Errors EINVAL, ESHAPE.  Source none needed. */
 typedef struct {
     int64_t num_sequences, num_experts; /* Q, E */
     const int32_t *counts;
@@ -660,10 +660,11 @@ typedef struct {
 FP8FLOW_API fp8flow_status fp8flow_sum(fp8flow_context *c, const fp8flow_sum_args *a);
 
 /* clip: the norm of a gradient that lies in n parts, and the factor that brings it down to `limit`.
- *   square_sums  [n]  F64: sums of squares of the parts; n <= 4096                             in
- *   norm         [1]  F64: square root of their sum, in ascending order                        out
- *   scale        [1]  F32: RNE(limit / norm) where norm > limit > 0, else 1; NaN (0x7FC00000) where norm is not
- *                     finite: adamw then changes nothing                                       out
+ *   square_sums  [n]  F64: sums of squares of the parts                                       in
+ *   norm         [1]  F64: square root of their sum, added to 0 in ascending order          out
+ *   scale        [1]  F32: RNE(limit / norm) where norm > limit > 0, else 1; NaN where norm is not finite: adamw
+ *                     then changes nothing                                                     out
+ * A NaN output is 0x7FC00000 or 0x7FF8000000000000.
  * Exactness E.  Errors EINVAL.  Source Pascanu et al. 2013. */
 typedef struct {
     int64_t count; /* n */

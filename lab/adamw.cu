@@ -7,6 +7,7 @@
 struct lab_state {
     int64_t rows, cols, group_rows, count;
     adamw_arrays start, now, expected; /* start: what every check begins with */
+    float *grad_scale;
     fp8flow_tensor codes, columns, expected_codes, expected_columns;
     fp8flow_adamw_args args;
     int *differences;
@@ -85,6 +86,7 @@ static void free_state(lab_state *s)
     }
     cudaFree((void *)s->now.grad);
     cudaFree(s->differences);
+    cudaFree(s->grad_scale);
 }
 
 static void restart(const lab_state &s, const adamw_arrays &p)
@@ -103,13 +105,14 @@ static void make_state(lab_state *s, int64_t rows, int64_t cols, int64_t group_r
     s->now = lab_arrays(s->count, grad);
     s->expected = lab_arrays(s->count, grad);
     s->differences = lab_alloc<int>(1);
+    s->grad_scale = lab_upload(std::vector<float>{ 0.7f });
     start_kernel<<<f8_grid(s->count, 256), 256>>>(s->start, grad, s->count);
     s->codes = lab_form(*s, FP8FLOW_ROWS);
     s->columns = lab_form(*s, FP8FLOW_COLUMNS);
     s->expected_codes = lab_form(*s, FP8FLOW_ROWS);
     s->expected_columns = lab_form(*s, FP8FLOW_COLUMNS);
     s->args = { s->count, s->now.master, s->now.m, s->now.v, grad, s->now.weight, &s->codes, &s->columns, 1e-3f, 0.9f,
-                0.95f, 1e-8f, 0.1f, 0.7f, 10 };
+                0.95f, 1e-8f, 0.1f, s->grad_scale, 10 };
     restart(*s, s->expected);
     adamw_element_kernel<<<f8_grid(s->count, FLAT_THREADS), FLAT_THREADS>>>(s->expected, factors_of(&s->args), 0,
                                                                             s->count);

@@ -307,49 +307,48 @@ static void run_embedding()
 
 /* ---- Cross entropy ---- */
 
-template <fp8flow_dtype dtype>
-static void check_entropy(const char *version, entropy_cu::entropy_call call, int ranks, const void *logits)
+template <fp8flow_dtype from, fp8flow_dtype to>
+static void check_entropy(const char *version, entropy_cu::entropy_call call, int ranks)
 {
-    using element = typename entropy_cu::format<dtype>::element;
+    using element = typename entropy_cu::format<to>::element;
     const int64_t rows = 300, count = rows * call.vocabulary;
     element *plain = lab_alloc<element>(count);
     float *loss = lab_alloc<float>(rows);
-    LAB_TRY(cudaMemcpy(call.logits, logits, count * sizeof *plain, cudaMemcpyDeviceToDevice));
-    LAB_TRY(cudaMemcpy(plain, logits, count * sizeof *plain, cudaMemcpyDeviceToDevice));
     call.num_tokens = rows;
     entropy_cu::entropy_call plain_call = call;
-    plain_call.logits = plain;
+    plain_call.gradient = plain;
     plain_call.loss = loss;
-    entropy_cu::cross_entropy_plain_kernel<dtype><<<(unsigned)rows, entropy_cu::PLAIN_THREADS>>>(plain_call);
-    int64_t pieces = call.vocabulary / entropy_cu::format<dtype>::COUNT;
-    require(entropy_cu::launch_staged<dtype>(call, pieces, ranks, 0), version);
-    float relative = dtype == FP8FLOW_BF16 ? 0x1p-7f : 0x1p-18f;
-    check(version, (const element *)call.logits, (const element *)plain, count, make_float2(relative, 1e-12f));
+    entropy_cu::cross_entropy_plain_kernel<from, to><<<(unsigned)rows, entropy_cu::PLAIN_THREADS>>>(plain_call);
+    int64_t pieces = call.vocabulary / entropy_cu::format<from>::COUNT;
+    require(entropy_cu::launch_staged<from, to>(call, pieces, ranks, 0), version);
+    float relative = to == FP8FLOW_BF16 ? 0x1p-7f : 0x1p-18f;
+    check(version, (const element *)call.gradient, (const element *)plain, count, make_float2(relative, 1e-12f));
     check(version, (const float *)call.loss, (const float *)loss, rows, make_float2(0x1p-18f, 0x1p-18f));
     cudaFree(plain);
     cudaFree(loss);
 }
 
-template <fp8flow_dtype dtype>
-static void time_entropy(const char *version, const entropy_cu::entropy_call &call, int ranks, const void *logits)
+/* ranks: blocks of a row; 0: the plain kernel. */
+template <fp8flow_dtype from, fp8flow_dtype to>
+static void time_entropy(const char *version, const entropy_cu::entropy_call &call, int ranks)
 {
-    const int64_t per_piece = entropy_cu::format<dtype>::COUNT;
-    const int64_t count = call.num_tokens * call.vocabulary, pieces = call.vocabulary / per_piece;
-    const double element_bytes = 16.0 / per_piece;
-    if (ranks) check_entropy<dtype>(version, call, ranks, logits);
-    LAB_TRY(cudaMemcpy(call.logits, logits, (size_t)(count * element_bytes), cudaMemcpyDeviceToDevice));
+    const double count = (double)(call.num_tokens * call.vocabulary);
+    const int64_t pieces = call.vocabulary / entropy_cu::format<from>::COUNT;
+    const int64_t read = 16 / entropy_cu::format<from>::COUNT, written = 16 / entropy_cu::format<to>::COUNT;
+    if (ranks) check_entropy<from, to>(version, call, ranks);
     auto run = [&](cudaStream_t s) {
-        if (ranks) require(entropy_cu::launch_staged<dtype>(call, pieces, ranks, s), version);
+        if (ranks) require(entropy_cu::launch_staged<from, to>(call, pieces, ranks, s), version);
         else
-            entropy_cu::cross_entropy_plain_kernel<dtype>
+            entropy_cu::cross_entropy_plain_kernel<from, to>
                 <<<(unsigned)call.num_tokens, entropy_cu::PLAIN_THREADS, 0, s>>>(call);
     };
     double time = lab_time(run, 7);
-    lab_report(version, "8192 x 102400", 2 * element_bytes * count, time);
+    lab_report(version, "8192 x 102400", (double)(read + written) * count, time);
 }
 
 static void run_entropy()
 {
+    const fp8flow_dtype bf16 = FP8FLOW_BF16, f32 = FP8FLOW_F32;
     const int64_t rows = 8192, vocabulary = 102400, count = rows * vocabulary;
     uint16_t *narrow = lab_normal_bf16(rows, vocabulary, 1, 7), *work = lab_alloc<uint16_t>(count * 2);
     float *wide = lab_alloc<float>(count), *loss = lab_alloc<float>(rows);
@@ -357,17 +356,22 @@ static void run_entropy()
     std::vector<int32_t> targets(rows);
     for (int64_t t = 0; t < rows; t++) targets[t] = t % 50 == 49 ? -1 : (int32_t)(t * 7919 % vocabulary);
     int32_t *target = lab_upload(targets);
-    entropy_cu::entropy_call call = { work, target, loss, vocabulary, rows, vocabulary, 1.0f / 8192 };
+    entropy_cu::entropy_call call = { narrow,     work, target,     loss,         vocabulary,
+                                      vocabulary, rows, vocabulary, 1.0f / 8192 };
     /* predict 80 %: one read, one write; a third of a row's time is arithmetic that other blocks must hide. */
-    time_entropy<FP8FLOW_BF16>("cross_entropy bf16, block per row (library)", call, 1, narrow);
+    time_entropy<bf16, bf16>("cross_entropy bf16, block per row (library)", call, 1);
     /* predict 78 %: half the row per block, a cluster barrier more often. */
-    time_entropy<FP8FLOW_BF16>("cross_entropy bf16, 2 blocks per row", call, 2, narrow);
+    time_entropy<bf16, bf16>("cross_entropy bf16, 2 blocks per row", call, 2);
     /* predict 45 %: two reads of two bytes at a time. */
-    time_entropy<FP8FLOW_BF16>("cross_entropy bf16, plain", call, 0, narrow);
-    /* predict 82 %: twice the bytes for 1.3 times the arithmetic. */
-    time_entropy<FP8FLOW_F32>("cross_entropy f32, 2 blocks per row (library)", call, 2, wide);
-    time_entropy<FP8FLOW_F32>("cross_entropy f32, 4 blocks per row", call, 4, wide);
-    time_entropy<FP8FLOW_F32>("cross_entropy f32, plain", call, 0, wide);
+    time_entropy<bf16, bf16>("cross_entropy bf16, plain", call, 0);
+    call.logits = wide;
+    /* predict 80 %: the loads of FP32 with the arithmetic of BF16; the writes are half as long. */
+    time_entropy<f32, bf16>("cross_entropy f32 to bf16, 2 blocks per row (library)", call, 2);
+    /* predict 76 %: two blocks of a row more to wait for. */
+    time_entropy<f32, bf16>("cross_entropy f32 to bf16, 4 blocks per row", call, 4);
+    time_entropy<f32, bf16>("cross_entropy f32 to bf16, plain", call, 0);
+    /* predict 82 %: twice the bytes of BF16 for 1.3 times the arithmetic. */
+    time_entropy<f32, f32>("cross_entropy f32, 2 blocks per row (library)", call, 2);
     for (void *memory : { (void *)narrow, (void *)work, (void *)wide, (void *)loss, (void *)target })
         cudaFree(memory);
 }

@@ -31,17 +31,20 @@ static void fill_scaled(fp8flow_tensor *t, uint64_t seed, float factor)
             ((uint16_t *)t->data)[r * t->stride + c] = f8_bf16_encode(factor * test_value(DATA_NORMAL, seed, r, c));
 }
 
+/* Where the slices begin: nothing is aligned, or all to 16 bytes where the head size allows it. */
+enum { UNALIGNED = 1, ALIGNED = 8 };
+
 /* `sharpness` scales the queries: large values give nearly one-hot probabilities. */
-static problem make_problem(shape s, float sharpness)
+static problem make_problem_at(int64_t first_col, shape s, float sharpness)
 {
     problem p = { .s = s, .scale = 1.0f / sqrtf((float)s.head_dim) };
     int64_t q_cols = s.num_heads * s.head_dim, kv_cols = s.num_kv_heads * s.head_dim;
     int64_t q_rows = s.batch * s.queries, k_rows = s.batch * s.keys;
-    p.fused = make_tensor(bf16_rows, k_rows, q_cols + 2 * kv_cols + 3, 0, 0);
-    p.q = slice(&p.fused, 1, q_cols);
+    p.fused = make_tensor(bf16_rows, k_rows, q_cols + 2 * kv_cols + 3 * first_col, 0, 0);
+    p.q = slice(&p.fused, first_col, q_cols);
     p.q.rows = q_rows;
-    p.k = slice(&p.fused, 1 + q_cols, kv_cols);
-    p.v = slice(&p.fused, 1 + q_cols + kv_cols, kv_cols);
+    p.k = slice(&p.fused, first_col + q_cols, kv_cols);
+    p.v = slice(&p.fused, first_col + q_cols + kv_cols, kv_cols);
     p.o = make_tensor(bf16_rows, q_rows, q_cols, 0, 0);
     p.grad_o = make_tensor(bf16_rows, q_rows, q_cols, 0, 0);
     p.grad_q = make_tensor(bf16_rows, q_rows, q_cols, 0, 0);
@@ -53,6 +56,11 @@ static problem make_problem(shape s, float sharpness)
     fill_scaled(&p.v, 3, 1.0f);
     fill_scaled(&p.grad_o, 4, 1.0f);
     return p;
+}
+
+static problem make_problem(shape s, float sharpness)
+{
+    return make_problem_at(UNALIGNED, s, sharpness);
 }
 
 static void free_problem(problem *p)
@@ -259,9 +267,9 @@ static const shape square_shapes[] = {
 enum { NUM_SQUARE = sizeof square_shapes / sizeof square_shapes[0] };
 
 /* Nearly one-hot rows have tiny true gradients; the rounding of o to BF16 is larger than they are. */
-static void check_square(fp8flow_context *context, shape s, float sharpness)
+static void check_square(fp8flow_context *context, int64_t first_col, shape s, float sharpness)
 {
-    problem p = make_problem(s, sharpness);
+    problem p = make_problem_at(first_col, s, sharpness);
     assert_ok(forward(context, &p));
     assert_forward_is_near(&p);
     assert_ok(backward(context, &p));
@@ -275,8 +283,36 @@ static void test_outputs_and_gradients_stay_within_bound(void **state)
     (void)state;
     fp8flow_context *context = make_context(FP8FLOW_CPU, 2);
     for (int i = 0; i < NUM_SQUARE; i++) {
-        check_square(context, square_shapes[i], 1.0f);
-        check_square(context, square_shapes[i], 6.0f);
+        check_square(context, UNALIGNED, square_shapes[i], 1.0f);
+        check_square(context, UNALIGNED, square_shapes[i], 6.0f);
+    }
+    fp8flow_context_destroy(context);
+}
+
+/* What the tensor core kernels take: blocks of 128 queries, 64 and 128 keys, and ends inside of them. */
+static void test_aligned_vectors_stay_within_bound(void **state)
+{
+    (void)state;
+    static const shape squares[] = {
+        { 2, 4, 2, 64, 200, 200 },  { 1, 2, 1, 128, 300, 300 }, { 2, 2, 2, 32, 129, 129 },
+        { 1, 4, 2, 96, 70, 70 },    { 3, 2, 1, 128, 64, 64 },   { 1, 1, 1, 64, 1, 1 },
+        { 1, 8, 2, 128, 257, 257 }, { 1, 2, 2, 64, 600, 600 },  { 1, 3, 1, 128, 128, 128 },
+    };
+    static const shape others[] = { { 2, 4, 2, 64, 1, 300 },
+                                    { 1, 2, 1, 128, 7, 260 },
+                                    { 2, 2, 2, 96, 150, 151 },
+                                    { 1, 1, 1, 32, 130, 1000 },
+                                    { 1, 4, 1, 128, 129, 200 } };
+    fp8flow_context *context = make_context(FP8FLOW_CPU, 2);
+    for (size_t i = 0; i < sizeof squares / sizeof squares[0]; i++) {
+        check_square(context, ALIGNED, squares[i], 1.0f);
+        check_square(context, ALIGNED, squares[i], 6.0f);
+    }
+    for (size_t i = 0; i < sizeof others / sizeof others[0]; i++) {
+        problem p = make_problem_at(ALIGNED, others[i], 2.0f);
+        assert_ok(forward(context, &p));
+        assert_forward_is_near(&p);
+        free_problem(&p);
     }
     fp8flow_context_destroy(context);
 }
@@ -286,7 +322,7 @@ static void test_reference_stays_within_bound(void **state)
     (void)state;
     static const shape shapes[] = { { 1, 1, 1, 8, 1, 1 }, { 2, 4, 2, 24, 40, 40 }, { 1, 4, 1, 13, 30, 30 } };
     fp8flow_context *context = make_context(FP8FLOW_REFERENCE, 1);
-    for (int i = 0; i < 3; i++) check_square(context, shapes[i], 2.0f);
+    for (int i = 0; i < 3; i++) check_square(context, UNALIGNED, shapes[i], 2.0f);
     fp8flow_context_destroy(context);
 }
 
@@ -428,15 +464,14 @@ static void test_strided_views_equal_dense_tensors(void **state)
     fp8flow_context_destroy(context);
 }
 
-static void test_future_tokens_do_not_change_a_bit(void **state)
+static void check_future(int64_t first_col)
 {
-    (void)state;
     static const int64_t cuts[] = { 1, 100, 128, 255, 256, 290 };
     fp8flow_context *context = make_context(FP8FLOW_CPU, 2);
-    problem before = make_problem((shape){ 1, 4, 2, 32, 300, 300 }, 1.0f);
+    problem before = make_problem_at(first_col, (shape){ 1, 4, 2, 32, 300, 300 }, 1.0f);
     assert_ok(forward(context, &before));
     for (size_t i = 0; i < sizeof cuts / sizeof cuts[0]; i++) {
-        problem after = make_problem(before.s, 1.0f);
+        problem after = make_problem_at(first_col, before.s, 1.0f);
         for (int64_t r = cuts[i]; r < 300; r++)
             for (int64_t c = 0; c < after.fused.cols; c++)
                 ((uint16_t *)after.fused.data)[r * after.fused.stride + c] = f8_bf16_encode(-100.0f);
@@ -449,12 +484,18 @@ static void test_future_tokens_do_not_change_a_bit(void **state)
     fp8flow_context_destroy(context);
 }
 
-static void test_sequences_do_not_see_each_other(void **state)
+static void test_future_tokens_do_not_change_a_bit(void **state)
 {
     (void)state;
+    check_future(UNALIGNED);
+    check_future(ALIGNED);
+}
+
+static void check_sequences(int64_t first_col)
+{
     fp8flow_context *context = make_context(FP8FLOW_CPU, 2);
-    problem one = make_problem((shape){ 1, 4, 2, 32, 150, 150 }, 1.0f),
-            two = make_problem((shape){ 2, 4, 2, 32, 150, 150 }, 1.0f);
+    problem one = make_problem_at(first_col, (shape){ 1, 4, 2, 32, 150, 150 }, 1.0f),
+            two = make_problem_at(first_col, (shape){ 2, 4, 2, 32, 150, 150 }, 1.0f);
     size_t half = (size_t)(150 * two.fused.stride) * 2;
     memset((char *)two.fused.data + half, 0xFF, half); /* NaN */
     assert_ok(forward(context, &one));
@@ -468,6 +509,13 @@ static void test_sequences_do_not_see_each_other(void **state)
     free_problem(&one);
     free_problem(&two);
     fp8flow_context_destroy(context);
+}
+
+static void test_sequences_do_not_see_each_other(void **state)
+{
+    (void)state;
+    check_sequences(UNALIGNED);
+    check_sequences(ALIGNED);
 }
 
 /* ---- Errors ---- */
@@ -517,6 +565,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_outputs_and_gradients_stay_within_bound),
+        cmocka_unit_test(test_aligned_vectors_stay_within_bound),
         cmocka_unit_test(test_reference_stays_within_bound),
         cmocka_unit_test(test_oracle_gradients_match_finite_differences),
         cmocka_unit_test(test_fewer_queries_than_keys_are_the_last_rows),

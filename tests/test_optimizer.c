@@ -1,4 +1,4 @@
-/* test_optimizer.c - adamw and square_sum: FP64 bounds, the same bits for any number of threads and any cut. */
+/* test_optimizer.c - adamw: FP64 bounds, the same bits for any number of threads and any cut, steps that are skipped. */
 #include "support.h"
 
 enum { NUM_CONTEXTS = 4 };
@@ -7,53 +7,6 @@ enum { NUM_CONTEXTS = 4 };
 static fp8flow_context *make_numbered_context(int i)
 {
     return make_context(i == 0 ? FP8FLOW_REFERENCE : FP8FLOW_CPU, i == 0 ? 1 : i);
-}
-
-/* ---- square_sum ---- */
-
-static void test_square_sum_is_within_its_bound(void **state)
-{
-    (void)state;
-    static const int64_t counts[] = { 0, 1, 7, 8, 4095, 4096, 4097, 12288, 300001 };
-    for (size_t s = 0; s < sizeof counts / sizeof counts[0]; s++) {
-        int64_t count = counts[s];
-        float *x = poisoned(count * 4);
-        long double expected = 0.0L; /* 64 bits of mantissa: the judge of FP64 sums */
-        for (int64_t i = 0; i < count; i++) {
-            x[i] = test_value(DATA_OUTLIERS, 1, i / 100, i % 100);
-            expected += (long double)x[i] * (long double)x[i];
-        }
-        double sum[NUM_CONTEXTS], bound = (double)expected * (4096.0 + (double)count / 4096.0) * 0x1p-53;
-        for (int i = 0; i < NUM_CONTEXTS; i++) {
-            fp8flow_context *c = make_numbered_context(i);
-            fp8flow_square_sum_args args = { count, x, &sum[i] };
-            assert_ok(fp8flow_square_sum(c, &args));
-            assert_true(fabs((double)(sum[i] - expected)) <= bound);
-            if (i > 1) assert_memory_equal(&sum[1], &sum[i], sizeof sum[1]);
-            fp8flow_context_destroy(c);
-        }
-        free(x);
-    }
-}
-
-static void test_square_sum_shows_every_bad_value(void **state)
-{
-    (void)state;
-    float x[5000] = { 0 };
-    for (int i = 0; i < 2; i++)
-        for (int at = 0; at < 5000; at += 1249) {
-            fp8flow_context *c = make_numbered_context(i);
-            double sum = 0.0;
-            fp8flow_square_sum_args args = { 5000, x, &sum };
-            x[at] = NAN;
-            assert_ok(fp8flow_square_sum(c, &args));
-            assert_true(sum != sum);
-            x[at] = 3e38f; /* its square is beyond FP32 */
-            assert_ok(fp8flow_square_sum(c, &args));
-            assert_true(sum == (double)3e38f * (double)3e38f);
-            x[at] = 0.0f;
-            fp8flow_context_destroy(c);
-        }
 }
 
 /* ---- adamw ---- */
@@ -334,6 +287,69 @@ static void test_adamw_forms_equal_quantize(void **state)
                 check_forms(&cases[i], context, variants[v]);
 }
 
+/* NaN skips the step: not one byte changes, of the forms neither. */
+static void test_adamw_with_a_nan_scale_writes_nothing(void **state)
+{
+    (void)state;
+    static const form_case shape = { 131, 36, 0, 0, FP8FLOW_E4M3 };
+    static const uint32_t nans[] = { 0x7FC00000u, 0xFFC00000u, 0x7F800001u, 0xFFFFFFFFu };
+    for (int context = 0; context < NUM_CONTEXTS; context++)
+        for (int n = 0; n < 8; n++) {
+            fp8flow_context *c = make_numbered_context(context);
+            state_arrays now = make_arrays(131 * 36), before = make_arrays(131 * 36);
+            fill_gradient(&now, 3);
+            fp8flow_tensor rows = make_form(&shape, FP8FLOW_ROWS), columns = make_form(&shape, FP8FLOW_COLUMNS);
+            fp8flow_tensor rows2 = make_form(&shape, FP8FLOW_ROWS), columns2 = make_form(&shape, FP8FLOW_COLUMNS);
+            float scale = f8_from_bits(nans[n % 4]);
+            fp8flow_adamw_args args = adamw_args(&now, 1);
+            args.grad_scale = &scale;
+            args.rows = n < 4 ? &rows : NULL;
+            args.columns = n < 4 ? &columns : NULL;
+            assert_ok(fp8flow_adamw(c, &args));
+            assert_same_arrays(&before, &now);
+            assert_same_tensor(&rows2, &rows, 0);
+            assert_same_tensor(&columns2, &columns, 0);
+            free_tensor(&rows);
+            free_tensor(&columns);
+            free_tensor(&rows2);
+            free_tensor(&columns2);
+            free_arrays(&now);
+            free_arrays(&before);
+            fp8flow_context_destroy(c);
+        }
+}
+
+/* No scale is a scale of 1; 0 and Inf are numbers like others: the second moment shows what came of them. */
+static void test_adamw_scales_that_are_no_nan_step(void **state)
+{
+    (void)state;
+    for (int context = 0; context < NUM_CONTEXTS; context++) {
+        fp8flow_context *c = make_numbered_context(context);
+        state_arrays none = make_arrays(1003), one = make_arrays(1003), zero = make_arrays(1003);
+        fill_gradient(&none, 3);
+        fill_gradient(&one, 3);
+        fill_gradient(&zero, 3);
+        const float scale[3] = { 1.0f, 0.0f, INFINITY };
+        fp8flow_adamw_args a = adamw_args(&none, 1), b = adamw_args(&one, 1), z = adamw_args(&zero, 1);
+        a.grad_scale = NULL;
+        b.grad_scale = &scale[0];
+        z.grad_scale = &scale[1];
+        assert_ok(fp8flow_adamw(c, &a));
+        assert_ok(fp8flow_adamw(c, &b));
+        assert_same_arrays(&none, &one);
+        assert_ok(fp8flow_adamw(c, &z));
+        for (int64_t i = 0; i < zero.count; i++) assert_true(zero.m[i] == 0.0f && zero.v[i] == 0.0f);
+        z.grad_scale = &scale[2];
+        assert_ok(fp8flow_adamw(c, &z));
+        for (int64_t i = 0; i < zero.count; i++)
+            assert_true(zero.grad[i] == 0.0f ? zero.v[i] != zero.v[i] : isinf(zero.v[i]));
+        free_arrays(&none);
+        free_arrays(&one);
+        free_arrays(&zero);
+        fp8flow_context_destroy(c);
+    }
+}
+
 static void test_adamw_bad_forms_are_named(void **state)
 {
     (void)state;
@@ -409,11 +425,6 @@ static void test_optimizer_bad_arguments_are_named(void **state)
     args = adamw_args(&arrays, 1);
     args.lr = INFINITY;
     assert_fails(fp8flow_adamw(c, &args), FP8FLOW_EINVAL, "lr is inf");
-    double sum;
-    fp8flow_square_sum_args square = { 3, NULL, &sum };
-    assert_fails(fp8flow_square_sum(c, &square), FP8FLOW_EINVAL, "x is NULL, count is 3");
-    square.sum = NULL;
-    assert_fails(fp8flow_square_sum(c, &square), FP8FLOW_EINVAL, "sum is NULL");
     free_arrays(&arrays);
     fp8flow_context_destroy(c);
 }
@@ -421,13 +432,13 @@ static void test_optimizer_bad_arguments_are_named(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_square_sum_is_within_its_bound),
-        cmocka_unit_test(test_square_sum_shows_every_bad_value),
         cmocka_unit_test(test_adamw_is_within_its_bound),
         cmocka_unit_test(test_adamw_is_the_same_for_any_threads_and_any_cut),
         cmocka_unit_test(test_adamw_weight_decay_is_decoupled),
         cmocka_unit_test(test_adamw_bias_corrections_keep_their_bits),
         cmocka_unit_test(test_adamw_forms_equal_quantize),
+        cmocka_unit_test(test_adamw_with_a_nan_scale_writes_nothing),
+        cmocka_unit_test(test_adamw_scales_that_are_no_nan_step),
         cmocka_unit_test(test_adamw_bad_forms_are_named),
         cmocka_unit_test(test_optimizer_bad_arguments_are_named),
     };

@@ -223,6 +223,68 @@ static void test_router_backward_is_the_same_for_any_number_of_threads(void **st
     for (int i = 0; i < 3; i++) free(result[i]);
 }
 
+/* Scores of very different size, a NaN, and counts near the end of their type. */
+static void test_router_sum_add_sequences_in_ascending_order(void **state)
+{
+    (void)state;
+    enum { SEQUENCES = 37, EXPERTS = 133 };
+    static int32_t counts[SEQUENCES * EXPERTS];
+    static float sums[SEQUENCES * EXPERTS];
+    for (int i = 0; i < SEQUENCES * EXPERTS; i++) {
+        counts[i] = i % 5 ? INT32_MAX - i : i;
+        sums[i] = test_value(DATA_HEAVY_TAILED, 1, i, 0);
+    }
+    sums[2 * EXPERTS + 7] = f8_from_bits(0xFFC12345u);
+    sums[8] = INFINITY;
+    sums[EXPERTS + 8] = -INFINITY;
+    sums[9] = INFINITY;
+    for (int64_t sequences = 0; sequences <= SEQUENCES; sequences += sequences ? 18 : 1)
+        for (int i = 0; i < 3; i++) {
+            fp8flow_context *c = make_context(i < 2 ? FP8FLOW_CPU : FP8FLOW_REFERENCE, i + 1);
+            int64_t got[EXPERTS], expected[EXPERTS];
+            float got_sums[EXPERTS], expected_sums[EXPERTS];
+            memset(got, 0xFF, sizeof got);
+            memset(got_sums, 0xFF, sizeof got_sums);
+            fp8flow_router_sum_args args = { sequences, EXPERTS, counts, sums, got, got_sums };
+            assert_ok(fp8flow_router_sum(c, &args));
+            for (int e = 0; e < EXPERTS; e++) {
+                expected[e] = 0;
+                expected_sums[e] = 0.0f;
+                for (int64_t q = 0; q < sequences; q++) {
+                    expected[e] += counts[q * EXPERTS + e];
+                    expected_sums[e] += sums[q * EXPERTS + e];
+                }
+                if (isnan(expected_sums[e])) expected_sums[e] = f8_from_bits(0x7FC00000u);
+            }
+            assert_memory_equal(got, expected, sizeof got);
+            assert_memory_equal(got_sums, expected_sums, sizeof got_sums);
+            fp8flow_context_destroy(c);
+        }
+}
+
+static void test_router_sum_bad_arguments_are_named(void **state)
+{
+    (void)state;
+    fp8flow_context *c = make_context(FP8FLOW_CPU, 1);
+    int32_t counts[2] = { 0 };
+    float sums[2] = { 0 }, total_sums[2];
+    int64_t totals[2];
+    const fp8flow_router_sum_args good = { 1, 2, counts, sums, totals, total_sums };
+    fp8flow_router_sum_args args = good;
+    args.num_sequences = -1;
+    assert_fails(fp8flow_router_sum(c, &args), FP8FLOW_ESHAPE, "-1 sequences, 2 experts");
+    args.num_sequences = INT64_MAX;
+    assert_fails(fp8flow_router_sum(c, &args), FP8FLOW_ESHAPE, "2 experts");
+    args = good;
+    args.counts = NULL;
+    assert_fails(fp8flow_router_sum(c, &args), FP8FLOW_EINVAL, "counts is NULL");
+    args = good;
+    args.total_score_sums = NULL;
+    assert_fails(fp8flow_router_sum(c, &args), FP8FLOW_EINVAL, "total_score_sums is NULL");
+    assert_ok(fp8flow_router_sum(c, &(fp8flow_router_sum_args){ 0 }));
+    fp8flow_context_destroy(c);
+}
+
 static void test_router_loss_equals_fp64_formula(void **state)
 {
     (void)state;
@@ -230,7 +292,8 @@ static void test_router_loss_equals_fp64_formula(void **state)
     for (int losses = 0; losses < 8; losses++) {
         batch b;
         make_batch(&b, c, make_config(8, 2, losses % 3, 0, losses), 1.0f);
-        double got[3] = { 0, 0, 0 }, aux = 0.0, sequence = 0.0, z = 0.0;
+        const double before[3] = { 0.0, 3.0, -2.0 };
+        double got[3] = { 0.0, 3.0, -2.0 }, aux = 0.0, sequence = 0.0, z = 0.0;
         fp8flow_router_loss_args args = { &b.config, NUM_TOKENS, b.counts, b.score_sums, b.log_sum_exp, &b.load, got };
         assert_ok(fp8flow_router_loss(c, &args));
         for (int e = 0; e < 8; e++) {
@@ -243,7 +306,8 @@ static void test_router_loss_equals_fp64_formula(void **state)
                                      (double)b.config.sequence_coef * sequence * 0.5, (double)b.config.z_coef * z };
         for (int i = 0; i < 3; i++) {
             assert_true((expected[i] != 0.0) == (losses >> i & 1));
-            assert_true(fabs(got[i] - expected[i]) <= 0x1p-40 * fabs(expected[i]));
+            assert_true(fabs(got[i] - before[i] - expected[i]) <= 0x1p-40 * (fabs(before[i]) + fabs(expected[i])));
+            if (!(losses >> i & 1)) assert_true(got[i] == before[i]);
         }
     }
     fp8flow_context_destroy(c);
@@ -350,6 +414,8 @@ int main(void)
         cmocka_unit_test(test_router_backward_equals_numeric_gradient),
         cmocka_unit_test(test_router_backward_keeps_the_slope_of_saturated_sigmoids),
         cmocka_unit_test(test_router_backward_is_the_same_for_any_number_of_threads),
+        cmocka_unit_test(test_router_sum_add_sequences_in_ascending_order),
+        cmocka_unit_test(test_router_sum_bad_arguments_are_named),
         cmocka_unit_test(test_router_loss_equals_fp64_formula),
         cmocka_unit_test(test_router_loss_is_the_coefficient_when_balanced),
         cmocka_unit_test(test_router_backward_and_loss_accept_no_tokens),

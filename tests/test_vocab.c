@@ -95,9 +95,9 @@ static double model_softmax(const fp8flow_tensor *logits, int64_t row, double *p
 static void check_row(const fp8flow_tensor *logits, const fp8flow_tensor *gradient, int64_t t, int32_t target,
                       float loss, double grad_scale)
 {
-    enum { MAX_VOCABULARY = 40000 };
+    enum { MAX_VOCABULARY = 70000 };
     static double p[MAX_VOCABULARY];
-    double lse = model_softmax(logits, t, p), rounding = logits->dtype == FP8FLOW_BF16 ? 0x1.01p-8 : 0x1p-20;
+    double lse = model_softmax(logits, t, p), rounding = gradient->dtype == FP8FLOW_BF16 ? 0x1.01p-8 : 0x1p-20;
     double expected = target < 0 ? 0.0 : lse - (double)f8_value(logits, t, target, 0);
     assert_true(fabs((double)loss - expected) <= 0x1p-18 * (1.0 + fabs(expected)));
     for (int64_t i = 0; i < logits->cols; i++) {
@@ -110,22 +110,35 @@ static void check_row(const fp8flow_tensor *logits, const fp8flow_tensor *gradie
     }
 }
 
-static void check_cross_entropy(f8_tensor_format format, int64_t num_tokens, int64_t vocabulary, data_kind kind)
+/* Poisoned, with three elements between its rows. */
+static fp8flow_tensor make_gradient(f8_tensor_format format, int64_t rows, int64_t cols)
 {
-    fp8flow_tensor logits = make_filled(format, num_tokens, vocabulary, kind, 3), gradient[NUM_CONTEXTS];
+    fp8flow_tensor t = f8_tensor_make(format, rows, cols, 0);
+    t.stride += 3;
+    t.data = poisoned(fp8flow_tensor_data_bytes(&t));
+    return t;
+}
+
+static void check_cross_entropy(const f8_tensor_format *formats, int64_t num_tokens, int64_t vocabulary, data_kind kind)
+{
+    fp8flow_tensor logits = make_filled(formats[0], num_tokens, vocabulary, kind, 3), gradient[NUM_CONTEXTS];
+    fp8flow_tensor before = make_filled(formats[0], num_tokens, vocabulary, kind, 3);
     int32_t *target = make_ids(num_tokens, vocabulary, -1);
     float *loss[NUM_CONTEXTS];
     for (int i = 0; i < NUM_CONTEXTS; i++) {
         fp8flow_context *c = make_numbered_context(i);
-        gradient[i] = make_filled(format, num_tokens, vocabulary, kind, 3);
+        /* Rows that are aligned and rows that are not go different ways on a GPU. */
+        gradient[i] = i == 2 ? make_tensor(formats[1], num_tokens, vocabulary, 0, 1)
+                             : make_gradient(formats[1], num_tokens, vocabulary);
         loss[i] = poisoned(num_tokens * 4);
-        fp8flow_cross_entropy_args args = { &gradient[i], target, 0.125f, &gradient[i], loss[i] };
+        fp8flow_cross_entropy_args args = { &logits, target, 0.125f, &gradient[i], loss[i] };
         assert_ok(fp8flow_cross_entropy(c, &args));
-        if (i > 1) assert_same_tensor(&gradient[1], &gradient[i], 1);
-        if (i > 1 && num_tokens) assert_memory_equal(loss[1], loss[i], (size_t)num_tokens * 4);
+        assert_same_tensor(&before, &logits, 1);
+        if (i == 3) assert_same_tensor(&gradient[1], &gradient[i], 1);
+        if (i == 3 && num_tokens) assert_memory_equal(loss[1], loss[i], (size_t)num_tokens * 4);
         fp8flow_context_destroy(c);
     }
-    for (int i = 0; i < 2; i++)
+    for (int i = 0; i < 3; i++)
         for (int64_t t = 0; t < num_tokens; t++) check_row(&logits, &gradient[i], t, target[t], loss[i][t], 0.125);
     for (int i = 0; i < NUM_CONTEXTS; i++) {
         free(loss[i]);
@@ -133,18 +146,74 @@ static void check_cross_entropy(f8_tensor_format format, int64_t num_tokens, int
     }
     free(target);
     free_tensor(&logits);
+    free_tensor(&before);
 }
 
 static void test_cross_entropy_is_within_its_bound(void **state)
 {
     (void)state;
-    static const int64_t shape[][2] = { { 0, 256 }, { 3, 1 },    { 9, 2 },    { 17, 7 },   { 5, 8 },
-                                        { 33, 9 },  { 40, 256 }, { 3, 1003 }, { 2, 32768 } };
+    static const int64_t shape[][2] = { { 0, 256 }, { 3, 1 },    { 9, 2 },    { 17, 7 },    { 5, 8 },
+                                        { 33, 9 },  { 40, 256 }, { 3, 1003 }, { 2, 32768 }, { 2, 65540 } };
     static const data_kind kinds[] = { DATA_NORMAL, DATA_OUTLIERS, DATA_SMALL_INTEGERS };
+    const f8_tensor_format formats[][2] = {
+        { f32_rows, f32_rows }, { f32_rows, bf16_rows }, { bf16_rows, f32_rows }, { bf16_rows, bf16_rows }
+    };
     for (size_t s = 0; s < sizeof shape / sizeof shape[0]; s++)
-        for (int k = 0; k < 3; k++) {
-            check_cross_entropy(f32_rows, shape[s][0], shape[s][1], kinds[k]);
-            check_cross_entropy(bf16_rows, shape[s][0], shape[s][1], kinds[k]);
+        for (int k = 0; k < 3; k++)
+            for (int f = 0; f < 4; f++) check_cross_entropy(formats[f], shape[s][0], shape[s][1], kinds[k]);
+}
+
+/* Bit for bit what a gradient of its own gets. */
+static void test_cross_entropy_gradient_may_replace_the_logits(void **state)
+{
+    (void)state;
+    static const int64_t shape[][2] = { { 7, 37 }, { 3, 8192 }, { 300, 4096 } };
+    const f8_tensor_format formats[] = { f32_rows, bf16_rows };
+    for (int s = 0; s < 3; s++)
+        for (int i = 0; i < NUM_CONTEXTS; i++)
+            for (int f = 0; f < 2; f++) {
+                int64_t tokens = shape[s][0], vocabulary = shape[s][1];
+                fp8flow_context *c = make_numbered_context(i);
+                fp8flow_tensor x = make_filled(formats[f], tokens, vocabulary, DATA_NORMAL, 1);
+                fp8flow_tensor gradient = make_tensor(formats[f], tokens, vocabulary, 0, 1);
+                int32_t *target = make_ids(tokens, vocabulary, -1);
+                float *loss = poisoned(tokens * 4), *loss2 = poisoned(tokens * 4);
+                assert_ok(fp8flow_cross_entropy(c, &(fp8flow_cross_entropy_args){ &x, target, 2.0f, &gradient, loss }));
+                assert_ok(fp8flow_cross_entropy(c, &(fp8flow_cross_entropy_args){ &x, target, 2.0f, &x, loss2 }));
+                assert_same_tensor(&gradient, &x, 1);
+                assert_memory_equal(loss, loss2, (size_t)tokens * 4);
+                free(loss);
+                free(loss2);
+                free(target);
+                free_tensor(&x);
+                free_tensor(&gradient);
+                fp8flow_context_destroy(c);
+            }
+}
+
+/* 0 is a scale like others; NaN reaches every gradient but those of tokens without a target. */
+static void test_cross_entropy_hostile_scales(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 2; i++)
+        for (int f = 0; f < 2; f++) {
+            fp8flow_context *c = make_numbered_context(i);
+            fp8flow_tensor x = make_filled(f32_rows, 2, 37, DATA_NORMAL, 1);
+            fp8flow_tensor gradient = make_gradient(f ? bf16_rows : f32_rows, 2, 37);
+            int32_t target[2] = { 5, -1 };
+            float loss[2];
+            fp8flow_cross_entropy_args args = { &x, target, 0.0f, &gradient, loss };
+            assert_ok(fp8flow_cross_entropy(c, &args));
+            for (int64_t col = 0; col < 37; col++)
+                assert_true(f8_value(&gradient, 0, col, 0) == 0.0f && f8_value(&gradient, 1, col, 0) == 0.0f);
+            args.grad_scale = NAN;
+            assert_ok(fp8flow_cross_entropy(c, &args));
+            for (int64_t col = 0; col < 37; col++)
+                assert_true(isnan(f8_value(&gradient, 0, col, 0)) && f8_value(&gradient, 1, col, 0) == 0.0f);
+            assert_true(isfinite(loss[0]) && loss[1] == 0.0f);
+            free_tensor(&x);
+            free_tensor(&gradient);
+            fp8flow_context_destroy(c);
         }
 }
 
@@ -244,6 +313,20 @@ static void test_vocabulary_bad_arguments_are_named(void **state)
     assert_fails(fp8flow_cross_entropy(c, &args), FP8FLOW_EINVAL, "target[0] is -2");
     args.loss = NULL;
     assert_fails(fp8flow_cross_entropy(c, &args), FP8FLOW_EINVAL, "loss is NULL");
+    ids[0] = 0;
+    args.loss = loss;
+    fp8flow_tensor gradient = y;
+    args.gradient = &gradient;
+    gradient.cols = 5;
+    assert_fails(fp8flow_cross_entropy(c, &args), FP8FLOW_ESHAPE, "gradient is [2, 5]");
+    gradient = y;
+    gradient.stride = 7;
+    assert_fails(fp8flow_cross_entropy(c, &args), FP8FLOW_EINVAL,
+                 "gradient (bf16, stride 7) has the memory of logits (bf16, stride 8)");
+    gradient = f8_tensor_make((f8_tensor_format){ FP8FLOW_E4M3, FP8FLOW_ROW128, FP8FLOW_ROWS }, 2, 6, 0);
+    gradient.data = y.data;
+    gradient.scale = loss;
+    assert_fails(fp8flow_cross_entropy(c, &args), FP8FLOW_EINVAL, "gradient");
     free_tensor(&table);
     free_tensor(&y);
     free_tensor(&dtable);
@@ -256,6 +339,8 @@ int main(void)
         cmocka_unit_test(test_embed_copies_rows_bit_for_bit),
         cmocka_unit_test(test_embed_backward_adds_tokens_in_ascending_order),
         cmocka_unit_test(test_cross_entropy_is_within_its_bound),
+        cmocka_unit_test(test_cross_entropy_gradient_may_replace_the_logits),
+        cmocka_unit_test(test_cross_entropy_hostile_scales),
         cmocka_unit_test(test_cross_entropy_gradient_equals_numeric_gradient_of_the_loss),
         cmocka_unit_test(test_cross_entropy_without_gradient_leaves_the_logits),
         cmocka_unit_test(test_cross_entropy_non_finite_logits_reach_the_loss),

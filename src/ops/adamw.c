@@ -71,7 +71,7 @@ fp8flow_status f8_adamw_quantize(fp8flow_context *c, const fp8flow_adamw_args *a
 
 fp8flow_status f8_ref_adamw(fp8flow_context *c, const fp8flow_adamw_args *a)
 {
-    float grad_scale = f8_adamw_scale(a);
+    float grad_scale = a->grad_scale ? *a->grad_scale : 1.0f;
     if (isnan(grad_scale)) return FP8FLOW_OK;
     /* In FP64: 1 - beta^step in FP32 would lose most of its bits in the first steps. */
     float correction1 = (float)(1.0 - pow((double)a->beta1, (double)a->step));

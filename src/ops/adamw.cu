@@ -4,7 +4,8 @@
  * one parameter where an array is not aligned and behind the last piece. With forms: a block of threads updates a
  * tile of 128 x 128, a warp eight or more neighbouring rows of it, a lane four columns; the BF16 weights stay in
  * registers until the tile's scale is known. One function does the arithmetic, so that bits agree.
- * Traffic per parameter: 16 bytes in, 12 out, 2 for the weight, 1 for each form.
+ * Traffic per parameter: 16 bytes in, 12 out, 2 for the weight, 1 for each form. Every thread reads the scale of the
+ * gradient itself, mostly from L1; where it is NaN all threads leave before they write.
  */
 #include "ops/block.cuh"
 #include "ops/codes.cuh"
@@ -24,12 +25,13 @@ struct adamw_factors {
     float beta1, one_minus_beta1, beta2, one_minus_beta2, correction1, correction2, eps, decay, lr;
 };
 
-/* What gradients are multiplied by; NaN: nothing is to be written. */
-__device__ static inline float scale_of(const adamw_factors &f)
+/* NaN: the step is skipped. */
+__device__ static inline float grad_scale_of(const adamw_factors &f)
 {
     return f.grad_scale ? __ldg(f.grad_scale) : 1.0f;
 }
 
+/* g: the scaled gradient. */
 __device__ static inline void step(const adamw_factors &f, float g, float &master, float &m, float &v)
 {
     m = fmaf(f.beta1, m, f.one_minus_beta1 * g);
@@ -43,14 +45,6 @@ __device__ static inline void step(const adamw_factors &f, float g, float &maste
 struct adamw_quad {
     float4 master, m, v, grad;
 };
-
-/* The first `valid` of four numbers, 0 for the others. wide: all four or none, 16 bytes aligned. */
-template <bool wide> __device__ static inline float4 load4(const float *from, int valid)
-{
-    if (wide) return valid > 0 ? __ldcs((const float4 *)from) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    return make_float4(valid > 0 ? from[0] : 0.0f, valid > 1 ? from[1] : 0.0f, valid > 2 ? from[2] : 0.0f,
-                       valid > 3 ? from[3] : 0.0f);
-}
 
 template <bool wide> __device__ static inline void store4(float *to, float4 x, int valid)
 {
@@ -76,29 +70,22 @@ template <bool wide> __device__ static inline void store_weights(uint16_t *to, u
     if (valid > 3) to[3] = (uint16_t)(x.y >> 16);
 }
 
-__device__ static inline float4 times(float4 x, float factor)
+template <bool wide> __device__ static inline adamw_quad load_quad(const adamw_arrays &p, int64_t at, int valid)
 {
-    return make_float4(x.x * factor, x.y * factor, x.z * factor, x.w * factor);
-}
-
-/* The gradients scaled. */
-template <bool wide>
-__device__ static inline adamw_quad load_quad(const adamw_arrays &p, float grad_scale, int64_t at, int valid)
-{
-    return { load4<wide>(p.master + at, valid), load4<wide>(p.m + at, valid), load4<wide>(p.v + at, valid),
-             times(load4<wide>(p.grad + at, valid), grad_scale) };
+    return { f8_load4<wide>(p.master + at, valid), f8_load4<wide>(p.m + at, valid), f8_load4<wide>(p.v + at, valid),
+             f8_load4<wide>(p.grad + at, valid) };
 }
 
 /* Step and store; returns the new BF16 weights. A NaN that arithmetic makes is 0x7FFFFFFF here, and the fast
  * conversion gives it the bits that f8_bf16_encode gives. */
 template <bool wide>
-__device__ static inline uint2 update_quad(const adamw_arrays &p, const adamw_factors &f, adamw_quad x, int64_t at,
-                                           int valid)
+__device__ static inline uint2 update_quad(const adamw_arrays &p, const adamw_factors &f, float grad_scale,
+                                           adamw_quad x, int64_t at, int valid)
 {
-    step(f, x.grad.x, x.master.x, x.m.x, x.v.x);
-    step(f, x.grad.y, x.master.y, x.m.y, x.v.y);
-    step(f, x.grad.z, x.master.z, x.m.z, x.v.z);
-    step(f, x.grad.w, x.master.w, x.m.w, x.v.w);
+    step(f, x.grad.x * grad_scale, x.master.x, x.m.x, x.v.x);
+    step(f, x.grad.y * grad_scale, x.master.y, x.m.y, x.v.y);
+    step(f, x.grad.z * grad_scale, x.master.z, x.m.z, x.v.z);
+    step(f, x.grad.w * grad_scale, x.master.w, x.m.w, x.v.w);
     store4<wide>(p.master + at, x.master, valid);
     store4<wide>(p.m + at, x.m, valid);
     store4<wide>(p.v + at, x.v, valid);
@@ -116,18 +103,18 @@ __global__ __launch_bounds__(FLAT_THREADS) static void adamw_flat_kernel(adamw_a
                                                                          int64_t pieces)
 {
     int64_t first = (int64_t)blockIdx.x * (FLAT_THREADS * PIECES) + threadIdx.x;
-    float scale = scale_of(f);
-    if (isnan(scale)) return;
     adamw_quad x[PIECES];
 #pragma unroll
     for (int i = 0; i < PIECES; i++) {
         int64_t piece = first + i * FLAT_THREADS;
-        x[i] = load_quad<true>(p, scale, piece * ADAMW_QUAD, piece < pieces ? ADAMW_QUAD : 0);
+        x[i] = load_quad<true>(p, piece * ADAMW_QUAD, piece < pieces ? ADAMW_QUAD : 0);
     }
+    float grad_scale = grad_scale_of(f);
+    if (isnan(grad_scale)) return;
 #pragma unroll
     for (int i = 0; i < PIECES; i++) {
         int64_t piece = first + i * FLAT_THREADS;
-        update_quad<true>(p, f, x[i], piece * ADAMW_QUAD, piece < pieces ? ADAMW_QUAD : 0);
+        update_quad<true>(p, f, grad_scale, x[i], piece * ADAMW_QUAD, piece < pieces ? ADAMW_QUAD : 0);
     }
 }
 
@@ -135,10 +122,10 @@ __global__ __launch_bounds__(FLAT_THREADS) static void adamw_flat_kernel(adamw_a
 __global__ static void adamw_element_kernel(adamw_arrays p, adamw_factors f, int64_t first, int64_t count)
 {
     int64_t i = first + (int64_t)blockIdx.x * FLAT_THREADS + threadIdx.x;
-    float scale = scale_of(f);
-    if (i >= count || isnan(scale)) return;
+    float grad_scale = grad_scale_of(f);
+    if (i >= count || isnan(grad_scale)) return;
     float master = p.master[i], m = p.m[i], v = p.v[i];
-    step(f, p.grad[i] * scale, master, m, v);
+    step(f, p.grad[i] * grad_scale, master, m, v);
     p.master[i] = master;
     p.m[i] = m;
     p.v[i] = v;
@@ -182,8 +169,8 @@ __device__ static inline uint32_t finite_max(uint2 w)
 /* Step of ROWS rows from `first` on, BATCH of them in flight; the largest finite weight. What lies outside the matrix
  * counts as parameters that are 0: their new weights are 0 or NaN, and never raise the maximum. */
 template <bool wide, int ROWS, int BATCH>
-__device__ static inline uint32_t update_rows(const adamw_arrays &p, const adamw_factors &f, float grad_scale,
-                                              const adamw_forms &forms, const adamw_place &place, int first,
+__device__ static inline uint32_t update_rows(const adamw_arrays &p, const adamw_factors &f, const adamw_forms &forms,
+                                              const adamw_place &place, float grad_scale, int first,
                                               uint2 (&weights)[ROWS])
 {
     int64_t at = (place.span.row + first) * forms.cols + place.col;
@@ -193,12 +180,12 @@ __device__ static inline uint32_t update_rows(const adamw_arrays &p, const adamw
         adamw_quad x[BATCH];
 #pragma unroll
         for (int i = 0; i < BATCH; i++)
-            x[i] = load_quad<wide>(p, grad_scale, at + (begin + i) * forms.cols,
+            x[i] = load_quad<wide>(p, at + (begin + i) * forms.cols,
                                    first + begin + i < place.span.rows ? place.valid : 0);
 #pragma unroll
         for (int i = 0; i < BATCH; i++) {
             int valid = first + begin + i < place.span.rows ? place.valid : 0;
-            weights[begin + i] = update_quad<wide>(p, f, x[i], at + (begin + i) * forms.cols, valid);
+            weights[begin + i] = update_quad<wide>(p, f, grad_scale, x[i], at + (begin + i) * forms.cols, valid);
             amax = max(amax, finite_max(weights[begin + i]));
         }
     }
@@ -286,11 +273,11 @@ __global__ __launch_bounds__(WARPS *F8_WARP, PER_SM) static void adamw_tile_kern
     f8_device_span span = f8_span_of_block(forms.grouping, (int)(blockIdx.x / forms.col_blocks));
     adamw_place place = { span, col, (int)min((int64_t)ADAMW_QUAD, forms.cols - col) };
     int first = threadIdx.x / F8_WARP * ROWS;
-    float scale = scale_of(f);
-    if (isnan(scale)) return;
 
+    float grad_scale = grad_scale_of(f);
+    if (isnan(grad_scale)) return;
     uint2 weights[ROWS];
-    uint32_t amax = update_rows<wide, ROWS, BATCH>(p, f, scale, forms, place, first, weights);
+    uint32_t amax = update_rows<wide, ROWS, BATCH>(p, f, forms, place, grad_scale, first, weights);
     float inverse = f8_scale_inverse(tile_scale<dtype, WARPS>(forms, amax));
 #pragma unroll
     for (int begin = 0; begin < ROWS; begin += ROW_PIECE) {
@@ -316,7 +303,7 @@ __global__ __launch_bounds__(WARPS *F8_WARP, PER_SM) static void adamw_tile_kern
 /* In FP64 on the host, as the reference does: 1 - beta^step in FP32 would lose most of its bits in the first steps. */
 static adamw_factors factors_of(const fp8flow_adamw_args *a)
 {
-    return { a->grad_scale,
+    return { a->grad_scale, /* on the device */
              a->beta1,
              1.0f - a->beta1,
              a->beta2,

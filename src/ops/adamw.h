@@ -4,12 +4,6 @@
 
 #include "ops/ops.h"
 
-/* What gradients are multiplied by; NaN: the step is left out. */
-static inline float f8_adamw_scale(const fp8flow_adamw_args *a)
-{
-    return a->grad_scale ? *a->grad_scale : 1.0f;
-}
-
 /* The quantised forms of the new weights, with the quantize of the context's table; nothing if none was asked for. */
 fp8flow_status f8_adamw_quantize(fp8flow_context *c, const fp8flow_adamw_args *a);
 

@@ -67,7 +67,7 @@ static void step_rest(const factors *f, parameters p, int64_t begin, int64_t cou
 fp8flow_status f8_avx2_adamw(fp8flow_context *c, const fp8flow_adamw_args *a)
 {
     enum { OPERATIONS = 8 }; /* one element counts as several: two divisions and a root */
-    float grad_scale = f8_adamw_scale(a);
+    float grad_scale = a->grad_scale ? *a->grad_scale : 1.0f;
     if (isnan(grad_scale)) return FP8FLOW_OK;
     const factors f = factors_of(a, grad_scale);
     const parameters p = { a->master, a->m, a->v, a->grad, a->weight };

@@ -39,8 +39,8 @@ template <int head_dim, int tokens> struct f8_attention_tile {
 
 /* Tokens from `token` on of a sequence's head; `bytes` of the tile arrive at the barrier. */
 template <int head_dim, int tokens>
-__device__ static inline void f8_copy_tokens(uint8_t *to, const CUtensorMap *map, uint64_t *barrier, int head, int token,
-                                             int sequence)
+__device__ static inline void f8_copy_tokens(uint8_t *to, const CUtensorMap *map, uint64_t *barrier, int head,
+                                             int token, int sequence)
 {
 #pragma unroll
     for (int part = 0; part < head_dim / F8_TILE_PART; part++)

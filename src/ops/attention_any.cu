@@ -5,9 +5,7 @@
  * warps' sums are added in ascending order. Sums are FP32. Traffic: the vectors that a query sees are read per head,
  * 2 bytes per lane and load; good for decoding and for small models.
  */
-#include "ops/attention_cuda.h"
-#include "ops/launch.cuh"
-#include "ops/warp.cuh"
+#include "ops/attention.cuh"
 
 enum { WARPS = 8, THREADS = WARPS * F8_WARP };
 
@@ -205,7 +203,7 @@ __device__ static inline void see_pairs(const gradient_problem &p, gradients<S::
     }
 #pragma unroll
     for (int i = 0; i < S::batch; i++) {
-        float weight = expf(p.scale * dot(a, x[i]) - p.states.lse[at[i]]);
+        float weight = exp2f(fmaf(p.scale * F8_LOG2_E, dot(a, x[i]), -p.states.lse[at[i]]));
         float ds = weight * (dot(b, y[i]) - p.states.delta[at[i]]) * p.scale;
         if (first + i >= count) break;
         add_scaled(sums.first, ds, x[i]);

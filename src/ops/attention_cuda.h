@@ -10,10 +10,11 @@ extern "C" {
 #endif
 
 /* What the backward kernels know of a query beside its vectors, for sequence b, head j and query s at
- * (b * num_heads + j) * length + s: lse as given, and delta = grad_o . o. */
+ * (b * num_heads + j) * length + s: lse times log2(e), and delta = grad_o . o. Behind a sequence: +Inf and 0, so that
+ * weights are 0 there. */
 typedef struct {
     float *lse, *delta;
-    int64_t length; /* of a sequence, rounded up */
+    int64_t length; /* of a sequence, rounded up to 128 */
 } f8_attention_states;
 
 /* Every shape, stride and alignment. The states are made. */

@@ -6,7 +6,10 @@
  * Long aligned rows: one to eight blocks of a cluster hold a row in shared memory, a fixed number of clusters take the
  * rows in turn. A thread reads back only the 16-byte pieces that it copied, so that the copy of the next row may start
  * piece by piece while the gradient of this one is written, and needs no barrier. Traffic: each logit is read once and
- * written once. Other rows: a block per row, one element per access, two reads of which the second mostly finds L2.
+ * each gradient written once, 6 bytes for an FP32 logit and a BF16 gradient. Other rows: a block per row, one element
+ * per access, two reads of which the second mostly finds L2.
+ *
+ * Elements of a gradient are written by the thread that has read the same logits: it may take their place.
  */
 #include <float.h>
 
@@ -29,10 +32,11 @@ enum {
 };
 
 struct entropy_call {
-    void *logits;
+    const void *logits;
+    void *gradient; /* NULL: the loss only */
     const int32_t *target;
     float *loss;
-    int64_t stride, num_tokens, vocabulary;
+    int64_t stride, gradient_stride, num_tokens, vocabulary;
     float grad_scale;
 };
 
@@ -46,12 +50,13 @@ __device__ static float exp2_fast(float x)
     return y;
 }
 
-/* e^x for x <= 0, NaN for NaN. The gradient's rounding decides how exact it has to be: for FP32 the product with log2 e
- * is carried in two numbers, since an error of half an ulp in a product of -100 would be 2^-18 of the result. */
-template <fp8flow_dtype dtype> __device__ static float exponential(float x)
+/* e^x for x <= 0, NaN for NaN. The format of the gradient, not of the logits, decides how exact it has to be: for
+ * FP32 the product with log2 e is carried in two numbers, since an error of half an ulp in a product of -100 would be
+ * 2^-18 of the result. A loss alone is content with less: where the error is large the exponential is small. */
+template <fp8flow_dtype to> __device__ static float exponential(float x)
 {
     const float log2_e = 1.44269504f, log2_e_rest = 1.92596299e-8f, ln_2 = 0.693147181f;
-    if (dtype == FP8FLOW_BF16) return exp2_fast(x * log2_e);
+    if (to == FP8FLOW_BF16) return exp2_fast(x * log2_e);
     x = x < -87.3f ? -87.3f : x;
     float high = x * log2_e, low = fmaf(x, log2_e_rest, fmaf(x, log2_e, -high)), power = exp2_fast(high);
     return fmaf(power, low * ln_2, power);
@@ -63,31 +68,31 @@ struct online {
     float largest, sum;
 };
 
-template <fp8flow_dtype dtype> __device__ static void raise(online &o, float largest)
+template <fp8flow_dtype to> __device__ static void raise(online &o, float largest)
 {
     if (!(largest > o.largest)) return;
-    o.sum *= exponential<dtype>(o.largest - largest);
+    o.sum *= exponential<to>(o.largest - largest);
     o.largest = largest;
 }
 
-template <fp8flow_dtype dtype> __device__ static online warp_merge(online o)
+template <fp8flow_dtype to> __device__ static online warp_merge(online o)
 {
     float largest = o.largest;
 #pragma unroll
     for (int offset = F8_WARP / 2; offset > 0; offset /= 2)
         largest = fmaxf(largest, __shfl_xor_sync(F8_ALL_LANES, largest, offset));
-    raise<dtype>(o, largest);
+    raise<to>(o, largest);
     return { largest, f8_warp_sum(o.sum) };
 }
 
 /* Over a block; every thread has the result. `shared` may be used again after one more barrier. */
-template <fp8flow_dtype dtype> __device__ static online block_merge(online o, online *shared)
+template <fp8flow_dtype to> __device__ static online block_merge(online o, online *shared)
 {
     const int warps = blockDim.x / F8_WARP;
-    o = warp_merge<dtype>(o);
+    o = warp_merge<to>(o);
     if (f8_lane() == 0) shared[threadIdx.x / F8_WARP] = o;
     __syncthreads();
-    return warp_merge<dtype>(f8_lane() < warps ? shared[f8_lane()] : online{ -FLT_MAX, 0.0f });
+    return warp_merge<to>(f8_lane() < warps ? shared[f8_lane()] : online{ -FLT_MAX, 0.0f });
 }
 
 /* ---- What a token gives ---- */
@@ -112,14 +117,14 @@ __device__ static float loss_of(online o, int32_t target, float chosen)
     return logf(o.sum) - (chosen - o.largest);
 }
 
-template <fp8flow_dtype dtype> __device__ static float slope_of(const gradient &g, float x)
+template <fp8flow_dtype to> __device__ static float slope_of(const gradient &g, float x)
 {
-    return g.is_zero ? 0.0f : exponential<dtype>(x - g.largest) * g.factor;
+    return g.is_zero ? 0.0f : exponential<to>(x - g.largest) * g.factor;
 }
 
-template <fp8flow_dtype dtype> __device__ static float target_slope_of(const gradient &g, float x)
+template <fp8flow_dtype to> __device__ static float target_slope_of(const gradient &g, float x)
 {
-    return (exponential<dtype>(x - g.largest) / g.sum - 1.0f) * g.grad_scale;
+    return (exponential<to>(x - g.largest) / g.sum - 1.0f) * g.grad_scale;
 }
 
 __device__ static bool is_logit(const entropy_call &a, int32_t target)
@@ -128,6 +133,10 @@ __device__ static bool is_logit(const entropy_call &a, int32_t target)
 }
 
 /* ---- Formats: one element, one 16-byte piece ---- */
+
+struct quad {
+    float at[4];
+};
 
 template <fp8flow_dtype dtype> struct format;
 
@@ -148,18 +157,12 @@ template <> struct format<FP8FLOW_BF16> {
     {
         return f8_unpack8(piece);
     }
-    __device__ static uint4 pack(const numbers &x)
-    {
-        return f8_pack8_fast(x);
-    }
 };
 
 template <> struct format<FP8FLOW_F32> {
     using element = float;
     enum { COUNT = 4 };
-    struct numbers {
-        float at[COUNT];
-    };
+    using numbers = quad;
 
     __device__ static float decode(element x)
     {
@@ -174,46 +177,64 @@ template <> struct format<FP8FLOW_F32> {
         return { { __uint_as_float(piece.x), __uint_as_float(piece.y), __uint_as_float(piece.z),
                    __uint_as_float(piece.w) } };
     }
-    __device__ static uint4 pack(const numbers &x)
-    {
-        return make_uint4(__float_as_uint(x.at[0]), __float_as_uint(x.at[1]), __float_as_uint(x.at[2]),
-                          __float_as_uint(x.at[3]));
-    }
 };
+
+/* A piece's gradients, at an address that is aligned to their bytes. */
+__device__ static void store_numbers(uint16_t *to, const f8_octet &x)
+{
+    f8_store16(to, f8_pack8_fast(x));
+}
+
+__device__ static void store_numbers(uint16_t *to, const quad &x)
+{
+    __stcs((uint2 *)to, make_uint2(f8_bf16_pair_fast(x.at[0], x.at[1]), f8_bf16_pair_fast(x.at[2], x.at[3])));
+}
+
+__device__ static void store_numbers(float *to, const quad &x)
+{
+    __stcs((float4 *)to, make_float4(x.at[0], x.at[1], x.at[2], x.at[3]));
+}
+
+__device__ static void store_numbers(float *to, const f8_octet &x)
+{
+    __stcs((float4 *)to, make_float4(x.at[0], x.at[1], x.at[2], x.at[3]));
+    __stcs((float4 *)to + 1, make_float4(x.at[4], x.at[5], x.at[6], x.at[7]));
+}
 
 /* ---- Any row ---- */
 
-template <fp8flow_dtype dtype>
+template <fp8flow_dtype from, fp8flow_dtype to>
 __global__ static void __launch_bounds__(PLAIN_THREADS) cross_entropy_plain_kernel(entropy_call a)
 {
-    using f = format<dtype>;
     __shared__ online sums[F8_WARP];
     int64_t t = blockIdx.x;
-    typename f::element *row = (typename f::element *)a.logits + t * a.stride;
+    const typename format<from>::element *row = (const typename format<from>::element *)a.logits + t * a.stride;
+    typename format<to>::element *slopes = (typename format<to>::element *)a.gradient + t * a.gradient_stride;
     int32_t target = a.target[t];
     online o = { -FLT_MAX, 0.0f };
     for (int64_t i = threadIdx.x; i < a.vocabulary; i += PLAIN_THREADS) {
-        float x = f::decode(row[i]);
-        raise<dtype>(o, x);
-        o.sum += exponential<dtype>(x - o.largest);
+        float x = format<from>::decode(row[i]);
+        raise<to>(o, x);
+        o.sum += exponential<to>(x - o.largest);
     }
-    o = block_merge<dtype>(o, sums);
-    float chosen = is_logit(a, target) ? f::decode(row[target]) : NAN;
+    o = block_merge<to>(o, sums);
+    float chosen = is_logit(a, target) ? format<from>::decode(row[target]) : NAN;
     if (threadIdx.x == 0) a.loss[t] = loss_of(o, target, chosen);
-    if (a.grad_scale == 0.0f) return;
+    if (!a.gradient) return;
     __syncthreads(); /* everybody has the target's logit */
     gradient g = gradient_of(a, o, target, chosen);
     for (int64_t i = threadIdx.x; i < a.vocabulary; i += PLAIN_THREADS) {
-        float x = f::decode(row[i]);
-        row[i] = f::encode(i == target ? target_slope_of<dtype>(g, x) : slope_of<dtype>(g, x));
+        float x = format<from>::decode(row[i]);
+        slopes[i] = format<to>::encode(i == target ? target_slope_of<to>(g, x) : slope_of<to>(g, x));
     }
 }
 
 /* ---- Rows in shared memory ---- */
 
 /* One block's share of the rows: pieces (k * ranks + rank) * threads + thread, k < depth. */
-template <fp8flow_dtype dtype> struct staged_row {
-    using f = format<dtype>;
+template <fp8flow_dtype from, fp8flow_dtype to> struct staged_row {
+    using f = format<from>;
+    using slope = typename format<to>::element;
     const entropy_call &a;
     uint4 *ring; /* [depth][threads], from this thread's column on */
     int rank, ranks, depth;
@@ -223,9 +244,13 @@ template <fp8flow_dtype dtype> struct staged_row {
     {
         return (int64_t)(k * ranks + rank) * STAGED_THREADS + threadIdx.x;
     }
-    __device__ uint4 *line(int64_t t) const
+    __device__ const uint4 *line(int64_t t) const
     {
-        return (uint4 *)((typename f::element *)a.logits + t * a.stride);
+        return (const uint4 *)((const typename f::element *)a.logits + t * a.stride);
+    }
+    __device__ slope *slopes(int64_t t) const
+    {
+        return (slope *)a.gradient + t * a.gradient_stride;
     }
     __device__ int part_begin(int part) const
     {
@@ -245,9 +270,9 @@ template <fp8flow_dtype dtype> struct staged_row {
             float largest = x.at[0];
 #pragma unroll
             for (int i = 1; i < f::COUNT; i++) largest = fmaxf(largest, x.at[i]);
-            raise<dtype>(o, largest);
+            raise<to>(o, largest);
 #pragma unroll
-            for (int i = 0; i < f::COUNT; i++) o.sum += exponential<dtype>(x.at[i] - o.largest);
+            for (int i = 0; i < f::COUNT; i++) o.sum += exponential<to>(x.at[i] - o.largest);
         }
     }
     __device__ void write(int part, const gradient &g, int64_t t) const
@@ -255,8 +280,8 @@ template <fp8flow_dtype dtype> struct staged_row {
         for (int k = part_begin(part); k < part_begin(part + 1) && piece_at(k) < pieces; k++) {
             typename f::numbers x = f::unpack(ring[k * STAGED_THREADS]);
 #pragma unroll
-            for (int i = 0; i < f::COUNT; i++) x.at[i] = slope_of<dtype>(g, x.at[i]);
-            f8_store16(line(t) + piece_at(k), f::pack(x));
+            for (int i = 0; i < f::COUNT; i++) x.at[i] = slope_of<to>(g, x.at[i]);
+            store_numbers(slopes(t) + piece_at(k) * f::COUNT, x);
         }
     }
     /* Whether this thread has copied the target, and where it then lies in shared memory. */
@@ -280,7 +305,7 @@ struct exchange {
 };
 
 /* Tell all blocks this block's part of a row, and wait for theirs. Every thread has the result. */
-template <fp8flow_dtype dtype> __device__ static online cluster_merge(online o, exchange &mine, int turn)
+template <fp8flow_dtype to> __device__ static online cluster_merge(online o, exchange &mine, int turn)
 {
     cg::cluster_group cluster = cg::this_cluster();
     int ranks = (int)cluster.num_blocks();
@@ -291,13 +316,13 @@ template <fp8flow_dtype dtype> __device__ static online cluster_merge(online o, 
     all.sum = 0.0f;
     for (int r = 0; r < ranks; r++) {
         online part = mine.part[turn][r];
-        raise<dtype>(part, all.largest);
+        raise<to>(part, all.largest);
         all.sum += part.sum;
     }
     return all;
 }
 
-template <fp8flow_dtype dtype>
+template <fp8flow_dtype from, fp8flow_dtype to>
 __global__ static void __launch_bounds__(STAGED_THREADS, 1) cross_entropy_staged_kernel(entropy_call a, int depth)
 {
     extern __shared__ uint4 ring[];
@@ -305,8 +330,8 @@ __global__ static void __launch_bounds__(STAGED_THREADS, 1) cross_entropy_staged
     __shared__ exchange mine;
     cg::cluster_group cluster = cg::this_cluster();
     const int ranks = (int)cluster.num_blocks();
-    const staged_row<dtype> row = { a,     ring + threadIdx.x, (int)cluster.block_rank(), ranks,
-                                    depth, a.vocabulary / format<dtype>::COUNT };
+    const staged_row<from, to> row = { a,     ring + threadIdx.x, (int)cluster.block_rank(), ranks,
+                                    depth, a.vocabulary / format<from>::COUNT };
     const int64_t step = gridDim.x / ranks;
     int turn = 0;
     cluster.sync(); /* a block that has not started cannot be told anything */
@@ -326,17 +351,15 @@ __global__ static void __launch_bounds__(STAGED_THREADS, 1) cross_entropy_staged
         row.absorb(3, o);
         float own = is_owner ? row.staged(target) : NAN;
         for (int r = 0; is_owner && r < ranks; r++) cluster.map_shared_rank(&mine, r)->chosen[turn] = own;
-        o = cluster_merge<dtype>(block_merge<dtype>(o, sums), mine, turn);
+        o = cluster_merge<to>(block_merge<to>(o, sums), mine, turn);
         float chosen = is_logit(a, target) ? mine.chosen[turn] : NAN;
         if (threadIdx.x == 0 && row.rank == 0) a.loss[t] = loss_of(o, target, chosen);
         gradient g = gradient_of(a, o, target, chosen);
         for (int part = 0; part < PARTS; part++) {
-            if (a.grad_scale != 0.0f) row.write(part, g, t);
+            if (a.gradient) row.write(part, g, t);
             row.fetch(t + step, part);
         }
-        if (is_owner && a.grad_scale != 0.0f)
-            ((typename format<dtype>::element *)row.line(t))[target] =
-                format<dtype>::encode(target_slope_of<dtype>(g, own));
+        if (is_owner && a.gradient) row.slopes(t)[target] = format<to>::encode(target_slope_of<to>(g, own));
     }
 }
 
@@ -349,10 +372,10 @@ static int ranks_for(int64_t pieces)
 }
 
 /* As many clusters as the GPU holds at once: one that had to wait would double the time. */
-template <fp8flow_dtype dtype>
+template <fp8flow_dtype from, fp8flow_dtype to>
 static fp8flow_status launch_staged(const entropy_call &a, int64_t pieces, int ranks, cudaStream_t stream)
 {
-    auto kernel = cross_entropy_staged_kernel<dtype>;
+    auto kernel = cross_entropy_staged_kernel<from, to>;
     int depth = (int)f8_ceil_div(pieces, STAGED_THREADS * ranks), clusters = 0;
     cudaLaunchAttribute attribute;
     attribute.id = cudaLaunchAttributeClusterDimension;
@@ -376,21 +399,39 @@ static fp8flow_status launch_staged(const entropy_call &a, int64_t pieces, int r
     return f8_launched("cross_entropy");
 }
 
-template <fp8flow_dtype dtype> static fp8flow_status launch(const entropy_call &a, cudaStream_t stream)
+template <fp8flow_dtype from, fp8flow_dtype to>
+static fp8flow_status launch(const entropy_call &a, cudaStream_t stream)
 {
-    int64_t count = format<dtype>::COUNT, pieces = a.vocabulary / count;
+    int64_t count = format<from>::COUNT, pieces = a.vocabulary / count;
+    int64_t stride_bytes = a.stride * (int64_t)sizeof(typename format<from>::element);
+    int64_t gradient_bytes = a.gradient_stride * (int64_t)sizeof(typename format<to>::element);
     int ranks = ranks_for(pieces);
-    bool wide = a.vocabulary % count == 0 && f8_aligned16(a.logits, a.stride * (16 / count));
-    if (wide && ranks > 0 && pieces >= STAGED_THREADS) return launch_staged<dtype>(a, pieces, ranks, stream);
-    cross_entropy_plain_kernel<dtype><<<f8_grid(a.num_tokens, 1), PLAIN_THREADS, 0, stream>>>(a);
+    bool wide = a.vocabulary % count == 0 && f8_aligned16(a.logits, stride_bytes) &&
+                f8_aligned16(a.gradient, gradient_bytes);
+    if (wide && ranks > 0 && pieces >= STAGED_THREADS) return launch_staged<from, to>(a, pieces, ranks, stream);
+    cross_entropy_plain_kernel<from, to><<<f8_grid(a.num_tokens, 1), PLAIN_THREADS, 0, stream>>>(a);
     return f8_launched("cross_entropy");
+}
+
+template <fp8flow_dtype from>
+static fp8flow_status launch_from(const entropy_call &a, fp8flow_dtype to, cudaStream_t stream)
+{
+    if (to == FP8FLOW_BF16) return launch<from, FP8FLOW_BF16>(a, stream);
+    return launch<from, FP8FLOW_F32>(a, stream);
 }
 
 extern "C" fp8flow_status f8_cuda_cross_entropy(fp8flow_context *c, const fp8flow_cross_entropy_args *a)
 {
-    entropy_call call = { a->logits->data, a->target, a->loss, a->logits->stride, a->logits->rows, a->logits->cols,
+    const fp8flow_tensor *logits = a->logits, *gradient = a->gradient;
+    entropy_call call = { logits->data, NULL, a->target, a->loss, logits->stride, 0, logits->rows, logits->cols,
                           a->grad_scale };
+    fp8flow_dtype to = FP8FLOW_BF16; /* of no gradient */
+    if (gradient) {
+        call.gradient = gradient->data;
+        call.gradient_stride = gradient->stride;
+        to = gradient->dtype;
+    }
     if (call.num_tokens == 0) return FP8FLOW_OK;
-    if (a->logits->dtype == FP8FLOW_BF16) return launch<FP8FLOW_BF16>(call, f8_stream(c));
-    return launch<FP8FLOW_F32>(call, f8_stream(c));
+    if (logits->dtype == FP8FLOW_BF16) return launch_from<FP8FLOW_BF16>(call, to, f8_stream(c));
+    return launch_from<FP8FLOW_F32>(call, to, f8_stream(c));
 }

@@ -137,6 +137,15 @@ __device__ static inline void f8_cluster_sync()
 
 /* ---- Copies ---- */
 
+/* `bytes` bytes, a multiple of 16 as both addresses, to shared memory; they arrive at the barrier. */
+__device__ static inline void f8_copy_bytes(void *to, const void *from, uint64_t *barrier, uint32_t bytes)
+{
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                     f8_smem(to)),
+                 "l"(from), "r"(bytes), "r"(f8_smem(barrier))
+                 : "memory");
+}
+
 /* Box of a 2-D tensor map at (column x, row y) to shared memory; the bytes arrive at the barrier. */
 __device__ static inline void f8_copy_tile(void *to, const CUtensorMap *map, uint64_t *barrier, int x, int y)
 {
@@ -361,6 +370,13 @@ __device__ static inline uint4 f8_load_shared(uint32_t address)
                  : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
                  : "r"(address)
                  : "memory");
+    return x;
+}
+
+__device__ static inline float2 f8_load_shared_pair(uint32_t address)
+{
+    float2 x;
+    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(address) : "memory");
     return x;
 }
 

@@ -1,4 +1,4 @@
-/* router_sum.cu - CUDA side of router_sum and add_counts: a thread per expert, or per number. Contracts: fp8flow_ops.h.
+/* router_sum.cu - CUDA side of router_sum: a thread per expert. Contracts: fp8flow_ops.h.
  * CPU side: router_sum.c. Few bytes: the time is that of one access to memory per sequence, of which several are on
  * their way at once. */
 #include "ops/launch.cuh"
@@ -23,19 +23,7 @@ __global__ static void __launch_bounds__(THREADS) router_sum_kernel(fp8flow_rout
 
 extern "C" fp8flow_status f8_cuda_router_sum(fp8flow_context *c, const fp8flow_router_sum_args *a)
 {
+    if (a->num_experts == 0) return FP8FLOW_OK;
     router_sum_kernel<<<f8_grid(a->num_experts, THREADS), THREADS, 0, f8_stream(c)>>>(*a);
     return f8_launched("router_sum");
-}
-
-__global__ static void __launch_bounds__(THREADS) add_counts_kernel(fp8flow_add_counts_args a)
-{
-    int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
-    if (i < a.count) a.y[i] = (int64_t)((uint64_t)a.y[i] + (uint64_t)a.x[i]);
-}
-
-extern "C" fp8flow_status f8_cuda_add_counts(fp8flow_context *c, const fp8flow_add_counts_args *a)
-{
-    if (a->count == 0) return FP8FLOW_OK;
-    add_counts_kernel<<<f8_grid(a->count, THREADS), THREADS, 0, f8_stream(c)>>>(*a);
-    return f8_launched("add_counts");
 }

@@ -1,31 +1,26 @@
-/* sums.cu - CUDA side of sum, square_sum and clip. Contracts: fp8flow_ops.h. CPU side: sums.c.
+/* sums.cu - CUDA side of sum, square_sum, add_counts and clip. Contracts: fp8flow_ops.h. CPU side: sums.c.
  *
- * A warp adds one block of 4096 values, one block of threads adds the sums. Traffic: 4 bytes per value.
+ * sum, square_sum: a warp adds one block of 4096 values, one block of threads adds the sums. Traffic: 4 bytes per
+ * value. add_counts: a thread per counter, 24 bytes. clip: one thread; its few numbers are added in ascending order.
  */
 #include "ops/launch.cuh"
-#include "ops/sums.h"
 #include "ops/warp.cuh"
 
-enum { BLOCK = 4096, THREADS = 256, UNROLL = 8, TOTAL_THREADS = 1024 };
+/* ---- sum, square_sum ---- */
 
-enum summand { NUMBERS, SQUARES };
+enum { BLOCK = 4096, THREADS = 256, UNROLL = 8, TOTAL_THREADS = 1024 }; /* BLOCK: of the contract */
 
-/* The square of an FP32 number is exact in FP64. */
-template <summand what> __device__ static inline double added(float x, double sum)
+/* What is added up for a value. The square of an FP32 number is exact in FP64. */
+enum sum_power { VALUES, SQUARES };
+
+template <sum_power power> __device__ static inline double add_to(double sum, float x)
 {
-    return what == SQUARES ? fma((double)x, (double)x, sum) : (double)x + sum;
-}
-
-/* The first `valid` of four numbers, 0 for the others. */
-__device__ static inline float4 load4(const float *from, int valid)
-{
-    return make_float4(valid > 0 ? from[0] : 0.0f, valid > 1 ? from[1] : 0.0f, valid > 2 ? from[2] : 0.0f,
-                       valid > 3 ? from[3] : 0.0f);
+    return power == SQUARES ? fma((double)x, (double)x, sum) : sum + (double)x;
 }
 
 /* Lane l adds the values 128 i + 4 l + j of its warp's block, i ascending, one sum for each j, whatever the
  * alignment. */
-template <summand what, bool wide>
+template <sum_power power, bool wide>
 __global__ static void sum_block_kernel(const float *x, int64_t count, int64_t num_blocks, double *partial)
 {
     const int stride = F8_WARP * 4;
@@ -40,14 +35,14 @@ __global__ static void sum_block_kernel(const float *x, int64_t count, int64_t n
             int64_t at = first + begin + i * stride;
             int valid = (int)min((int64_t)4, count - at);
             /* A piece that the end cuts is read by single loads in either case. */
-            value[i] = wide && valid >= 4 ? __ldcs((const float4 *)(x + at)) : load4(x + at, valid);
+            value[i] = wide && valid == 4 ? f8_load4<true>(x + at, 4) : f8_load4<false>(x + at, valid);
         }
 #pragma unroll
         for (int i = 0; i < UNROLL; i++) {
-            sum[0] = added<what>(value[i].x, sum[0]);
-            sum[1] = added<what>(value[i].y, sum[1]);
-            sum[2] = added<what>(value[i].z, sum[2]);
-            sum[3] = added<what>(value[i].w, sum[3]);
+            sum[0] = add_to<power>(sum[0], value[i].x);
+            sum[1] = add_to<power>(sum[1], value[i].y);
+            sum[2] = add_to<power>(sum[2], value[i].z);
+            sum[3] = add_to<power>(sum[3], value[i].w);
         }
     }
     double total = f8_warp_sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
@@ -69,8 +64,8 @@ __global__ static void sum_total_kernel(const double *partial, int64_t num_block
     if (threadIdx.x == 0) *total = sum;
 }
 
-template <summand what>
-static fp8flow_status launch_sum(fp8flow_context *c, const char *op, const float *x, int64_t count, double *sum)
+template <sum_power power>
+static fp8flow_status launch_sum(fp8flow_context *c, const char *op, const float *x, int64_t count, double *total)
 {
     const int64_t max_blocks = F8_CUDA_SCRATCH_BYTES / (int64_t)sizeof(double);
     int64_t num_blocks = f8_ceil_div(count, BLOCK);
@@ -79,15 +74,16 @@ static fp8flow_status launch_sum(fp8flow_context *c, const char *op, const float
     double *partial = (double *)f8_cuda_scratch(c);
     unsigned grid = f8_grid(num_blocks, THREADS / F8_WARP);
     if (grid > 0 && (uintptr_t)x % 16 == 0)
-        sum_block_kernel<what, true><<<grid, THREADS, 0, f8_stream(c)>>>(x, count, num_blocks, partial);
-    else if (grid > 0) sum_block_kernel<what, false><<<grid, THREADS, 0, f8_stream(c)>>>(x, count, num_blocks, partial);
-    sum_total_kernel<<<1, TOTAL_THREADS, 0, f8_stream(c)>>>(partial, num_blocks, sum);
+        sum_block_kernel<power, true><<<grid, THREADS, 0, f8_stream(c)>>>(x, count, num_blocks, partial);
+    else if (grid > 0)
+        sum_block_kernel<power, false><<<grid, THREADS, 0, f8_stream(c)>>>(x, count, num_blocks, partial);
+    sum_total_kernel<<<1, TOTAL_THREADS, 0, f8_stream(c)>>>(partial, num_blocks, total);
     return f8_launched(op);
 }
 
 extern "C" fp8flow_status f8_cuda_sum(fp8flow_context *c, const fp8flow_sum_args *a)
 {
-    return launch_sum<NUMBERS>(c, "sum", a->x, a->count, a->sum);
+    return launch_sum<VALUES>(c, "sum", a->x, a->count, a->sum);
 }
 
 extern "C" fp8flow_status f8_cuda_square_sum(fp8flow_context *c, const fp8flow_square_sum_args *a)
@@ -95,14 +91,37 @@ extern "C" fp8flow_status f8_cuda_square_sum(fp8flow_context *c, const fp8flow_s
     return launch_sum<SQUARES>(c, "square_sum", a->x, a->count, a->sum);
 }
 
-/* One thread: the order of the sum is the contract's, and the parts are few. */
+/* ---- add_counts ---- */
+
+/* Unsigned: a sum beyond 2^63 must not be undefined. Blocks take the counters in turn: a grid has an end. */
+__global__ static void add_counts_kernel(const uint64_t *x, uint64_t *y, int64_t count)
+{
+    int64_t step = (int64_t)gridDim.x * THREADS;
+    for (int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x; i < count; i += step) y[i] += x[i];
+}
+
+extern "C" fp8flow_status f8_cuda_add_counts(fp8flow_context *c, const fp8flow_add_counts_args *a)
+{
+    const int64_t max_blocks = 1 << 20;
+    int64_t blocks = f8_ceil_div(a->count, THREADS);
+    if (blocks == 0) return FP8FLOW_OK;
+    add_counts_kernel<<<(unsigned)(blocks < max_blocks ? blocks : max_blocks), THREADS, 0, f8_stream(c)>>>(
+        (const uint64_t *)a->x, (uint64_t *)a->y, a->count);
+    return f8_launched("add_counts");
+}
+
+/* ---- clip ---- */
+
 __global__ static void clip_kernel(fp8flow_clip_args a)
 {
     double sum = 0.0;
+#pragma unroll 8
     for (int64_t i = 0; i < a.count; i++) sum += a.square_sums[i];
     double norm = sqrt(sum);
-    *a.norm = norm;
-    *a.scale = f8_clip_scale(norm, a.limit);
+    float nan = f8_from_bits(0x7FC00000u);
+    *a.norm = isnan(norm) ? __longlong_as_double(0x7FF8000000000000ll) : norm;
+    bool clips = a.limit > 0.0 && norm > a.limit;
+    *a.scale = !isfinite(norm) ? nan : clips ? (float)(a.limit / norm) : 1.0f;
 }
 
 extern "C" fp8flow_status f8_cuda_clip(fp8flow_context *c, const fp8flow_clip_args *a)

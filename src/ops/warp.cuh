@@ -26,6 +26,14 @@ __device__ static inline void f8_store16(void *to, uint4 value)
     __stcs((uint4 *)to, value);
 }
 
+/* The first `valid` of four numbers, 0 for the others; read once. wide: all four or none, 16 bytes aligned. */
+template <bool wide> __device__ static inline float4 f8_load4(const float *from, int valid)
+{
+    if (wide) return valid > 0 ? __ldcs((const float4 *)from) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    return make_float4(valid > 0 ? from[0] : 0.0f, valid > 1 ? from[1] : 0.0f, valid > 2 ? from[2] : 0.0f,
+                       valid > 3 ? from[3] : 0.0f);
+}
+
 /* Whether pointer and stride (in bytes) allow 16-byte access to every line. */
 static inline bool f8_aligned16(const void *data, int64_t stride_bytes)
 {
