@@ -21,14 +21,13 @@ static int omp_get_thread_num(void)
 static fp8flow_status open_context(const fp8flow_context_options *options, fp8flow_context *c)
 {
     size_t scratch_bytes = F8_CUDA_SCRATCH_BYTES;
+    c->num_threads = options->num_threads ? options->num_threads : omp_get_max_threads();
     if (options->backend == FP8FLOW_CUDA) {
         F8_TRY(f8_device_cuda(options->device, &c->device));
         c->ops = f8_ops_cuda();
-        c->num_threads = 1;
     } else {
         c->device = f8_device_cpu();
         c->ops = options->backend == FP8FLOW_CPU ? f8_ops_cpu() : &f8_ops_reference;
-        c->num_threads = options->num_threads ? options->num_threads : omp_get_max_threads();
         scratch_bytes = (size_t)c->num_threads * F8_SCRATCH_BYTES;
     }
     F8_TRY(c->device->alloc(scratch_bytes, (void **)&c->scratch));
