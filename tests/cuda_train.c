@@ -1,5 +1,5 @@
-/* cuda_train.c - training and decoding on the GPU: near the CPU's losses in every recipe, the same bits in every run and
- * checkpointing mode, checkpoints that go from one to the other, and updates that non-finite gradients skip. */
+/* cuda_train.c - training and decoding on the GPU: near the CPU's losses in every recipe, the same bits in every run
+ * and checkpointing mode, checkpoints that go from one to the other, and updates that non-finite gradients skip. */
 #include "cuda_support.h"
 #include "training.h"
 
