@@ -152,7 +152,7 @@ typedef struct fp8flow_context fp8flow_context;
 
 typedef struct {
     fp8flow_backend backend;
-    int32_t num_threads; /* 0 means all processors this process may use; under CUDA they prepare what goes there */
+    int32_t num_threads; /* of the processor (CUDA: they prepare data); 0: all that this process may use */
     int32_t device;      /* CUDA: which GPU */
     void *stream;        /* CUDA: the cudaStream_t to work on, borrowed; NULL: one of its own */
 } fp8flow_context_options;

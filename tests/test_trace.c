@@ -190,6 +190,8 @@ static void test_the_rest_of_a_decoder(void **state)
     check_fixed(f8_cost_of(F8_OP_embed, &(fp8flow_embed_args){ .y = &x }), 10 * (2 * 128 + 4), 0);
     check_fixed(f8_cost_of(F8_OP_embed_backward, &(fp8flow_embed_backward_args){ &x, NULL, &table }),
                 10 * (128 + 4) + 2 * 4 * 256, 0);
+    fp8flow_cross_entropy_args entropy = { .logits = &table, .gradient = &x };
+    check_fixed(f8_cost_of(F8_OP_cross_entropy, &entropy), 4 * 256 + 10 * 128 + 8 * 4, 0);
     check_fixed(f8_cost_of(F8_OP_square_sum, &(fp8flow_square_sum_args){ .count = 100 }), 408, 0);
     uint16_t weight = 0;
     check_fixed(f8_cost_of(F8_OP_sum, &(fp8flow_sum_args){ .count = 100 }), 408, 0);

@@ -371,7 +371,8 @@ static void cost_embed_backward(const fp8flow_embed_backward_args *a, f8_cost *c
 
 static void cost_cross_entropy(const fp8flow_cross_entropy_args *a, f8_cost *cost)
 {
-    count_tensor((counter){ cost, 0 }, a->logits, a->grad_scale != 0.0f ? 2 : 1);
+    count_tensor((counter){ cost, 0 }, a->logits, 1);
+    count_tensor((counter){ cost, 0 }, a->gradient, 1);
     cost->bytes += 2 * WORD * (double)a->logits->rows;
     label_matrix(cost, a->logits);
 }
