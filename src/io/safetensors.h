@@ -40,8 +40,8 @@ int64_t f8_stored_dtype_bytes(f8_stored_dtype dtype);
 
 enum { F8_STORED_MAX_RANK = 8, F8_STORED_MAX_HEADER = 100000000 };
 
-/* How bytes get to and from the memory of tensors where this program cannot touch it (a GPU's): `copy` moves up to 1 MiB
- * between it and a buffer of the program. NULL instead of an access: the memory is the program's own. */
+/* How bytes get to and from the memory of tensors where this program cannot touch it (a GPU's): `copy` moves up to
+ * 1 MiB between it and a buffer of the program. NULL instead of an access: the memory is the program's own. */
 typedef struct {
     fp8flow_status (*copy)(void *user, void *to, const void *from, size_t bytes);
     void *user;

@@ -292,6 +292,7 @@ static fp8flow_status init_piece(f8_model *m, int64_t first, int64_t count, piec
 static fp8flow_status round_piece(f8_model *m, int64_t first, int64_t count, piece *p)
 {
     F8_TRY(fp8flow_memory_copy(m->context, p->master, m->master + first, (size_t)count * sizeof *p->master));
+#pragma omp parallel for schedule(static) num_threads(f8_threads_for(m->context, count))
     for (int64_t i = 0; i < count; i++) p->weight[i] = f8_bf16_encode(p->master[i]);
     return fp8flow_memory_copy(m->context, m->weight + first, p->weight, (size_t)count * sizeof *p->weight);
 }

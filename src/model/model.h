@@ -82,8 +82,8 @@ typedef struct {
     float loss_scale;     /* of the router's losses in backward */
 } f8_micro_batch;
 
-/* *loss_sum: sum of the token losses (F64), memory of the device. With gradient_scale != 0 the gradient of the residual stream is ready for
- * f8_model_backward. Collective. */
+/* *loss_sum, memory of the device: sum of the token losses (F64). With gradient_scale != 0 the gradient of the residual
+ * stream is ready for f8_model_backward. Collective. */
 fp8flow_status f8_model_forward(f8_model *model, const f8_micro_batch *batch, double *loss_sum);
 fp8flow_status f8_model_backward(f8_model *model, const f8_micro_batch *batch);
 
