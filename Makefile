@@ -100,7 +100,7 @@ device_tests := $(patsubst %.c,$(B)/%,$(shell grep -lE 'make_context|moe_fixture
                   $(wildcard tests/test_*.c) /dev/null))
 cuda_tests   := $(patsubst %.c,$(B)/%,$(wildcard tests/cuda_*.c))
 kernel_tests := $(patsubst %,$(B)/tests/test_%,quantize transpose permute swiglu router router_backward gemm \
-                  decoder_ops vocab sums optimizer)
+                  decoder_ops attention vocab sums optimizer)
 long_tests := $(patsubst %.c,$(B)/%,$(wildcard tests/long_*.c))
 # TSan looks at threads of our own only: the programs that use the thread transport.
 tsan_tests := $(patsubst %.c,$(B)/%,$(shell grep -ls 'comm/\|pthread.h' $(wildcard tests/test_*.c) /dev/null))

@@ -307,14 +307,10 @@ int main(void)
         if (s.head_dim == 64) {
             /* predict 330-400: exponentials cost as much time as the products. */
             forward(c, f, "64 x 2 queries", f8_attention_launch<f8_attention_shape<64, 2, 6>>);
-            /* predict 5 % less: warpgroups drift into the same phase. */
-            forward(c, f, "64 x 2 queries, no turns", f8_attention_launch<f8_attention_shape<64, 2, 6, F8_NO_TURNS>>);
             /* predict 5-10 % more: a third warpgroup fills the gaps. */
             forward(c, f, "64 x 3 queries", f8_attention_launch<f8_attention_shape<64, 3, 6>>);
         } else {
             /* predict 500-560: products three quarters of the time. */
-            forward(c, f, "64 x 2 queries, no turns", f8_attention_launch<f8_attention_shape<128, 2, 4, F8_NO_TURNS>>);
-            /* predict 5 % more. */
             forward(c, f, "64 x 2 queries", f8_attention_launch<f8_attention_shape<128, 2, 4>>);
         }
         /* predict 300-350 of 5 products for D = 128: 7 are made, at 420-490. */
