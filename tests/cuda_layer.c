@@ -26,8 +26,12 @@ static void make_gradients(layer *l)
 {
     const moe_case *c = l->shape;
     int64_t experts = c->router.num_experts, matrix = c->hidden * c->width, shared = c->hidden * c->shared_width;
-    const int64_t bytes[NUM_OUTPUTS] = { 2 * c->tokens * c->hidden, 2 * c->tokens * c->hidden, 4 * experts * c->hidden,
-                                         8 * experts * matrix,      4 * experts * matrix,      8 * shared,
+    const int64_t bytes[NUM_OUTPUTS] = { 2 * c->tokens * c->hidden,
+                                         2 * c->tokens * c->hidden,
+                                         4 * experts * c->hidden,
+                                         8 * experts * matrix,
+                                         4 * experts * matrix,
+                                         8 * shared,
                                          4 * shared };
     memcpy(l->bytes, bytes, sizeof bytes);
     for (int i = 0; i < NUM_OUTPUTS; i++) l->outputs[i] = draw(l->context, bytes[i]);
@@ -40,8 +44,12 @@ static void open_layer(layer *l, fp8flow_context *context, fp8flow_comm *comm, c
 {
     int64_t experts = c->router.num_experts, matrix = c->hidden * c->width, shared = c->hidden * c->shared_width;
     const void *host[7] = { d->x, d->dy, d->router, d->fc1, d->fc2, d->shared_fc1, d->shared_fc2 };
-    const int64_t bytes[7] = { 2 * c->tokens * c->hidden, 2 * c->tokens * c->hidden, 4 * experts * c->hidden,
-                               4 * experts * matrix,      2 * experts * matrix,      4 * shared,
+    const int64_t bytes[7] = { 2 * c->tokens * c->hidden,
+                               2 * c->tokens * c->hidden,
+                               4 * experts * c->hidden,
+                               4 * experts * matrix,
+                               2 * experts * matrix,
+                               4 * shared,
                                2 * shared };
     *l = (layer){ .context = context, .shape = c };
     for (int i = 0; i < 7; i++) l->inputs[i] = draw_copy(context, host[i], bytes[i]);

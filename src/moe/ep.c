@@ -137,8 +137,7 @@ static fp8flow_status exchange_records(fp8flow_moe *m, f8_record record, const f
     int64_t top_k = m->config.router.top_k;
     f8_comm_part part[4];
     int num_parts = 0;
-    part[num_parts++] =
-        (f8_comm_part){ sent->data, received->data, sent->cols * (int64_t)f8_dtype_bytes(sent->dtype) };
+    part[num_parts++] = (f8_comm_part){ sent->data, received->data, sent->cols * (int64_t)f8_dtype_bytes(sent->dtype) };
     if (sent->scaling == FP8FLOW_ROW128)
         part[num_parts++] = (f8_comm_part){ sent->scale, received->scale, f8_ceil_div(sent->cols, 128) };
     if (record == F8_ROWS_AND_ROUTING) {
@@ -185,31 +184,46 @@ static void collect_gates(const fp8flow_moe *m, const float *returned, float *ga
     }
 }
 
-static fp8flow_status return_records(fp8flow_moe *m, const fp8flow_tensor *rows, const fp8flow_tensor *returned,
-                                     const float *gate_rows, float *returned_gate, int64_t *bytes)
+/* A record on its way back: rows, and the gradients of gates where they are wanted. */
+typedef struct {
+    const fp8flow_tensor *rows;
+    const float *gate;
+} outgoing;
+
+typedef struct {
+    const fp8flow_tensor *rows;
+    float *gate;
+} incoming;
+
+static fp8flow_status return_records(fp8flow_moe *m, f8_record record, outgoing from, incoming to, int64_t *bytes)
 {
     f8_moe_state *s = &m->state;
     int64_t top_k = m->config.router.top_k, before = m->comm->exchanged_bytes;
-    f8_comm_part part[2] = { { rows->data, returned->data, rows->cols * 2 }, { gate_rows, returned_gate, top_k * 4 } };
-    F8_DO(m, f8_comm_exchange(m->comm, part, gate_rows ? 2 : 1, s->recv_rows, s->send_rows));
+    f8_comm_part part[2] = { { from.rows->data, to.rows->data, from.rows->cols * 2 },
+                             { from.gate, to.gate, top_k * 4 } };
+    int num_parts = record == F8_ROWS_AND_ROUTING ? 2 : 1;
+    F8_DO(m, f8_comm_exchange(m->comm, part, num_parts, s->recv_rows, s->send_rows));
     *bytes += m->comm->exchanged_bytes - before;
     return FP8FLOW_OK;
 }
 
-fp8flow_status f8_ep_combine(fp8flow_moe *m, const fp8flow_tensor *rows, const float *gate_rows, fp8flow_tensor *y,
-                             float *gate, int64_t *bytes)
+fp8flow_status f8_ep_combine(fp8flow_moe *m, f8_record record, const fp8flow_tensor *rows, const float *gate_rows,
+                             fp8flow_tensor *y, float *gate, int64_t *bytes)
 {
     f8_moe_state *s = &m->state;
-    if (f8_moe_is_alone(m)) return return_records(m, rows, y, gate_rows, gate, bytes);
+    outgoing from = { rows, gate_rows };
+    if (f8_moe_is_alone(m)) return return_records(m, record, from, (incoming){ y, gate }, bytes);
     f8_arena_position mark = f8_arena_mark(m->workspace);
     const f8_tensor_format bf16 = { FP8FLOW_BF16, FP8FLOW_UNSCALED, FP8FLOW_ROWS };
     fp8flow_tensor returned;
     float *returned_gate = NULL;
     F8_TRY(f8_draw_tensor(m->workspace, "returned rows", bf16, s->sent, rows->cols, &returned));
-    if (gate) F8_TRY(f8_arena_draw(m->workspace, "returned gates", s->sent * m->config.router.top_k, 4, &returned_gate));
-    F8_TRY(return_records(m, rows, &returned, gate_rows, returned_gate, bytes));
+    int with_gates = record == F8_ROWS_AND_ROUTING;
+    int64_t gates = with_gates ? s->sent * m->config.router.top_k : 0;
+    F8_TRY(f8_arena_draw(m->workspace, "returned gates", gates, 4, &returned_gate));
+    F8_TRY(return_records(m, record, from, (incoming){ &returned, returned_gate }, bytes));
     F8_DO(m, fp8flow_unpermute(m->context, &(fp8flow_unpermute_args){ .x = &returned, .plan = &s->send, .y = y }));
-    if (gate && !m->measuring) collect_gates(m, returned_gate, gate);
+    if (with_gates && !m->measuring) collect_gates(m, returned_gate, gate);
     f8_arena_rewind(m->workspace, mark);
     return FP8FLOW_OK;
 }

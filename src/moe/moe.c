@@ -283,8 +283,7 @@ void f8_moe_collect(fp8flow_moe *m, f8_moe_figures *figures)
 static fp8flow_status read_figures(const fp8flow_moe *m)
 {
     const fp8flow_context *c = m->context;
-    return c->device->copy(c->stream, m->figures_copy, m->figures,
-                           f8_moe_figures_bytes(m->config.router.num_experts));
+    return c->device->copy(c->stream, m->figures_copy, m->figures, f8_moe_figures_bytes(m->config.router.num_experts));
 }
 
 fp8flow_status fp8flow_moe_get_report(const fp8flow_moe *m, fp8flow_moe_report *report)

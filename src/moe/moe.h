@@ -56,7 +56,7 @@ typedef struct {
  * rows on the CPU, the largest possible one elsewhere. */
 typedef struct {
     int64_t tokens, sent, received, padded;
-    /* router: [T, ...]; backward computes these again from x */
+    /* router: [T, ...] */
     fp8flow_router_config router; /* the layer's, with the sequence length of this call */
     int32_t *expert, *counts;
     float *gate, *scores, *log_sum_exp, *score_sums, *logits;
@@ -194,15 +194,15 @@ typedef enum { F8_ROWS_ONLY, F8_ROWS_AND_ROUTING } f8_record;
 fp8flow_status f8_ep_dispatch(fp8flow_moe *m, f8_record record, const fp8flow_tensor *wire, f8_arena *arena,
                               fp8flow_tensor *received, int64_t *bytes);
 
-/* Send rows [R, H] BF16 back and sum them per token in rank order: y [T, H]. gate_rows [R, k] (may be NULL)
+/* Send rows [R, H] BF16 back and sum them per token in rank order: y [T, H]. F8_ROWS_AND_ROUTING: gate_rows [R, k]
  * travels along and arrives as gate [T, k]. *bytes grows by what is sent. Collective. */
-fp8flow_status f8_ep_combine(fp8flow_moe *m, const fp8flow_tensor *rows, const float *gate_rows, fp8flow_tensor *y,
-                             float *gate, int64_t *bytes);
+fp8flow_status f8_ep_combine(fp8flow_moe *m, f8_record record, const fp8flow_tensor *rows, const float *gate_rows,
+                             fp8flow_tensor *y, float *gate, int64_t *bytes);
 
 /* ---- moe_forward.c ---- */
 
-/* logits, choice, gates, load over all ranks; draws from the workspace. Collective. */
-fp8flow_status f8_moe_route(fp8flow_moe *m, const fp8flow_tensor *x);
+/* logits, choice, gates, load over all ranks; drawn from `arena`. Collective. */
+fp8flow_status f8_moe_route(fp8flow_moe *m, const fp8flow_tensor *x, f8_arena *arena);
 
 typedef enum { F8_PASS_FORWARD, F8_PASS_RECOMPUTE } f8_pass;
 

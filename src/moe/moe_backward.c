@@ -11,11 +11,11 @@ static const f8_tensor_format bf16 = { FP8FLOW_BF16, FP8FLOW_UNSCALED, FP8FLOW_R
 
 static fp8flow_status compute_again(fp8flow_moe *m, const fp8flow_tensor *x)
 {
-    F8_TRY(f8_moe_route(m, x));
+    if (m->config.checkpointing == FP8FLOW_KEEP_ALL) return FP8FLOW_OK;
+    F8_TRY(f8_moe_route(m, x, m->workspace));
     if (m->config.checkpointing == FP8FLOW_FULL)
         F8_TRY(f8_moe_send(m, x, F8_PASS_RECOMPUTE, m->workspace, m->workspace));
-    if (m->config.checkpointing != FP8FLOW_KEEP_ALL) F8_TRY(f8_moe_experts(m, F8_PASS_RECOMPUTE));
-    return FP8FLOW_OK;
+    return f8_moe_experts(m, F8_PASS_RECOMPUTE);
 }
 
 static fp8flow_status recompute(fp8flow_moe *m, const fp8flow_tensor *x)
@@ -132,7 +132,7 @@ static fp8flow_status experts_backward(fp8flow_moe *m, const fp8flow_tensor *dy,
                  m->context,
                  &(fp8flow_unpermute_args){
                      .x = &dx1, .plan = &s->plan, .y = &rows, .gate_rows = dgate_rows, .gate = dgate_received }));
-    return f8_ep_combine(m, &rows, dgate_received, dx, dgate, &m->report.combine_bytes[1]);
+    return f8_ep_combine(m, F8_ROWS_AND_ROUTING, &rows, dgate_received, dx, dgate, &m->report.combine_bytes[1]);
 }
 
 /* Through gates, scores and logits: the router's weight gradient, and its part of dx. */

@@ -32,7 +32,7 @@ static fp8flow_status sum_load(fp8flow_moe *m, int64_t sequences)
     return fp8flow_add_counts(m->context, &(fp8flow_add_counts_args){ num_experts, s->total_counts, m->figures->load });
 }
 
-fp8flow_status f8_moe_route(fp8flow_moe *m, const fp8flow_tensor *x)
+fp8flow_status f8_moe_route(fp8flow_moe *m, const fp8flow_tensor *x, f8_arena *arena)
 {
     f8_moe_state *s = &m->state;
     fp8flow_router_config *config = &s->router;
@@ -40,17 +40,17 @@ fp8flow_status f8_moe_route(fp8flow_moe *m, const fp8flow_tensor *x)
     int64_t num_experts = config->num_experts, tokens = s->tokens;
     if (config->sequence_coef == 0.0f) config->sequence_length = tokens ? tokens : 1;
     int64_t sequences = tokens / config->sequence_length;
-    F8_TRY(f8_arena_draw(m->workspace, "chosen experts", tokens * config->top_k, 4, &s->expert));
-    F8_TRY(f8_arena_draw(m->workspace, "gates", tokens * config->top_k, 4, &s->gate));
-    F8_TRY(f8_arena_draw(m->workspace, "logits", tokens * num_experts, 4, &s->logits));
-    F8_TRY(f8_arena_draw(m->workspace, "scores", tokens * num_experts, 4, &s->scores));
-    F8_TRY(f8_arena_draw(m->workspace, "log-sum-exp", tokens, 4, &s->log_sum_exp));
+    F8_TRY(f8_arena_draw(arena, "chosen experts", tokens * config->top_k, 4, &s->expert));
+    F8_TRY(f8_arena_draw(arena, "gates", tokens * config->top_k, 4, &s->gate));
+    F8_TRY(f8_arena_draw(arena, "logits", tokens * num_experts, 4, &s->logits));
+    F8_TRY(f8_arena_draw(arena, "scores", tokens * num_experts, 4, &s->scores));
+    F8_TRY(f8_arena_draw(arena, "log-sum-exp", tokens, 4, &s->log_sum_exp));
     /* A sequence is at least one token long: T sequences at most. */
     int64_t most = m->measuring ? tokens : sequences;
-    F8_TRY(f8_arena_draw(m->workspace, "counts", most * num_experts, 4, &s->counts));
-    F8_TRY(f8_arena_draw(m->workspace, "score sums", most * num_experts, 4, &s->score_sums));
-    F8_TRY(f8_arena_draw(m->workspace, "total counts", num_experts, 8, &s->total_counts));
-    F8_TRY(f8_arena_draw(m->workspace, "total score sums", num_experts, 4, &s->total_sums));
+    F8_TRY(f8_arena_draw(arena, "counts", most * num_experts, 4, &s->counts));
+    F8_TRY(f8_arena_draw(arena, "score sums", most * num_experts, 4, &s->score_sums));
+    F8_TRY(f8_arena_draw(arena, "total counts", num_experts, 8, &s->total_counts));
+    F8_TRY(f8_arena_draw(arena, "total score sums", num_experts, 4, &s->total_sums));
     fp8flow_tensor logits = f8_f32(s->logits, tokens, num_experts);
     fp8flow_tensor weight = f8_f32((float *)(uintptr_t)m->weights.router, num_experts, m->config.hidden);
     F8_TRY(f8_moe_product(m, FP8FLOW_FPROP, x, &weight, &logits));
@@ -185,7 +185,7 @@ static fp8flow_status combine_outputs(fp8flow_moe *m, fp8flow_tensor *y)
     F8_DO(m, fp8flow_gemm(m->context, &(fp8flow_gemm_args){ FP8FLOW_FPROP, FP8FLOW_OVERWRITE, &s->groups, &s->x2,
                                                             &m->fc2.rows, &y2 }));
     F8_DO(m, fp8flow_unpermute(m->context, &(fp8flow_unpermute_args){ .x = &y2, .plan = &s->plan, .y = &rows }));
-    return f8_ep_combine(m, &rows, NULL, y, NULL, &m->report.combine_bytes[0]);
+    return f8_ep_combine(m, F8_ROWS_ONLY, &rows, NULL, y, NULL, &m->report.combine_bytes[0]);
 }
 
 /* The shared expert: a dense BF16 SwiGLU over this rank's tokens, added to y. */
@@ -228,7 +228,7 @@ fp8flow_status f8_moe_run_forward(fp8flow_moe *m, const fp8flow_tensor *x, fp8fl
     f8_arena *routing = mode == FP8FLOW_FULL ? m->workspace : &m->saved;
     f8_arena *rows = mode == FP8FLOW_MOE_EXPERT ? &m->saved : m->workspace;
     m->state.tokens = x->rows;
-    F8_TRY(f8_moe_route(m, x));
+    F8_TRY(f8_moe_route(m, x, mode == FP8FLOW_KEEP_ALL ? &m->saved : m->workspace));
     F8_TRY(router_losses(m));
     F8_TRY(f8_moe_send(m, x, F8_PASS_FORWARD, routing, rows));
     F8_TRY(f8_moe_experts(m, F8_PASS_FORWARD));
