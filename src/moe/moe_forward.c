@@ -40,17 +40,17 @@ fp8flow_status f8_moe_route(fp8flow_moe *m, const fp8flow_tensor *x, f8_arena *a
     int64_t num_experts = config->num_experts, tokens = s->tokens;
     if (config->sequence_coef == 0.0f) config->sequence_length = tokens ? tokens : 1;
     int64_t sequences = tokens / config->sequence_length;
-    F8_TRY(f8_arena_draw(arena, "chosen experts", tokens * config->top_k, 4, &s->expert));
-    F8_TRY(f8_arena_draw(arena, "gates", tokens * config->top_k, 4, &s->gate));
-    F8_TRY(f8_arena_draw(arena, "logits", tokens * num_experts, 4, &s->logits));
-    F8_TRY(f8_arena_draw(arena, "scores", tokens * num_experts, 4, &s->scores));
-    F8_TRY(f8_arena_draw(arena, "log-sum-exp", tokens, 4, &s->log_sum_exp));
+    F8_TRY(f8_arena_draw(arena, "router state", tokens * config->top_k, 4, &s->expert));
+    F8_TRY(f8_arena_draw(arena, "router state", tokens * config->top_k, 4, &s->gate));
+    F8_TRY(f8_arena_draw(arena, "router state", tokens * num_experts, 4, &s->logits));
+    F8_TRY(f8_arena_draw(arena, "router state", tokens * num_experts, 4, &s->scores));
+    F8_TRY(f8_arena_draw(arena, "router state", tokens, 4, &s->log_sum_exp));
     /* A sequence is at least one token long: T sequences at most. */
     int64_t most = m->measuring ? tokens : sequences;
-    F8_TRY(f8_arena_draw(arena, "counts", most * num_experts, 4, &s->counts));
-    F8_TRY(f8_arena_draw(arena, "score sums", most * num_experts, 4, &s->score_sums));
-    F8_TRY(f8_arena_draw(arena, "total counts", num_experts, 8, &s->total_counts));
-    F8_TRY(f8_arena_draw(arena, "total score sums", num_experts, 4, &s->total_sums));
+    F8_TRY(f8_arena_draw(arena, "router state", most * num_experts, 4, &s->counts));
+    F8_TRY(f8_arena_draw(arena, "router state", most * num_experts, 4, &s->score_sums));
+    F8_TRY(f8_arena_draw(arena, "router state", num_experts, 8, &s->total_counts));
+    F8_TRY(f8_arena_draw(arena, "router state", num_experts, 4, &s->total_sums));
     fp8flow_tensor logits = f8_f32(s->logits, tokens, num_experts);
     fp8flow_tensor weight = f8_f32((float *)(uintptr_t)m->weights.router, num_experts, m->config.hidden);
     F8_TRY(f8_moe_product(m, FP8FLOW_FPROP, x, &weight, &logits));
