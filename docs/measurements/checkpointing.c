@@ -3,7 +3,7 @@
  *
  *   make install PREFIX=$PWD/build/prefix
  *   export PKG_CONFIG_PATH=$PWD/build/prefix/lib/pkgconfig LD_LIBRARY_PATH=$PWD/build/prefix/lib
- *   cc -O2 -Icli -o build/checkpointing docs/measurements/checkpointing.c cli/layer.c $(pkg-config --cflags --libs fp8flow) -lm
+ *   cc -O2 -fopenmp -Icli -o build/checkpointing docs/measurements/checkpointing.c cli/layer.c $(pkg-config --cflags --libs fp8flow) -lm
  *   build/checkpointing
  */
 #include <stdio.h>
