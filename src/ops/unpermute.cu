@@ -2,7 +2,7 @@
  *
  * A warp sums some hundred neighbouring columns of one token. With up to 16 slots per token, its lanes hold the rows of
  * the slots and hand them out in ascending order; the pieces of all rows (16 bytes per lane and row) are in flight
- * before the first addition. More slots, or lines that are not aligned: the warp looks for the next higher row among
+ * before the first addition; with one or two slots two pieces of each, since all wait for the rows' places. More slots, or lines that are not aligned: the warp looks for the next higher row among
  * the slots before each row. The first warp of a token writes the gate gradients of its slots.
  * Traffic per element of y: 2 bytes for each row of the token, 2 bytes out.
  */
@@ -10,7 +10,7 @@
 #include "ops/nan.h"
 #include "ops/warp.cuh"
 
-enum { UNPERMUTE_THREADS = 256, UNPERMUTE_PIECE = 8, UNPERMUTE_PIECES = 1, UNPERMUTE_MAX_SLOTS = 16 };
+enum { UNPERMUTE_THREADS = 256, UNPERMUTE_PIECE = 8, UNPERMUTE_MAX_SLOTS = 16 };
 
 /* What the kernels of one call read and write. */
 struct unpermute_call {
@@ -190,9 +190,10 @@ extern "C" fp8flow_status f8_cuda_unpermute(fp8flow_context *c, const fp8flow_un
     bool is_wide = call.cols % UNPERMUTE_PIECE == 0 && f8_aligned16(call.x, call.x_stride * 2) &&
                    f8_aligned16(call.y, call.y_stride * 2);
     if (!is_wide || call.top_k > UNPERMUTE_MAX_SLOTS) unpermute_launch_search(stream, call);
-    else if (call.top_k <= 2) unpermute_launch_slots<2, UNPERMUTE_PIECES>(stream, call);
-    else if (call.top_k <= 4) unpermute_launch_slots<4, UNPERMUTE_PIECES>(stream, call);
-    else if (call.top_k <= 8) unpermute_launch_slots<8, UNPERMUTE_PIECES>(stream, call);
-    else unpermute_launch_slots<16, UNPERMUTE_PIECES>(stream, call);
+    else if (call.top_k == 1) unpermute_launch_slots<1, 2>(stream, call);
+    else if (call.top_k == 2) unpermute_launch_slots<2, 2>(stream, call);
+    else if (call.top_k <= 4) unpermute_launch_slots<4, 1>(stream, call);
+    else if (call.top_k <= 8) unpermute_launch_slots<8, 1>(stream, call);
+    else unpermute_launch_slots<16, 1>(stream, call);
     return f8_launched("unpermute");
 }
