@@ -1,9 +1,10 @@
 /* unpermute.cu - CUDA side of unpermute. Contract: fp8flow_ops.h. CPU side: unpermute.c.
  *
  * A warp sums some hundred neighbouring columns of one token. With up to 16 slots per token, its lanes hold the rows of
- * the slots and hand them out in ascending order; the pieces of all rows (16 bytes per lane and row) are in flight
- * before the first addition; with one or two slots two pieces of each, since all wait for the rows' places. More slots, or lines that are not aligned: the warp looks for the next higher row among
- * the slots before each row. The first warp of a token writes the gate gradients of its slots.
+ * the slots and hand them out in ascending order; the pieces of all rows (16 bytes per lane and row, with one or two
+ * slots 32, since all wait for the rows' places first) are in flight before the first addition. More slots, or lines
+ * that are not aligned: the warp looks for the next higher row among the slots before each row. The first warp of a
+ * token writes the gate gradients of its slots.
  * Traffic per element of y: 2 bytes for each row of the token, 2 bytes out.
  */
 #include "ops/launch.cuh"
