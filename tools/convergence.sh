@@ -47,7 +47,9 @@ text_folders()
         printf '%s\n' $TEXT
         return
     fi
-    python3 -c 'import sysconfig; p = sysconfig.get_paths(); print(p["purelib"]); print(p["stdlib"])' 2>/dev/null || true
+    for part in purelib stdlib; do
+        python3 -c "import sysconfig; print(sysconfig.get_paths()['$part'])" 2>/dev/null || true
+    done
     printf '%s\n' /usr/include /usr/share/doc /usr/local/cuda/include
 }
 
