@@ -2,7 +2,7 @@
  *
  * Runs go seed by seed, so that all recipes have their first curve before any gets its second. The report and
  * compare.json are written anew after every run and at the end: a comparison that is interrupted, or killed
- * in its last hour, leaves what it had found.
+ * in its last hour, leaves what it had found, and --from takes it up again.
  */
 #include <errno.h>
 #include <math.h>
@@ -18,8 +18,8 @@
 
 typedef struct {
     cli_training training;
-    cli_list recipes;
-    int64_t seeds;
+    cli_list recipes, from;
+    int64_t seeds, baseline_seeds;
     const char *output;
     int32_t is_json;
 } compare_settings;
@@ -31,12 +31,16 @@ static const cli_option compare_options[] = {
                                         "else the first")),
     CLI_OPTION_INTEGER(compare_settings, seeds, "seeds", "N", 1, COMPARE_MAX_SEEDS,
                        "runs of each recipe, with the seeds SEED, SEED + 1, ..."),
+    CLI_OPTION_INTEGER(compare_settings, baseline_seeds, "baseline-seeds", "N", 0, COMPARE_MAX_SEEDS,
+                       "runs of the baseline, if more: how far apart two seeds are"),
     CLI_TRAINING_STEPS(compare_settings, training),
     CLI_TRAINING_OPTIMISER(compare_settings, training),
     CLI_TRAINING_MACHINE(compare_settings, training),
     CLI_OPTION_HEADING("Output"),
     CLI_OPTION_STRING(compare_settings, output, "out", "DIR",
                       "folder for report.html, compare.json and the metrics of each run"),
+    CLI_OPTION_LIST(compare_settings, from, "from", "DIR", 0,
+                    "folder of an earlier comparison (--out) with the same options: its finished runs are taken"),
     CLI_OPTION_FLAG(compare_settings, is_json, "json",
                     "print one JSON object instead of the table; progress on stderr"),
     CLI_TRAINING_DISPLAY(compare_settings, training),
@@ -95,17 +99,22 @@ typedef struct {
     int64_t *counts; /* [experts] of one layer */
 } recorder;
 
-static void record_start(void *user, const fp8flow_train_info *info)
+static int record_start(void *user, const fp8flow_train_info *info)
 {
     recorder *r = user;
-    if (r->study->info.parameters == 0) {
-        r->study->info = *info;
-        (void)fprintf(r->display, "device  %s\n", r->study->device);
-    }
+    compare_study *study = r->study;
+    if (study->info.parameters == 0) study->info = *info;
+    if (!compare_same_info(&study->info, info))
+        return cli_fail(&cli_compare, "--from: %lld parameters and %lld tokens to train on there, %lld and %lld here",
+                        (long long)study->info.parameters, (long long)study->info.train_tokens,
+                        (long long)info->parameters, (long long)info->train_tokens);
+    if (!study->is_started) (void)fprintf(r->display, "device  %s\n", study->device);
+    study->is_started = 1;
     size_t cells = (size_t)(info->num_moe_layers * info->num_experts);
     r->counts = calloc((size_t)info->num_experts + 1, sizeof *r->counts);
     /* Without memory the report has no load maps; the comparison goes on. */
     if (cells > 0 && r->counts) r->run->load = calloc(COMPARE_LOAD_SLICES * cells, sizeof *r->run->load);
+    return CLI_DONE;
 }
 
 static void record_load(recorder *r, const fp8flow_trainer *trainer, int64_t step)
@@ -201,7 +210,8 @@ static int run_one(const compare_settings *settings, compare_study *study, int64
     run.train.recipe = name;
     run.train.seed = r.run->seed;
     run.display = r.display;
-    snprintf(label, sizeof label, study->num_seeds > 1 ? "%s seed %llu" : "%s", name, (unsigned long long)r.run->seed);
+    snprintf(label, sizeof label, study->baseline_seeds > 1 ? "%s seed %llu" : "%s", name,
+             (unsigned long long)r.run->seed);
     run.label = label;
     run.on_start = record_start;
     run.on_step = record_step;
@@ -223,8 +233,10 @@ static int run_one(const compare_settings *settings, compare_study *study, int64
 static int run_all(const compare_settings *settings, compare_study *study)
 {
     int outcome = CLI_DONE;
-    for (int64_t i = 0; i < study->num_seeds * study->num_recipes; i++) {
+    for (int64_t i = 0; i < study->baseline_seeds * study->num_recipes; i++) {
         int64_t seed = i / study->num_recipes, recipe = i % study->num_recipes;
+        if (seed >= study->recipes[recipe].num_runs) continue;
+        if (compare_is_finished(study, &study->recipes[recipe].runs[seed])) continue;
         cli_stop stop;
         int code = run_one(settings, study, recipe, seed, &stop);
         if (code != CLI_DONE && study->recipes[recipe].runs[seed].num_steps == 0) return code;
@@ -235,6 +247,28 @@ static int run_all(const compare_settings *settings, compare_study *study)
         if (stop != CLI_STOP_NONE) break;
     }
     return outcome;
+}
+
+/* Put the finished runs of other comparisons into this one. */
+static int take_runs(const compare_settings *settings, compare_study *study)
+{
+    char message[COMPARE_MESSAGE_BYTES];
+    for (int64_t i = 0; i < settings->from.count; i++)
+        if (compare_take(study, settings->from.items[i], message) != 0)
+            return cli_fail(&cli_compare, "--from: %s", message);
+    int64_t taken = 0, planned = 0;
+    for (int64_t r = 0; r < study->num_recipes; r++)
+        for (int64_t s = 0; s < study->recipes[r].num_runs; s++, planned++)
+            taken += study->recipes[r].runs[s].num_steps > 0;
+    if (settings->from.count > 0)
+        (void)fprintf(settings->is_json ? stderr : stdout, "taken   %lld of %lld runs\n", (long long)taken,
+                      (long long)planned);
+    if (taken < planned || !study->taken_machine || !study->taken_date) return CLI_DONE;
+    /* Nothing is left to train here: the report is about another place and time. */
+    study->machine = study->taken_machine;
+    study->date = study->taken_date;
+    compare_summarize(study);
+    return settings->output ? write_files(study, settings->output) : CLI_DONE;
 }
 
 static int print_result(const compare_settings *settings, const compare_study *study)
@@ -256,9 +290,17 @@ static int print_result(const compare_settings *settings, const compare_study *s
 static int has_result(const compare_study *study)
 {
     for (int64_t r = 0; r < study->num_recipes; r++)
-        for (int64_t s = 0; s < study->num_seeds; s++)
+        for (int64_t s = 0; s < study->recipes[r].num_runs; s++)
             if (study->recipes[r].runs[s].num_steps > 0) return 1;
     return 0;
+}
+
+static int make_runs(const compare_settings *settings, compare_study *study)
+{
+    int code = run_all(settings, study);
+    if (!has_result(study)) return code;
+    int printed = print_result(settings, study);
+    return code == CLI_DONE ? printed : code;
 }
 
 /* ---- Command -------------------------------------------------------------------------------- */
@@ -280,7 +322,13 @@ static int check_recipes(const cli_list *recipes)
 static int compare_recipes(const compare_settings *settings, facts *text)
 {
     collect_facts(text, settings);
+    static const char *const backends[] = {
+        [FP8FLOW_CPU] = "cpu", [FP8FLOW_CUDA] = "cuda", [FP8FLOW_REFERENCE] = "reference"
+    };
     compare_study study = { .options = &settings->training.train, .num_ranks = (int32_t)settings->training.ranks };
+    study.validate_every = settings->training.validate_every;
+    study.baseline_seeds = settings->baseline_seeds;
+    study.backend = backends[settings->training.backend];
     study.command = text->command;
     study.data = text->data;
     study.machine = text->machine;
@@ -290,11 +338,8 @@ static int compare_recipes(const compare_settings *settings, facts *text)
     if (compare_create(&study, settings->recipes.items, settings->recipes.count, settings->seeds) != 0) {
         cli_fail(&cli_compare, "out of memory");
     } else {
-        code = run_all(settings, &study);
-        if (has_result(&study)) {
-            int printed = print_result(settings, &study);
-            if (code == CLI_DONE) code = printed;
-        }
+        code = take_runs(settings, &study);
+        if (code == CLI_DONE) code = make_runs(settings, &study);
     }
     compare_destroy(&study);
     return code;

@@ -35,7 +35,7 @@ static const cli_option train_options[] = {
 
 /* ---- Start ---------------------------------------------------------------------------------- */
 
-static void print_start(void *user, const fp8flow_train_info *info)
+static int print_start(void *user, const fp8flow_train_info *info)
 {
     static const char *const recomputed[] = { "none", "moe_expert", "full" };
     const train_settings *settings = user;
@@ -64,6 +64,7 @@ static void print_start(void *user, const fp8flow_train_info *info)
         printf("ignored        keys of config.json without meaning here: %s\n", info->ignored_keys);
     printf("\n");
     (void)fflush(stdout);
+    return CLI_DONE;
 }
 
 /* ---- End ------------------------------------------------------------------------------------ */

@@ -20,16 +20,19 @@ int compare_create(compare_study *study, const char *const *names, int64_t num_r
 {
     study->num_recipes = num_recipes;
     study->num_seeds = num_seeds;
+    if (study->baseline_seeds < num_seeds) study->baseline_seeds = num_seeds;
+    for (int64_t r = 0; r < num_recipes; r++)
+        if (strcmp(names[r], "bf16") == 0) study->baseline = r;
     study->recipes = calloc((size_t)num_recipes, sizeof *study->recipes);
     if (!study->recipes) return -1;
     for (int64_t r = 0; r < num_recipes; r++) {
         compare_recipe *recipe = &study->recipes[r];
         recipe->name = names[r];
-        recipe->runs = calloc((size_t)num_seeds, sizeof *recipe->runs);
+        recipe->num_runs = r == study->baseline ? study->baseline_seeds : num_seeds;
+        recipe->runs = calloc((size_t)recipe->num_runs, sizeof *recipe->runs);
         if (!recipe->runs) return -1;
-        for (int64_t s = 0; s < num_seeds; s++)
+        for (int64_t s = 0; s < recipe->num_runs; s++)
             if (run_create(&recipe->runs[s], study->options, study->options->seed + (uint64_t)s)) return -1;
-        if (strcmp(names[r], "bf16") == 0) study->baseline = r;
     }
     /* The baseline is drawn in ink; the others take the palette in the order given. */
     int32_t color = 1;
@@ -42,7 +45,7 @@ void compare_destroy(compare_study *study)
 {
     for (int64_t r = 0; study->recipes && r < study->num_recipes; r++) {
         compare_run *runs = study->recipes[r].runs;
-        for (int64_t s = 0; runs && s < study->num_seeds; s++) {
+        for (int64_t s = 0; runs && s < study->recipes[r].num_runs; s++) {
             free(runs[s].loss);
             free(runs[s].validation);
             free(runs[s].load);
@@ -51,6 +54,20 @@ void compare_destroy(compare_study *study)
     }
     free(study->recipes);
     study->recipes = NULL;
+    free(study->taken_machine);
+    free(study->taken_date);
+}
+
+int compare_same_info(const fp8flow_train_info *a, const fp8flow_train_info *b)
+{
+    return a->parameters == b->parameters && a->active_parameters == b->active_parameters &&
+           a->num_moe_layers == b->num_moe_layers && a->num_experts == b->num_experts && a->top_k == b->top_k &&
+           a->train_tokens == b->train_tokens && a->validation_tokens == b->validation_tokens;
+}
+
+int compare_is_finished(const compare_study *study, const compare_run *run)
+{
+    return run->num_steps == study->options->steps && !run->error[0];
 }
 
 /* ---- Curves --------------------------------------------------------------------------------- */
@@ -196,8 +213,8 @@ static void summarize_noise(compare_study *study)
     compare_noise noise = { NAN, NAN };
     double sum = 0;
     int64_t pairs = 0;
-    for (int64_t i = 0; i < study->num_seeds; i++)
-        for (int64_t j = i + 1; j < study->num_seeds; j++) {
+    for (int64_t i = 0; i < study->baseline_seeds; i++)
+        for (int64_t j = i + 1; j < study->baseline_seeds; j++) {
             gap_figures gap = gap_of(study, &base[j], &base[i]);
             if (gap.steps == 0) continue;
             sum += fabs(gap.mean);

@@ -1,7 +1,8 @@
 /* compare.h - what a comparison of recipes measured, and the figures derived from it.
  *
- * A study is a grid of runs, one per recipe and seed. A run grows by one entry of `loss` per step and may end
- * early (interrupt, failure): every figure is computed from what exists.
+ * A study is a grid of runs, one per recipe and seed; the baseline may have more seeds than the others, which tell
+ * only how far two seeds lie apart. A run grows by one entry of `loss` per step and may end early (interrupt,
+ * failure): every figure is computed from what exists.
  *
  * The gap of run A to run B at step t is (S(A)_t - S(B)_t) / S(B)_t, where S is the centred running mean over
  * 1 + steps/20 steps (made odd), cut at both ends of the curve. Its mean and its worst value (largest magnitude, with
@@ -56,7 +57,8 @@ typedef struct {
 typedef struct {
     const char *name;
     int32_t color;     /* of svg.h */
-    compare_run *runs; /* [num_seeds] */
+    int64_t num_runs;  /* num_seeds, or more of the baseline */
+    compare_run *runs; /* [num_runs] */
     compare_summary summary;
 } compare_recipe;
 
@@ -70,11 +72,16 @@ typedef struct {
     fp8flow_train_info info;                     /* of the first run */
     const char *command, *machine, *date, *data; /* for the report */
     const char *device;                          /* shown at the start */
+    const char *backend;                         /* "cpu", "cuda", "reference" */
+    int64_t validate_every;
     int32_t num_ranks;
     int64_t num_recipes, num_seeds, baseline;
+    int64_t baseline_seeds; /* set before compare_create, which makes it num_seeds at least */
     compare_recipe *recipes;
     compare_noise noise;
+    int32_t is_started; /* a run was made here */
     int32_t interrupted;
+    char *taken_machine, *taken_date; /* where and when the first run was made that compare_take found; or NULL */
 } compare_study;
 
 /* Storage for num_recipes x num_seeds runs; names are borrowed. 0, or -1 when memory is short. */
@@ -97,8 +104,19 @@ int64_t compare_gap_curve(const compare_study *study, const compare_run *run, co
  * [layers, experts]. Cells without tokens in the whole layer are NaN. */
 void compare_load_of(const compare_study *study, const compare_run *run, int64_t slice, double *ratio);
 
-/* The table for the terminal, and the JSON object (docs/COMMANDS.md) as a string to be freed; NULL: no memory. */
+/* The table for the terminal, and the JSON object as a string to be freed; NULL: no memory. */
 void compare_print(FILE *out, const compare_study *study);
 char *compare_to_json(const compare_study *study);
+
+enum { COMPARE_MESSAGE_BYTES = 512 };
+
+/* Fill the runs that have no step yet with finished ones of the same recipe and seed from folder/compare.json, which
+ * must be of the same training. 0, or -1 with one line in `message`; then a run may have been filled. */
+int compare_take(compare_study *study, const char *folder, char message[COMPARE_MESSAGE_BYTES]);
+
+/* Whether two runs had the same model and the same amount of data. */
+int compare_same_info(const fp8flow_train_info *a, const fp8flow_train_info *b);
+
+int compare_is_finished(const compare_study *study, const compare_run *run);
 
 #endif

@@ -1,7 +1,6 @@
 /* compare_output.c - a study as the terminal's table and as JSON. */
-#include "compare.h"
+#include "compare_json.h"
 
-#include <jansson.h>
 #include <math.h>
 #include <string.h>
 
@@ -59,7 +58,7 @@ static void print_recipe(FILE *out, const compare_study *study, const compare_re
 
 static void print_run_notes(FILE *out, const compare_study *study, const compare_recipe *recipe)
 {
-    for (int64_t s = 0; s < study->num_seeds; s++) {
+    for (int64_t s = 0; s < recipe->num_runs; s++) {
         const compare_run *run = &recipe->runs[s];
         const char *name = recipe->name;
         long long seed = (long long)run->seed;
@@ -109,34 +108,47 @@ static json_t *figure_object(compare_figure figure)
     return json_pack("{s:o, s:o}", "mean", number(figure.mean), "spread", number(figure.spread));
 }
 
+/* [slices][layers][experts]; empty where it was not counted. */
+static json_t *load_array(const compare_study *study, const compare_run *run)
+{
+    json_t *slices = json_array();
+    int64_t layers = study->info.num_moe_layers, experts = study->info.num_experts;
+    const int64_t *tokens = run->load;
+    for (int64_t i = 0; tokens && i < COMPARE_LOAD_SLICES; i++) {
+        json_t *slice = json_array();
+        for (int64_t layer = 0; layer < layers; layer++) {
+            json_t *row = json_array();
+            for (int64_t e = 0; e < experts; e++) json_array_append_new(row, json_integer((json_int_t)*tokens++));
+            json_array_append_new(slice, row);
+        }
+        json_array_append_new(slices, slice);
+    }
+    return slices;
+}
+
 static json_t *run_object(const compare_study *study, const compare_run *run)
 {
-    json_t *loss = json_array(), *validation = json_array(), *load = json_array();
+    json_t *loss = json_array(), *validation = json_array();
     for (int64_t t = 0; t < run->num_steps; t++) json_array_append_new(loss, number(run->loss[t]));
     for (int64_t v = 0; v < run->num_validations; v++)
         json_array_append_new(validation, json_pack("{s:I, s:o}", "step", (json_int_t)run->validation[v].step, "loss",
                                                     number(run->validation[v].loss)));
-    int64_t layers = study->info.num_moe_layers, experts = study->info.num_experts;
-    for (int64_t layer = 0; run->load && layer < layers; layer++) {
-        json_t *row = json_array();
-        for (int64_t e = 0; e < experts; e++) {
-            int64_t tokens = 0;
-            for (int64_t i = 0; i < COMPARE_LOAD_SLICES; i++) tokens += run->load[(i * layers + layer) * experts + e];
-            json_array_append_new(row, json_integer((json_int_t)tokens));
-        }
-        json_array_append_new(load, row);
-    }
-    return json_pack("{s:I, s:I, s:o, s:I, s:I, s:o, s:o, s:o}", "seed", (json_int_t)run->seed, "steps",
-                     (json_int_t)run->num_steps, "error", string_or_null(run->error[0] ? run->error : NULL),
-                     "nonfinite_steps", (json_int_t)run->nonfinite_steps, "first_nonfinite_step",
-                     (json_int_t)run->first_nonfinite, "loss", loss, "validation", validation, "expert_load", load);
+    return json_pack("{s:I, s:I, s:o, s:I, s:I, s:o, s:o, s:I, s:o, s:o, s:I, s:o, s:o, s:o}", "seed",
+                     (json_int_t)run->seed, "steps", (json_int_t)run->num_steps, "error",
+                     string_or_null(run->error[0] ? run->error : NULL), "nonfinite_steps",
+                     (json_int_t)run->nonfinite_steps, "first_nonfinite_step", (json_int_t)run->first_nonfinite,
+                     "timed_tokens", number(run->timed_tokens), "timed_seconds", number(run->timed_seconds),
+                     "saved_bytes", (json_int_t)run->last.saved_bytes, "dispatch_bytes_per_token",
+                     number(run->last.dispatch_bytes_per_token), "wire_bytes_per_token",
+                     number(run->last.wire_bytes_per_token), "explicit_casts", (json_int_t)run->last.explicit_casts,
+                     "loss", loss, "validation", validation, "expert_load", load_array(study, run));
 }
 
 static json_t *recipe_object(const compare_study *study, const compare_recipe *recipe)
 {
     const compare_summary *s = &recipe->summary;
     json_t *runs = json_array();
-    for (int64_t i = 0; i < study->num_seeds; i++) json_array_append_new(runs, run_object(study, &recipe->runs[i]));
+    for (int64_t i = 0; i < recipe->num_runs; i++) json_array_append_new(runs, run_object(study, &recipe->runs[i]));
     return json_pack("{s:s, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "recipe", recipe->name, "training_loss",
                      figure_object(s->training_loss), "validation_loss", figure_object(s->validation_loss), "gap_mean",
                      figure_object(s->gap_mean), "gap_worst", number(s->gap_worst), "tokens_per_second",
@@ -146,21 +158,46 @@ static json_t *recipe_object(const compare_study *study, const compare_recipe *r
                      s->explicit_casts < 0 ? json_null() : json_integer((json_int_t)s->explicit_casts), "runs", runs);
 }
 
-char *compare_to_json(const compare_study *study)
+/* What two runs must have in common to be compared, recipe and seed left out. */
+json_t *compare_training_object(const compare_study *study)
 {
     const fp8flow_train_options *o = study->options;
+    json_t *object =
+        json_pack("{s:o, s:o, s:o, s:I, s:i, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "model", string_or_null(o->model),
+                  "data", string_or_null(study->data), "backend", string_or_null(study->backend), "ranks",
+                  (json_int_t)study->num_ranks, "checkpointing", (int)o->checkpointing, "steps", (json_int_t)o->steps,
+                  "batch", (json_int_t)o->batch, "micro_batch", (json_int_t)o->micro_batch, "sequence_length",
+                  (json_int_t)o->sequence_length, "data_seed", (json_int_t)o->data_seed, "validate_every",
+                  (json_int_t)study->validate_every, "validation_sequences", (json_int_t)o->validation_sequences);
+    json_t *optimiser = json_pack("{s:f, s:f, s:I, s:f, s:f, s:f, s:f, s:f}", "lr", o->lr, "min_lr", o->min_lr,
+                                  "warmup_steps", (json_int_t)o->warmup_steps, "beta1", o->beta1, "beta2", o->beta2,
+                                  "eps", o->eps, "weight_decay", o->weight_decay, "clip", o->clip);
+    json_object_update(object, optimiser);
+    json_decref(optimiser);
+    return object;
+}
+
+static json_t *info_object(const fp8flow_train_info *info)
+{
+    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "parameters", (json_int_t)info->parameters,
+                     "active_parameters", (json_int_t)info->active_parameters, "moe_layers",
+                     (json_int_t)info->num_moe_layers, "experts", (json_int_t)info->num_experts, "top_k",
+                     (json_int_t)info->top_k, "train_tokens", (json_int_t)info->train_tokens, "validation_tokens",
+                     (json_int_t)info->validation_tokens);
+}
+
+char *compare_to_json(const compare_study *study)
+{
     json_t *recipes = json_array();
     for (int64_t r = 0; r < study->num_recipes; r++)
         json_array_append_new(recipes, recipe_object(study, &study->recipes[r]));
-    json_t *root = json_pack(
-        "{s:s, s:o, s:o, s:o, s:o, s:o, s:I, s:I, s:I, s:I, s:I, s:b, s:s, s:I, s:o, s:o, s:o}", "version",
-        fp8flow_version(), "command", string_or_null(study->command), "machine", string_or_null(study->machine), "date",
-        string_or_null(study->date), "model", string_or_null(o->model), "data", string_or_null(study->data),
-        "parameters", (json_int_t)study->info.parameters, "ranks", (json_int_t)study->num_ranks, "steps",
-        (json_int_t)o->steps, "batch", (json_int_t)o->batch, "sequence_length", (json_int_t)o->sequence_length,
-        "interrupted", study->interrupted, "baseline", study->recipes[study->baseline].name, "smoothing_steps",
-        (json_int_t)compare_window(study), "seed_noise_mean", number(study->noise.mean_magnitude), "seed_noise_worst",
-        number(study->noise.worst), "recipes", recipes);
+    json_t *root = json_pack("{s:s, s:o, s:o, s:o, s:o, s:o, s:b, s:s, s:I, s:o, s:o, s:o}", "version",
+                             fp8flow_version(), "command", string_or_null(study->command), "machine",
+                             string_or_null(study->machine), "date", string_or_null(study->date), "training",
+                             compare_training_object(study), "info", info_object(&study->info), "interrupted",
+                             study->interrupted, "baseline", study->recipes[study->baseline].name, "smoothing_steps",
+                             (json_int_t)compare_window(study), "seed_noise_mean", number(study->noise.mean_magnitude),
+                             "seed_noise_worst", number(study->noise.worst), "recipes", recipes);
     char *text = root ? json_dumps(root, JSON_INDENT(1) | JSON_REAL_PRECISION(9)) : NULL;
     json_decref(root);
     return text;

@@ -98,9 +98,10 @@ static void write_head(FILE *out, const compare_study *study)
              (long long)study->info.num_moe_layers, (long long)study->info.num_experts, (long long)study->info.top_k);
     write_fact(out, "Model", text);
     write_fact(out, "Data", study->data);
-    snprintf(text, sizeof text, "%lld steps of %lld sequences of %lld tokens, %lld seed%s, %d rank%s",
+    snprintf(text, sizeof text, "%lld steps of %lld sequences of %lld tokens, %lld seed%s (baseline: %lld), %d rank%s",
              (long long)o->steps, (long long)o->batch, (long long)o->sequence_length, (long long)study->num_seeds,
-             study->num_seeds == 1 ? "" : "s", study->num_ranks, study->num_ranks == 1 ? "" : "s");
+             study->num_seeds == 1 ? "" : "s", (long long)study->baseline_seeds, study->num_ranks,
+             study->num_ranks == 1 ? "" : "s");
     write_fact(out, "Training", text);
     write_fact(out, "Machine", study->machine);
     write_fact(out, "Date", study->date);
@@ -189,12 +190,11 @@ static void write_warning(FILE *out, const compare_recipe *recipe, const compare
     fputs("</p>\n", out);
 }
 
-static void write_warnings(FILE *out, const compare_study *study)
+static void write_recipe_warnings(FILE *out, const compare_study *study, const compare_recipe *recipe)
 {
     char text[400];
-    for (int64_t i = 0; i < study->num_recipes * study->num_seeds; i++) {
-        const compare_recipe *recipe = &study->recipes[i / study->num_seeds];
-        const compare_run *run = &recipe->runs[i % study->num_seeds];
+    for (int64_t s = 0; s < recipe->num_runs; s++) {
+        const compare_run *run = &recipe->runs[s];
         if (run->num_steps < study->options->steps) {
             snprintf(text, sizeof text, "%lld of %lld steps%s%s", (long long)run->num_steps,
                      (long long)study->options->steps, run->error[0] ? ", then: " : "", run->error);
@@ -213,7 +213,7 @@ int report_write(const char *path, const compare_study *study)
     FILE *out = fopen(path, "w");
     if (!out) return -1;
     write_head(out, study);
-    write_warnings(out, study);
+    for (int64_t r = 0; r < study->num_recipes; r++) write_recipe_warnings(out, study, &study->recipes[r]);
     write_table(out, study);
     int status = report_gaps(out, study) | report_losses(out, study) | report_load(out, study);
     report_bytes(out, study);

@@ -152,7 +152,7 @@ static void add_gap_curves(curve_set *curves, const compare_study *study, const 
 static void add_noise_curves(curve_set *curves, const compare_study *study)
 {
     const compare_recipe *recipe = &study->recipes[study->baseline];
-    for (int64_t s = 1; s < study->num_seeds; s++) {
+    for (int64_t s = 1; s < recipe->num_runs; s++) {
         double *gap = curves_next(curves);
         int64_t count = compare_gap_curve(study, &recipe->runs[s], &recipe->runs[0], gap);
         for (int64_t t = 0; t < count; t++) gap[t] *= 100;
@@ -176,8 +176,8 @@ static double gap_limit(const curve_set *curves)
 int report_gaps(FILE *out, const compare_study *study)
 {
     curve_set curves;
-    if (study->num_recipes < 2 && study->num_seeds < 2) return 0;
-    int status = curves_create(&curves, study, (study->num_recipes + 1) * (study->num_seeds + 1));
+    if (study->num_recipes < 2 && study->baseline_seeds < 2) return 0;
+    int status = curves_create(&curves, study, study->num_recipes * (study->num_seeds + 1) + study->baseline_seeds);
     if (status == 0) {
         for (int64_t r = 0; r < study->num_recipes; r++)
             if (r != study->baseline) add_gap_curves(&curves, study, &study->recipes[r]);
@@ -187,10 +187,9 @@ int report_gaps(FILE *out, const compare_study *study)
         fprintf(out,
                 "</h2><p class=\"note\">Relative difference of the training losses, both smoothed over %lld steps. "
                 "Below 0 is "
-                "better than the baseline.%s</p>\n",
-                (long long)compare_window(study),
-                study->num_seeds > 1 ? " Faint: single seeds. Dashed: the baseline&#39;s second seed against its first."
-                                     : "");
+                "better than the baseline.%s%s</p>\n",
+                (long long)compare_window(study), study->num_seeds > 1 ? " Faint: single seeds." : "",
+                study->baseline_seeds > 1 ? " Dashed: the baseline&#39;s second seed against its first." : "");
         double limit = gap_limit(&curves);
         write_figure(out, &(svg_lines){ .id = "plot-gap",
                                         .title = "Relative gap of the training loss",

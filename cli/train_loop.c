@@ -136,7 +136,7 @@ static void fail_metrics(run_session *session, int error)
 {
     cli_progress_clear(&session->progress);
     cli_fail(session->run->command, "%s: %s", session->run->metrics_path, strerror(error));
-    session->stop = CLI_STOP_METRICS;
+    session->stop = CLI_STOP_FAILED;
 }
 
 /* Rank 0: everything that is seen of a step. validation_loss: NULL when not measured. */
@@ -207,7 +207,10 @@ static void start_reporting(rank_run *run)
     run_session *session = run->session;
     const cli_run *settings = session->run;
     session->result->info = run->info;
-    if (settings->on_start) settings->on_start(settings->user, &run->info);
+    if (settings->on_start && settings->on_start(settings->user, &run->info) != CLI_DONE) {
+        session->stop = CLI_STOP_FAILED;
+        return;
+    }
     if (settings->metrics_path) {
         int error = cli_metrics_open(&session->metrics, settings->metrics_path, &run->info);
         if (error) fail_metrics(session, error);
@@ -266,7 +269,7 @@ int cli_run_training(const cli_run *run, cli_run_result *result)
     free(session.places);
     if (status != FP8FLOW_OK) return cli_fail_status(run->command, status);
     if (session.step_seconds > 0) result->tokens_per_second = session.step_tokens / session.step_seconds;
-    return result->stop == CLI_STOP_METRICS ? CLI_FAILED : CLI_DONE;
+    return result->stop == CLI_STOP_FAILED ? CLI_FAILED : CLI_DONE;
 }
 
 int32_t cli_num_processors(void)

@@ -14,7 +14,7 @@ typedef enum {
     CLI_STOP_NONE = 0, /* all steps are done */
     CLI_STOP_SIGNAL,   /* SIGINT or SIGTERM: the step was finished, and saved if there is an output folder */
     CLI_STOP_OUTPUT,   /* nobody reads stdout any more */
-    CLI_STOP_METRICS   /* the metrics file cannot be written; the error has been printed */
+    CLI_STOP_FAILED    /* the metrics file cannot be written, or on_start refused; the error has been printed */
 } cli_stop;
 
 /* One run. Zero means off for every field that can be off. */
@@ -31,8 +31,9 @@ typedef struct {
     const char *label;        /* in front of progress lines: "flow seed 1"; may be NULL */
     const char *metrics_path; /* JSON lines; on resume, lines after the resumed step are cut off; may be NULL */
     /* Called on rank 0 only; both may be NULL. validation_loss is NaN when it was not measured at this step. The
-     * trainer is for asking (fp8flow_trainer_get_load), not for collective calls. */
-    void (*on_start)(void *user, const fp8flow_train_info *info);
+     * trainer is for asking (fp8flow_trainer_get_load), not for collective calls. on_start: CLI_DONE, or an exit code
+     * with the error printed: no step is made. */
+    int (*on_start)(void *user, const fp8flow_train_info *info);
     void (*on_step)(void *user, const fp8flow_trainer *trainer, const fp8flow_step_metrics *metrics,
                     double validation_loss);
     void *user;

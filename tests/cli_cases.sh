@@ -9,7 +9,8 @@ set -u
 
 # What the cases find in their folder.
 : >empty.txt
-mkdir folder folder/inner locked
+mkdir folder folder/inner half locked
+printf '{"training"' >half/compare.json
 printf 'x' >tiny.txt
 printf '{' >open.json
 printf '{"hidden_size": -1}' >negative.json
@@ -234,6 +235,8 @@ refuse "output is a file" 1 'is not a folder' train --data text.txt --output tex
 refuse "output in /proc" 1 'output folder' train --data text.txt --output /proc/fp8flow-run
 refuse "comparison in a missing folder" 1 'No such file' compare --data text.txt --out missing/study
 refuse "comparison into a file" 1 'is not a folder' compare --data text.txt --out text.txt
+refuse "runs from nothing" 1 'No such file' compare --data text.txt --from missing
+refuse "runs from half a file" 1 'half/compare.json, line 1' compare --data text.txt --from half
 if [ "$(id -u)" -ne 0 ]; then
     refuse "output is read-only" 1 'denied' train --data text.txt --output locked
     refuse "output in a read-only folder" 1 'denied' train --data text.txt --output locked/run

@@ -145,6 +145,38 @@ check "nothing half written" [ -z "$(find study -name '*.tmp')" ]
 run compare --recipes bf16,flow $small --steps 2
 check "compare prints a table" grep -q '^flow ' "$logs/out"
 
+# A comparison in pieces: the runs of two others, and the one that is missing.
+pieces="compare $small --steps 4 --threads 1"
+# shellcheck disable=SC2086
+{
+    run $pieces --recipes bf16,flow --out piece1
+    run $pieces --recipes deepseek --out piece2
+    run $pieces --recipes bf16,deepseek,flow --baseline-seeds 2 --from piece1 --from piece2 --out whole
+}
+check "runs are taken" says 'taken   3 of 4 runs'
+check "only the missing run is made" [ "$(ls whole/metrics-*)" = whole/metrics-bf16-seed2.jsonl ]
+check "two seeds of the baseline tell the noise" says 'Seed to seed, bf16'
+check "the pieces have four curves" [ "$(grep -c '^     "seed": [12],$' whole/compare.json)" -eq 4 ]
+tail -n 8 "$logs/out" >whole.txt
+# shellcheck disable=SC2086
+run $pieces --recipes bf16,deepseek,flow --baseline-seeds 2 --from whole --out whole
+check "a finished comparison makes no run" says 'taken   4 of 4 runs'
+check "a finished comparison has no progress" not grep -q 'step 4' "$logs/out"
+check "and says the same" sh -c "tail -n 8 $logs/out | cmp - whole.txt"
+printf '{"training": {}, "info": {"parameters": 1}}' >piece2/compare.json
+# shellcheck disable=SC2086
+run $pieces --recipes bf16,flow --from piece1 --from piece2
+check "other trainings are refused" grep -q -- '--from: piece2/compare.json: model is missing there' "$logs/err"
+# shellcheck disable=SC2086
+run $pieces --recipes bf16,flow --lr 0.01 --from piece1
+check "another learning rate is refused" grep -q 'lr is 0.003 there and 0.01 here' "$logs/err"
+cp text.txt kept.txt
+cat kept.txt kept.txt >text.txt
+# shellcheck disable=SC2086
+run $pieces --recipes bf16,deepseek --from piece1
+check "other data under the same name is refused" grep -q 'tokens to train on there' "$logs/err"
+mv kept.txt text.txt
+
 # ---- Inspect ----
 layer='--hidden 128 --width 64 --experts 4 --tokens 64'
 for wanted in bf16:0 tensorwise:4 blockwise:4 deepseek:12 flow:2; do

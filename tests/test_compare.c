@@ -221,6 +221,152 @@ static void test_report_and_json_of_a_study_without_steps(void **state)
     compare_destroy(&study);
 }
 
+/* ---- Taking runs of another comparison ------------------------------------------------------ */
+
+typedef struct {
+    char folder[32], path[64];
+} piece;
+
+static piece put_piece(const char *text)
+{
+    piece p = { .folder = "/tmp/fp8flow-test-XXXXXX" };
+    assert_non_null(mkdtemp(p.folder));
+    snprintf(p.path, sizeof p.path, "%s/compare.json", p.folder);
+    FILE *file = fopen(p.path, "w");
+    assert_non_null(file);
+    assert_true(fputs(text, file) >= 0);
+    assert_int_equal(fclose(file), 0);
+    return p;
+}
+
+static void remove_piece(const piece *p)
+{
+    assert_int_equal(remove(p->path), 0);
+    assert_int_equal(remove(p->folder), 0);
+}
+
+/* As a comparison on some machine leaves it: one loss is not finite, expert 1 of layer 1 has all tokens. */
+static compare_study make_measured_study(void)
+{
+    compare_study study = make_study(2, 1.003);
+    study.info = (fp8flow_train_info){
+        .parameters = 1000, .active_parameters = 100, .num_moe_layers = 2, .num_experts = 3, .train_tokens = 5000
+    };
+    study.machine = "a machine";
+    study.date = "a day";
+    compare_run *run = &study.recipes[0].runs[1];
+    run->loss[17] = NAN;
+    run->timed_tokens = 300;
+    run->timed_seconds = 2;
+    run->last = (fp8flow_step_metrics){ .saved_bytes = 4096, .explicit_casts = 2, .wire_bytes_per_token = 12.5 };
+    run->nonfinite_steps = 1;
+    run->first_nonfinite = 18;
+    run->validation[0] = (compare_validation){ STEPS, 3.25 };
+    run->num_validations = 1;
+    run->load = calloc((size_t)COMPARE_LOAD_SLICES * 6, sizeof *run->load);
+    assert_non_null(run->load);
+    run->load[(COMPARE_LOAD_SLICES - 1) * 6 + 4] = 77;
+    study.recipes[1].runs[1].num_steps = STEPS - 1; /* interrupted */
+    return study;
+}
+
+static compare_study make_empty_study(void)
+{
+    compare_study study = make_study(2, 1.0);
+    for (int r = 0; r < 2; r++)
+        for (int s = 0; s < 2; s++) study.recipes[r].runs[s].num_steps = 0;
+    return study;
+}
+
+static void test_taken_runs_are_what_they_were(void **state)
+{
+    (void)state;
+    char message[COMPARE_MESSAGE_BYTES];
+    compare_study made = make_measured_study();
+    char *text = compare_to_json(&made);
+    piece p = put_piece(text);
+    compare_study study = make_empty_study();
+    assert_int_equal(compare_take(&study, p.folder, message), 0);
+    assert_int_equal(study.recipes[1].runs[0].num_steps, STEPS);
+    assert_int_equal(study.recipes[1].runs[1].num_steps, 0);
+    assert_string_equal(study.taken_machine, "a machine");
+    assert_true(compare_same_info(&study.info, &made.info));
+    const compare_run *run = &study.recipes[0].runs[1], *was = &made.recipes[0].runs[1];
+    for (int64_t t = 0; t < STEPS; t++) assert_true(t == 17 ? isnan(run->loss[t]) : run->loss[t] == was->loss[t]);
+    assert_true(run->timed_tokens == 300 && run->timed_seconds == 2 && run->first_nonfinite == 18);
+    assert_true(run->last.saved_bytes == 4096 && run->last.wire_bytes_per_token == 12.5);
+    assert_true(run->num_validations == 1 && run->validation[0].loss == 3.25);
+    assert_memory_equal(run->load, was->load, COMPARE_LOAD_SLICES * 6 * sizeof *run->load);
+    free(text);
+    remove_piece(&p);
+    compare_destroy(&study);
+    compare_destroy(&made);
+}
+
+static void test_files_that_are_no_comparison_are_refused(void **state)
+{
+    (void)state;
+    static const char *const texts[] = { "", "[]", "{}", "{\"training\": 7}", "{\"info\": {}, \"recipes\": {}}" };
+    char message[COMPARE_MESSAGE_BYTES];
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
+        piece p = put_piece(texts[i]);
+        compare_study study = make_empty_study();
+        assert_int_equal(compare_take(&study, p.folder, message), -1);
+        assert_non_null(strstr(message, p.path));
+        remove_piece(&p);
+        compare_destroy(&study);
+    }
+}
+
+/* Sizes in the file must not lead past what was allocated. */
+static void test_hostile_values_of_a_comparison(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *key;
+        int64_t value;
+        int expected;
+    } cases[] = { { "moe_layers", -1, -1 }, { "experts", INT64_MAX, -1 }, { "experts", 4, 0 }, { "moe_layers", 1, 0 } };
+    char message[COMPARE_MESSAGE_BYTES];
+    compare_study made = make_measured_study();
+    char *text = compare_to_json(&made);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        json_t *root = json_loads(text, 0, NULL);
+        json_object_set_new(json_object_get(root, "info"), cases[i].key, json_integer((json_int_t)cases[i].value));
+        char *changed = json_dumps(root, 0);
+        piece p = put_piece(changed);
+        compare_study study = make_empty_study();
+        assert_int_equal(compare_take(&study, p.folder, message), cases[i].expected);
+        free(changed);
+        json_decref(root);
+        remove_piece(&p);
+        compare_destroy(&study);
+    }
+    free(text);
+    compare_destroy(&made);
+}
+
+static void test_seeds_of_the_baseline_alone(void **state)
+{
+    (void)state;
+    static const char *const names[] = { "flow", "bf16" };
+    options = (fp8flow_train_options){ .model = "tiny", .steps = STEPS, .seed = 9 };
+    compare_study study = { .options = &options, .num_ranks = 1, .baseline_seeds = 3 };
+    assert_int_equal(compare_create(&study, names, 2, 1), 0);
+    assert_int_equal(study.recipes[0].num_runs, 1);
+    assert_int_equal(study.recipes[1].num_runs, 3);
+    assert_int_equal(study.recipes[1].runs[2].seed, 11);
+    for (int64_t s = 0; s < 3; s++) {
+        study.recipes[1].runs[s].num_steps = STEPS;
+        for (int64_t t = 0; t < STEPS; t++) study.recipes[1].runs[s].loss[t] = 4.0 + (double)s;
+    }
+    compare_summarize(&study);
+    assert_true(fabs(study.noise.worst - 0.5) < 1e-12);
+    assert_true(study.recipes[1].summary.training_loss.mean == 4); /* of the seeds that every recipe has */
+    free(page_of(&study));
+    compare_destroy(&study);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -237,6 +383,10 @@ int main(void)
         cmocka_unit_test(test_even_load_has_ratio_one),
         cmocka_unit_test(test_report_escapes_what_the_user_typed),
         cmocka_unit_test(test_report_and_json_of_a_study_without_steps),
+        cmocka_unit_test(test_taken_runs_are_what_they_were),
+        cmocka_unit_test(test_files_that_are_no_comparison_are_refused),
+        cmocka_unit_test(test_hostile_values_of_a_comparison),
+        cmocka_unit_test(test_seeds_of_the_baseline_alone),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
