@@ -72,7 +72,11 @@ FP8FLOW_API fp8flow_status fp8flow_comm_max(fp8flow_comm *comm, int64_t *value);
 FP8FLOW_API fp8flow_status fp8flow_run_ranks(int32_t num_ranks, fp8flow_status (*body)(fp8flow_comm *comm, void *user),
                                              void *user);
 
-/* ---- MoE layer ------------------------------------------------------------------------------ */
+/* ---- MoE layer ------------------------------------------------------------------------------
+ *
+ * Weights, gradients and the data of x, y, dy and dx are memory of the context: under CUDA device memory, and calls
+ * return before the work is done (fp8flow_ops.h). The get_* calls that read what the layer counted, and an observer,
+ * wait for it. A layer on a GPU runs on one rank. */
 
 /* What forward keeps for backward. */
 typedef enum {
@@ -111,7 +115,7 @@ typedef struct {
 typedef struct fp8flow_moe fp8flow_moe;
 
 /* Collective over comm. Errors: EINVAL, ESHAPE (H, F and shared width must be multiples of 16; the message
- * names the rule), ENOMEM. */
+ * names the rule), ENOMEM, ENOSYS (CUDA with more than one rank). */
 FP8FLOW_API fp8flow_status fp8flow_moe_create(fp8flow_context *context, fp8flow_comm *comm,
                                               const fp8flow_moe_config *config, fp8flow_moe **moe);
 FP8FLOW_API void fp8flow_moe_destroy(fp8flow_moe *moe);
@@ -138,7 +142,7 @@ typedef struct {
     int64_t explicit_casts;    /* calls of quantize and dequantize on activations and gradients, no recomputation */
     int64_t recomputed_casts;  /* such calls made again by the recomputation of the checkpointing mode */
     int64_t cast_tensors;      /* tensors these calls wrote */
-    int64_t dispatch_bytes[2]; /* payload + scales sent by this rank (itself included): in forward, in backward */
+    int64_t dispatch_bytes[2]; /* payload + scales to their ranks (this one included): in forward, in backward */
     int64_t routing_bytes;     /* routing metadata sent with x; with "full" twice, as x is dispatched again */
     int64_t combine_bytes[2];  /* sent back: forward, backward */
     int64_t saved_bytes;       /* kept between forward and backward (arena) */
@@ -167,7 +171,7 @@ typedef struct {
     fp8flow_dtype dtype;
     fp8flow_scaling scaling;
     fp8flow_layout layout;
-    int64_t rows, cols, bytes; /* bytes: codes and scales */
+    int64_t rows, cols, bytes; /* bytes: codes and scales. Rows of experts: P; under CUDA the most there can be */
     int32_t casts;             /* explicit casts spent on it */
     uint64_t nonfinite;        /* non-finite values that its quantiser saw */
 } fp8flow_edge;

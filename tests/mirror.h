@@ -3,8 +3,8 @@
  * FP8FLOW_TEST_DEVICE=cuda: contexts that tests make with FP8FLOW_CPU get a table of operators that copies the arrays
  * of a call to the GPU, calls the public operator there and copies the outputs back. Every array lies between guard
  * bands, exactly as large as the contract says and as misaligned as on the host; a write to a guard band or to an input
- * fails the call. An operator without a CUDA kernel (ENOSYS) stays on the CPU. Contexts with FP8FLOW_REFERENCE are left
- * alone. FP8FLOW_TEST_DEVICE=mirror does the same with the CPU in the GPU's place: the test of the mirror.
+ * fails the call. Contexts with FP8FLOW_REFERENCE are left alone. FP8FLOW_TEST_DEVICE=mirror does the same with the CPU
+ * in the GPU's place: the test of the mirror.
  *
  * For sanitizers: FP8FLOW_TEST_MEMORY=exact makes an allocation per array instead of one for all.
  * FP8FLOW_TEST_EVERY=n sends each n-th call of an operator to the device and goes on with the CPU's results.

@@ -37,8 +37,8 @@ typedef struct {
 typedef struct {
     uint64_t nonfinite[F8_NUM_EDGES]; /* values that the quantiser of each edge saw */
     double losses[3];
-    int32_t padded, reserved; /* rows of the experts of this rank with padding, last forward */
-    int64_t load[];           /* [E]: tokens that chose the expert, all ranks */
+    int32_t padded; /* rows of the experts of this rank with padding, last forward */
+    int64_t load[]; /* [E]: tokens that chose the expert, all ranks */
 } f8_moe_figures;
 
 static inline size_t f8_moe_figures_bytes(int64_t num_experts)

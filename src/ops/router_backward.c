@@ -6,7 +6,6 @@
  *   through the z loss        -> logits directly: d lse^2 / d logit = 2 lse softmax.
  * The score part then passes through the softmax or the sigmoid. Sums are FP64: the
  * differences cancel. */
-#include "ops/nan.h"
 #include "ops/router.h"
 
 #include <math.h>

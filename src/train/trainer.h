@@ -17,8 +17,8 @@ enum { F8_MAX_NONFINITE = 64, F8_NONFINITE_BYTES = 160 };
 typedef struct {
     double square_sums[2]; /* of the gradients: the replicated ones, the experts of all ranks */
     double norm;
-    float scale, reserved; /* of the gradients: clipping; NaN: the norm is not finite */
-    double loss_sum[];     /* [micro-batches]; behind them f8_moe_figures of each layer */
+    float scale;       /* of the gradients: clipping; NaN: the norm is not finite */
+    double loss_sum[]; /* [micro-batches]; behind them f8_moe_figures of each layer */
 } f8_step_figures;
 
 struct fp8flow_trainer {
