@@ -131,7 +131,7 @@ static fp8flow_status read_calls(layer_run *r, int64_t sample)
     for (int64_t i = 0; status == FP8FLOW_OK && i < r->num_calls; i++) {
         fp8flow_trace_record record = { .op = NULL };
         status = fp8flow_trace_get(r->context, r->trace, i, -1, &record);
-        series(r, NUM_SERIES + i)[sample] = record.milliseconds;
+        if (status == FP8FLOW_OK) series(r, NUM_SERIES + i)[sample] = record.milliseconds;
     }
     return status;
 }
