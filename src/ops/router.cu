@@ -6,8 +6,8 @@
  * f8_choose_top.
  *
  * The scores of the 32 tokens stay in shared memory (beyond 512 experts they are read again), where a thread per expert
- * adds them up. Where a sequence has several blocks, sums and counts go to scratch, and a second kernel adds them: a
- * thread has a span of blocks, all its loads in flight. No atomics but on counts in shared memory.
+ * adds them up. Where a sequence has several blocks, their sums and counts go to scratch for a second kernel. Atomics
+ * only on counts, in shared memory.
  *
  * Traffic per score: 4 bytes read, 4 written; 8/32 to scratch and back.
  */
@@ -15,8 +15,8 @@
 #include "ops/router.h"
 #include "ops/router_lanes.cuh"
 
-/* Experts and spans of a block of the second kernel. */
-enum { STRIP = 4, MAX_SPANS = 128 };
+/* Experts of a block of the second kernel, its threads for each; blocks that a thread fetches at a time. */
+enum { STRIP = 4, MAX_ROWS = 128, HELD = 16 };
 
 /* What the kernels read and write; `config` is a copy. */
 struct router_job {
@@ -259,8 +259,10 @@ __device__ static inline void choose_top(const router_job &job, const token_work
 template <int LANES> __device__ static inline float slot_exponentials(float *weight, int top_k)
 {
     float largest = -INFINITY;
+#pragma unroll 1
     for (int slot = token_lane<LANES>(); slot < top_k; slot += LANES) largest = fmaxf(largest, weight[slot]);
     largest = f8_warp_max<LANES>(largest);
+#pragma unroll 1
     for (int slot = token_lane<LANES>(); slot < top_k; slot += LANES) weight[slot] = f8_expf(weight[slot] - largest);
     return line_sum<LANES>(weight, top_k);
 }
@@ -274,10 +276,12 @@ __device__ static inline void write_choice(const router_job &job, const token_wo
     const token_memory &m = work.memory;
     int top_k = work.num_experts > 0 ? (int)config.top_k : 0;
     float divisor = 1.0f;
+#pragma unroll 1
     for (int slot = token_lane<LANES>(); slot < top_k; slot += LANES) m.weight[slot] = value[m.chosen[slot]];
     if (config.score == FP8FLOW_SCORE_SOFTMAX_TOPK) divisor = slot_exponentials<LANES>(m.weight, top_k);
     else if (config.gate_rule == FP8FLOW_GATE_NORMALIZED)
         divisor = f8_score_divisor(config.score, line_sum<LANES>(m.weight, top_k));
+#pragma unroll 1
     for (int slot = token_lane<LANES>(); slot < top_k; slot += LANES) {
         job.expert[work.token * config.top_k + slot] = m.chosen[slot];
         job.gate[work.token * config.top_k + slot] = f8_canonical(m.weight[slot] / divisor * config.gate_scale);
@@ -363,39 +367,53 @@ __global__ static void __launch_bounds__(THREADS, BLOCKS) router_choose_kernel(r
     write_sums<NUM>(job, block, range);
 }
 
-/* Experts STRIP of a sequence: thread (span, expert) adds the blocks of its span, then one the spans. */
-__global__ static void __launch_bounds__(MAX_SPANS * STRIP) router_totals_kernel(router_job job)
+/* Sum of the blocks of a span. */
+__device__ static inline float span_sum(const float *block)
 {
-    __shared__ float sums[MAX_SPANS * STRIP];
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < F8_SUM_BLOCKS; i++) sum += block[i * STRIP];
+    return sum;
+}
+
+/* STRIP experts of a sequence. Thread (row, expert) fetches the blocks row, row + rows, ..., all loads in flight, for
+ * threads that add the blocks of a span each, for one that adds the spans. There are whole spans of rows. */
+__global__ static void __launch_bounds__(MAX_ROWS * STRIP) router_totals_kernel(router_job job)
+{
+    enum { SPAN_STRIDE = (F8_SUM_BLOCKS + 1) * STRIP, MAX_SPANS = MAX_ROWS * HELD / F8_SUM_BLOCKS };
+    __shared__ float tile[MAX_SPANS * SPAN_STRIDE], sums[MAX_SPANS * STRIP];
     __shared__ int32_t counts[STRIP];
     int num_experts = (int)job.config.num_experts, strips = (num_experts + STRIP - 1) / STRIP;
-    int column = (int)threadIdx.x % STRIP, span = (int)threadIdx.x / STRIP, num_spans = (int)blockDim.x / STRIP;
+    int column = (int)threadIdx.x % STRIP, row = (int)threadIdx.x / STRIP, rows = (int)blockDim.x / STRIP;
     int expert = (int)(blockIdx.x % strips) * STRIP + column, count = 0;
     int64_t sequence = blockIdx.x / strips;
-    const uint2 *from = job.partial + sequence * job.blocks * num_experts + min(expert, num_experts - 1);
-    int last = job.blocks - 1;
+    const uint2 *from = job.partial + sequence * job.blocks * num_experts + expert;
+    float *slot = tile + row / F8_SUM_BLOCKS * SPAN_STRIDE + row % F8_SUM_BLOCKS * STRIP + column;
     float total = 0.0f;
-    if (span == 0) counts[column] = 0;
-    for (int first = 0; first < job.blocks; first += num_spans * F8_SUM_BLOCKS) {
-        int block = first + span * F8_SUM_BLOCKS;
-        uint2 held[F8_SUM_BLOCKS]; /* loads without a condition, so that all are in flight */
+    if (row == 0) counts[column] = 0;
+    for (int first = 0; first < job.blocks; first += rows * HELD) {
+        int num_blocks = min(job.blocks - first, rows * HELD), num_spans = (int)f8_ceil_div(num_blocks, F8_SUM_BLOCKS);
+        uint2 held[HELD];
 #pragma unroll
-        for (int i = 0; i < F8_SUM_BLOCKS; i++) held[i] = __ldg(from + (int64_t)min(block + i, last) * num_experts);
-        float sum = 0.0f;
-#pragma unroll
-        for (int i = 0; i < F8_SUM_BLOCKS; i++) {
-            if (block + i <= last) sum += f8_from_bits(held[i].x);
-            if (block + i <= last) count += (int32_t)held[i].y;
+        for (int i = 0; i < HELD; i++) {
+            bool inside = row + i * rows < num_blocks && expert < num_experts;
+            held[i] = inside ? from[(first + row + i * rows) * num_experts] : make_uint2(0, 0);
         }
-        sums[threadIdx.x] = sum;
+#pragma unroll
+        for (int i = 0; i < HELD; i++) {
+            slot[i * (rows / F8_SUM_BLOCKS) * SPAN_STRIDE] = f8_from_bits(held[i].x);
+            count += (int32_t)held[i].y;
+        }
+        __syncthreads();
+        /* absent blocks are +0, which changes nothing that started at +0 */
+        if (row < num_spans) sums[row * STRIP + column] = span_sum(tile + row * SPAN_STRIDE + column);
         __syncthreads();
 #pragma unroll 8
-        for (int i = 0; span == 0 && i < num_spans; i++) total += sums[i * STRIP + column];
-        __syncthreads();
+        for (int i = 0; row == 0 && i < num_spans; i++) total += sums[i * STRIP + column];
     }
     atomicAdd(counts + column, count);
     __syncthreads();
-    if (span != 0 || expert >= num_experts) return;
+    if (row != 0 || expert >= num_experts) return;
     job.score_sums[sequence * num_experts + expert] = f8_canonical(total);
     job.counts[sequence * num_experts + expert] = counts[column];
 }
@@ -405,16 +423,8 @@ __global__ static void __launch_bounds__(MAX_SPANS * STRIP) router_totals_kernel
 static router_job job_of(const fp8flow_context *c, const fp8flow_router_args *a)
 {
     const fp8flow_router_config *config = a->config;
-    router_job job = {};
-    job.config = *config;
-    job.logits = *a->logits;
-    job.bias = a->bias;
-    job.expert = a->expert;
-    job.gate = a->gate;
-    job.scores = a->scores;
-    job.log_sum_exp = a->log_sum_exp;
-    job.counts = a->counts;
-    job.score_sums = a->score_sums;
+    router_job job = { *config,   *a->logits,     a->bias,   a->expert,     a->gate,
+                       a->scores, a->log_sum_exp, a->counts, a->score_sums, NULL };
     job.blocks = (int32_t)f8_ceil_div(config->sequence_length, F8_SUM_TOKENS);
     job.piece = (int32_t)(job.blocks > 1 ? F8_SUM_TOKENS : config->sequence_length);
     if (job.blocks > 1) job.partial = (uint2 *)f8_cuda_scratch(c);
@@ -452,10 +462,9 @@ template <int LANES, int NUM> static void launch_choose(fp8flow_context *c, rout
 
 static void launch_totals(fp8flow_context *c, const router_job &job)
 {
-    enum { LEAST_SPANS = F8_WARP / STRIP };
     int64_t strips = f8_ceil_div(job.config.num_experts, STRIP);
-    int64_t spans = f8_ceil_div(f8_ceil_div(job.blocks, F8_SUM_BLOCKS), LEAST_SPANS) * LEAST_SPANS;
-    unsigned threads = (unsigned)((spans < MAX_SPANS ? spans : MAX_SPANS) * STRIP);
+    int64_t rows = f8_ceil_div(job.blocks, F8_SUM_BLOCKS) * F8_SUM_BLOCKS;
+    unsigned threads = (unsigned)((rows < MAX_ROWS ? rows : MAX_ROWS) * STRIP);
     unsigned grid = (unsigned)(job.logits.rows / job.config.sequence_length * strips);
     router_totals_kernel<<<grid, threads, 0, f8_stream(c)>>>(job);
 }

@@ -74,6 +74,7 @@ template <int LANES> __device__ static inline float line_sum(const float *line, 
     float sum[chains] = {};
 #pragma unroll
     for (int chain = 0; chain < chains; chain++)
+#pragma unroll 1
         for (int i = token_lane<LANES>() + chain * LANES; i < count; i += F8_WARP) sum[chain] += line[i];
     return fold_chains<LANES, chains>(sum);
 }
