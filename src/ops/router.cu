@@ -142,7 +142,7 @@ __device__ static inline void write_scores(const router_job &job, const block_me
     float sum = exponentials<LANES, NUM>(num_experts, logit, base, job.log_sum_exp + work.token);
     if (job.config.score == FP8FLOW_SCORE_SIGMOID)
         sigmoids<LANES, NUM>(num_experts, logit, base, block.divisor + work.index);
-    else each_expert<LANES, NUM>(num_experts, [&](int j, int) { base.at(j) = f8_canonical(base.at(j) / sum); });
+    else divide_line<LANES, NUM>(num_experts, base, sum);
     each_expert<LANES, NUM>(num_experts, [&](int j, int e) {
         if (e >= num_experts) return;
         scores[e] = base.at(j);

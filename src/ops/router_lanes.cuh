@@ -5,6 +5,7 @@
 #ifndef F8_OPS_ROUTER_LANES_CUH
 #define F8_OPS_ROUTER_LANES_CUH
 
+#include "ops/nan.h"
 #include "ops/warp.cuh"
 
 /* One figure per expert, expert l + LANES j in lane l: in registers, or in shared memory (NUM = 0, LANES = 32). */
@@ -65,6 +66,25 @@ template <int LANES, int NUM> __device__ static inline float expert_sum(int num_
     each_expert<LANES, NUM>(num_experts,
                             [&](int j, int e) { sum[j % chains] += e < num_experts ? line.at(j) : 0.0f; });
     return fold_chains<LANES, chains>(sum);
+}
+
+/* line /= sum, from 1 to 4096, for numbers up to 1; NaN is canonical. With the reciprocal taken once, what is left of a
+ * division is one correction; the result is that of IEEE as long as no remainder is subnormal. */
+template <int LANES, int NUM>
+__device__ static inline void divide_line(int num_experts, lane_line<float, NUM> &line, float sum)
+{
+    float inverse = 1.0f / sum, least = 1.0f;
+    each_expert<LANES, NUM>(num_experts, [&](int j, int e) {
+        if (e < num_experts) least = fminf(least, line.at(j));
+    });
+    if (least < 0x1p-60f) {
+        each_expert<LANES, NUM>(num_experts, [&](int j, int) { line.at(j) = f8_canonical(line.at(j) / sum); });
+        return;
+    }
+    each_expert<LANES, NUM>(num_experts, [&](int j, int) {
+        float x = line.at(j), quotient = x * inverse;
+        line.at(j) = f8_canonical(fmaf(fmaf(-quotient, sum, x), inverse, quotient));
+    });
 }
 
 /* f8_sum32 over numbers in memory. */
