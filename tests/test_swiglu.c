@@ -276,6 +276,38 @@ static void test_outputs_do_not_depend_on_each_other(void **state)
     fp8flow_context_destroy(c);
 }
 
+/* BF16 rows with nothing but dgate, which have a kernel of their own: same bytes as with the other outputs. */
+static void test_backward_of_bf16_rows_alone(void **state)
+{
+    (void)state;
+    fp8flow_context *reference = make_context(FP8FLOW_REFERENCE, 1), *c = make_context(FP8FLOW_CPU, 0);
+    static const int64_t wide[4] = { 8, 200, 320, 1032 };
+    for (int w = 0; w < 4; w++)
+        for (data_kind kind = 0; kind < NUM_DATA_KINDS; kind++) {
+            inputs *in = make_inputs(&groupings[6], wide[w], kind);
+            outputs all = backward(reference, in, bf16_rows, e4m3_tiles);
+            outputs out = make_outputs(in, 2 * wide[w], bf16_rows, e4m3_tiles);
+            fp8flow_swiglu_backward_args args = { .h = &in->h,
+                                                  .gate = in->gate,
+                                                  .groups = in->groups,
+                                                  .dv = &in->dv,
+                                                  .rows = &out.rows,
+                                                  .dgate = out.dgate,
+                                                  .nonfinite = &out.nonfinite };
+            assert_ok(fp8flow_swiglu_backward(c, &args));
+            assert_same_tensor(&out.rows, &all.rows, 0);
+            assert_memory_equal(out.dgate, all.dgate, (size_t)in->rows * 4);
+            assert_int_equal(out.nonfinite, all.nonfinite);
+            args.gate = NULL, args.groups = NULL, args.dgate = NULL, args.nonfinite = NULL;
+            assert_ok(fp8flow_swiglu_backward(c, &args));
+            free_outputs(&out);
+            free_outputs(&all);
+            free_inputs(in);
+        }
+    fp8flow_context_destroy(reference);
+    fp8flow_context_destroy(c);
+}
+
 /* Row forms do not need experts aligned to 128. */
 static void test_row_forms_accept_any_alignment(void **state)
 {
@@ -471,6 +503,7 @@ int main(void)
         cmocka_unit_test(test_fp8_outputs_are_quantize_of_the_fp32_output),
         cmocka_unit_test(test_backward_writes_v_as_forward_does),
         cmocka_unit_test(test_outputs_do_not_depend_on_each_other),
+        cmocka_unit_test(test_backward_of_bf16_rows_alone),
         cmocka_unit_test(test_row_forms_accept_any_alignment),
         cmocka_unit_test(test_padding_is_zero_and_rows_behind_the_experts_stay),
         cmocka_unit_test(test_formula_agrees_with_finite_differences),
