@@ -1,5 +1,4 @@
-/* swiglu_lines.cuh - swiglu_backward where BF16 rows are all that is wanted, perhaps with dgate: no scales and no column
- * form, so that lines are independent.
+/* swiglu_lines.cuh - swiglu_backward where BF16 rows are all that is wanted, perhaps with dgate: no scales, no columns.
  *
  * One block per row, one piece of eight activations per thread and round, two rounds mostly: 16 bytes each of a, b, g,
  * da, db. Nothing is shared but the sum of the row. The sigmoid is computed (19 of about 49 instructions), since a
