@@ -4,7 +4,8 @@
  * fp8flow_trainer_create, fp8flow_trainer_step (in a loop), fp8flow_trainer_save. An integrator who has a
  * trainer needs fp8flow_moe_create, fp8flow_moe_set_weights, fp8flow_moe_forward, fp8flow_moe_backward.
  * fp8flow_ops.h has the single operators, the tensor type, and the rules on errors and exactness that
- * hold here too: a status everywhere, one line in fp8flow_last_error(), no printing, no exit.
+ * hold here too: a status everywhere, one line in fp8flow_last_error(), no printing, no exit; the status codes are
+ * in fp8flow_status.h, a context's memory in fp8flow_device.h.
  *
  * Ownership: *_create gives a handle that *_destroy (NULL allowed) takes back; handles borrow the context
  * and the comm they were made from, which must outlive them. Tensors and option strings are borrowed for

@@ -13,10 +13,9 @@
  *      number of threads;
  *   S  statistical (loss curves).
  *
- * Errors: every function that can fail returns a status and leaves a one-line message with the
- * operator and the numbers in fp8flow_last_error() of the calling thread. Argument errors
- * (FP8FLOW_EINVAL: a format, a NULL, an enum; FP8FLOW_ESHAPE: a dimension) are found before anything
- * is written. Nothing here prints, exits, aborts or allocates, except *_create and *_destroy.
+ * Errors (fp8flow_status.h): argument errors (FP8FLOW_EINVAL: a format, a NULL, an enum;
+ * FP8FLOW_ESHAPE: a dimension) are found before anything is written. Nothing here prints, exits, aborts
+ * or allocates, except that *_create does.
  *
  * The reason for the length of this file: it is read beside the code, and a contract is found in one place.
  */
@@ -26,41 +25,11 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#if defined(__GNUC__)
-#define FP8FLOW_API __attribute__((visibility("default")))
-#else
-#define FP8FLOW_API
-#endif
+#include "fp8flow_status.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
-
-/* ---- Status --------------------------------------------------------------------------------- */
-
-/* Status codes; the values are part of the ABI. */
-#define FP8FLOW_STATUS_LIST(X)                       \
-    X(OK, 0, "success")                              \
-    X(EINVAL, 1, "invalid argument")                 \
-    X(ESHAPE, 2, "shape not allowed")                \
-    X(ENOMEM, 3, "out of memory")                    \
-    X(EBACKEND, 4, "backend failure")                \
-    X(ECOMM, 5, "communication failure")             \
-    X(EIO, 6, "input or output failure")             \
-    X(EFORMAT, 7, "malformed file or configuration") \
-    X(ENOSYS, 8, "not available in this build or on this machine")
-
-typedef enum {
-#define FP8FLOW_X(name, value, text) FP8FLOW_##name = value,
-    FP8FLOW_STATUS_LIST(FP8FLOW_X)
-#undef FP8FLOW_X
-} fp8flow_status;
-
-/* Name ("EINVAL") of a status; "unknown" for other values. Never NULL. */
-FP8FLOW_API const char *fp8flow_status_name(fp8flow_status status);
-
-/* Message of the last failed call on this thread; "" if none. Valid until the next failure. */
-FP8FLOW_API const char *fp8flow_last_error(void);
 
 /* ---- Tensors -------------------------------------------------------------------------------- */
 

@@ -1,4 +1,4 @@
-/* test_optimizer.c - adamw: FP64 bounds, the same bits for any number of threads and any cut, steps that are skipped. */
+/* test_optimizer.c - adamw: FP64 bounds, the same bits with any threads and any cut, steps left out. */
 #include "support.h"
 
 enum { NUM_CONTEXTS = 4 };
@@ -163,9 +163,7 @@ static void test_adamw_is_the_same_for_any_threads_and_any_cut(void **state)
 /* One parameter without a BF16 copy, first step; rates are 0 until the test sets them. */
 static fp8flow_adamw_args scalar_args(float *master, float *m, float *v, float *grad)
 {
-    return (fp8flow_adamw_args){
-        .count = 1, .master = master, .m = m, .v = v, .grad = grad, .step = 1
-    };
+    return (fp8flow_adamw_args){ .count = 1, .master = master, .m = m, .v = v, .grad = grad, .step = 1 };
 }
 
 /* Decoupled: the decay must not pass through the moments, and acts without a gradient. */

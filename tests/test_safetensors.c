@@ -375,10 +375,10 @@ static void test_writer_refuses_bad_requests(void **state)
     (void)state;
     const char *path = put_text("kept", "old");
     f8_tensor_to_store bad = stored[0];
-#define REFUSE(change, status, text)                                                        \
-    do {                                                                                    \
-        bad = stored[0];                                                                    \
-        change;                                                                             \
+#define REFUSE(change, status, text)                                                              \
+    do {                                                                                          \
+        bad = stored[0];                                                                          \
+        change;                                                                                   \
         assert_fails(f8_safetensors_write(path, &bad, 1, NULL, 0, NULL), FP8FLOW_##status, text); \
     } while (0)
     REFUSE(bad.name = NULL, EINVAL, "NULL or not UTF-8");

@@ -1,4 +1,4 @@
-/* test_sums.c - sum, square_sum, add_counts, clip: FP64 bounds, hostile values, the same bits for any number of threads. */
+/* test_sums.c - sum, square_sum, add_counts, clip: FP64 bounds, hostile values, the same bits with any threads. */
 #include "support.h"
 
 enum { NUM_CONTEXTS = 4 };

@@ -49,6 +49,8 @@ break_it() { mkdir -p cli && echo '#include "base/status.h"' >cli/x.c; }
 finds "layers: program looks inside" 'public headers only' tools/check_layers.sh
 break_it() { echo '#include <jansson.h>' >>include/fp8flow_ops.h; }
 finds "layers: package in public header" 'jansson.h' tools/check_layers.sh
+break_it() { echo '#include "fp8flow_device.h"' >>include/fp8flow_ops.h; }
+finds "layers: public headers upward" 'status codes only' tools/check_layers.sh
 break_it() { printf '/* public headers only */\n#include "base/fp8.h"\n' >tests/test_x.c; }
 finds "layers: public test looks inside" 'internal' tools/check_layers.sh
 

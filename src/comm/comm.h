@@ -36,8 +36,8 @@ struct fp8flow_comm {
     int64_t exchanged_bytes; /* sent by this rank in exchange, itself included */
 };
 
-/* Exchange records: send_rows[r] rows go to rank r, recv_rows[r] come from it (known beforehand: f8_comm_counts). Alone,
- * a part may be sent to where it is. */
+/* Exchange records: send_rows[r] rows go to rank r, recv_rows[r] come from it (known beforehand: f8_comm_counts).
+ * Alone, a part may be sent to where it is. */
 fp8flow_status f8_comm_exchange(fp8flow_comm *comm, const f8_comm_part *part, int num_parts, const int32_t *send_rows,
                                 const int32_t *recv_rows);
 

@@ -82,8 +82,7 @@ fp8flow_status fp8flow_clip(fp8flow_context *c, const fp8flow_clip_args *a)
     F8_REQUIRE(a->count >= 0, EINVAL, "clip: count is %lld", (long long)a->count);
     F8_REQUIRE(a->square_sums || a->count == 0, EINVAL, "clip: square_sums is NULL, count is %lld",
                (long long)a->count);
-    F8_REQUIRE(a->limit >= 0.0 && isfinite(a->limit), EINVAL, "clip: limit is %g, expected [0, inf)",
-               a->limit);
+    F8_REQUIRE(a->limit >= 0.0 && isfinite(a->limit), EINVAL, "clip: limit is %g, expected [0, inf)", a->limit);
     F8_REQUIRE(a->norm && a->scale, EINVAL, "clip: %s is NULL", a->norm ? "scale" : "norm");
     return F8_RUN(c, clip, a);
 }
