@@ -23,16 +23,16 @@ static const f8_tensor_format tensor_rows = { FP8FLOW_E4M3, FP8FLOW_TENSOR, FP8F
 static const f8_tensor_format tensor_columns = { FP8FLOW_E4M3, FP8FLOW_TENSOR, FP8FLOW_COLUMNS };
 
 static const path paths[] = {
-    { "fp8 fprop", FP8FLOW_FPROP, &row128, &row_tiles },
-    { "fp8 dgrad", FP8FLOW_DGRAD, &row128, &tile128 },
-    { "fp8 fprop, tensor", FP8FLOW_FPROP, &tensor_rows, &tensor_rows },
-    { "fp8 dgrad, tensor", FP8FLOW_DGRAD, &tensor_rows, &tensor_columns },
-    { "fp8 wgrad, tile", FP8FLOW_WGRAD, &tile128, &tile128 },
-    { "fp8 wgrad, col", FP8FLOW_WGRAD, &col128, &col128 },
-    { "fp8 wgrad, tensor", FP8FLOW_WGRAD, &tensor_columns, &tensor_columns },
-    { "bf16 fprop", FP8FLOW_FPROP, &bf16_rows, &bf16_rows },
-    { "bf16 dgrad", FP8FLOW_DGRAD, &bf16_rows, &bf16_rows },
-    { "bf16 wgrad", FP8FLOW_WGRAD, &bf16_rows, &bf16_rows },
+    { "fp8 fprop", FP8FLOW_FPROP, &row128, &row_tiles, 0 },
+    { "fp8 dgrad", FP8FLOW_DGRAD, &row128, &tile128, 0 },
+    { "fp8 fprop, tensor", FP8FLOW_FPROP, &tensor_rows, &tensor_rows, 0 },
+    { "fp8 dgrad, tensor", FP8FLOW_DGRAD, &tensor_rows, &tensor_columns, 0 },
+    { "fp8 wgrad, tile", FP8FLOW_WGRAD, &tile128, &tile128, 0 },
+    { "fp8 wgrad, col", FP8FLOW_WGRAD, &col128, &col128, 0 },
+    { "fp8 wgrad, tensor", FP8FLOW_WGRAD, &tensor_columns, &tensor_columns, 0 },
+    { "bf16 fprop", FP8FLOW_FPROP, &bf16_rows, &bf16_rows, 0 },
+    { "bf16 dgrad", FP8FLOW_DGRAD, &bf16_rows, &bf16_rows, 0 },
+    { "bf16 wgrad", FP8FLOW_WGRAD, &bf16_rows, &bf16_rows, 0 },
     { "fp8 wgrad, tile, room for many rows", FP8FLOW_WGRAD, &tile128, &tile128, 2048 },
 };
 enum { NUM_PATHS = sizeof paths / sizeof *paths };

@@ -134,9 +134,9 @@ static f8_gemm_kernel kernel_of(const f8_gemm_desc *d)
  * more, the products of a tile hide what the copy engine does with c, adding in L2 included (some 14 steps), and four
  * stages are best. With fewer, c's way through memory binds: all of a tile of c in shared memory beside three stages.
  *
- * There the operands of an expert stay in L2 in any order of its tiles. Columns first, bands of 1, whole lines of c pass
- * at about one time, which is 1 to 4 % faster where c is read too. Overwriting it was measured to win 8 % where lines of c
- * are long (7168) and to lose 7 % where they are short (2048). */
+ * There the operands of an expert stay in L2 in any order of its tiles. Columns first, bands of 1, whole lines of c
+ * pass at about one time, 1 to 4 % faster where c is read too. Overwriting it was measured to win 8 % where lines of
+ * c are long (7168) and to lose 7 % where they are short (2048). */
 static f8_gemm_config tiles_config(const f8_gemm_desc *d)
 {
     const int64_t many_rows = 2048, group = 32, long_line = 4096;

@@ -1,4 +1,5 @@
-/* gemm_fp8_tiles.cu - gradients of TILE128 operands whose experts have many rows (what is computed: gemm_fp8_tiles.cuh).
+/* gemm_fp8_tiles.cu - gradients of TILE128 operands whose experts have many rows (what is computed:
+ * gemm_fp8_tiles.cuh).
  *
  * The products of a tile hide what happens to c, so shared memory belongs to the ring: four stages, a step of
  * gemm_fp8.cuh each.

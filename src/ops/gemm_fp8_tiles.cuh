@@ -1,12 +1,12 @@
-/* gemm_fp8_tiles.cuh - WGRAD of FP8 operands with one scale per 128 x 128: c_g[N, K] (+)= a_g[m, N]^T * b_g[m, K]; what
- * the kernels of gemm_fp8_tiles.cu (many rows per expert) and gemm_fp8_tiles_few.cu (few) share: the walk over tiles of
- * c, the warp that walks and brings scale bytes, the rows that belong to nobody.
+/* gemm_fp8_tiles.cuh - WGRAD of FP8 operands with one scale per 128 x 128: c_g[N, K] (+)= a_g[m, N]^T * b_g[m, K];
+ * what the kernels of gemm_fp8_tiles.cu (many rows per expert) and gemm_fp8_tiles_few.cu (few) share: the walk over
+ * tiles of c, the warp that walks and brings scale bytes, the rows that belong to nobody.
  *
  * Both operands lie in column form: a line is a column of the activations, the contraction runs along an expert's rows.
- * Tiles of 128 lines of a x 192 lines of b; per step of 128 rows one scale of a and two of b. Rows of the last step that
- * belong to nobody are cleared in shared memory: they may hold anything.
+ * Tiles of 128 lines of a x 192 lines of b; per step of 128 rows one scale of a and two of b. Rows of the last step
+ * that belong to nobody are cleared in shared memory: they may hold anything.
  *
- * The kernels differ in what one warpgroup hands to the next tile, the ring and c, and so in what a Slot holds: a
+ * The kernels differ in the ring and in the way to c, and so in what a Slot holds: a
  * `window` and the scale bytes of its steps, and
  *   LEAST_STEPS                       of a tile whose expert has no rows
  *   bring(problem, tile, first)       lane i: the bytes of step first + i
@@ -40,7 +40,8 @@ template <class Slot> struct tile_slots {
 
 __device__ static inline int steps_of(int rows, int least)
 {
-    return max(least, (rows + STEP - 1) / STEP);
+    int steps = (rows + STEP - 1) / STEP;
+    return least > 0 ? max(least, steps) : steps;
 }
 
 /* The warp that walks: a slot for every window of steps, lane i brings the bytes of step i. */

@@ -4,10 +4,10 @@
  * A tile has few steps, and c's way through memory binds: hence
  *   * the ring of stages goes on from tile to tile: a tile of six steps that began at the first stage would find its
  *     operands late;
- *   * all of a tile of c lies in shared memory, beside three stages. Each of the eight multiplying warps has 16 lines to
- *     itself, in pieces. While a tile's products run, its lane 0 asks for them, one a step; under the first products of
- *     the next tile the warp adds its sums and lane 0 stores what they became, which must have been read before it asks
- *     for the next ones, a step later. No warp waits for another. Overwriting does the same without asking.
+ *   * all of a tile of c lies in shared memory, beside three stages. Each of the eight multiplying warps has 16 lines
+ *     to itself, in pieces. While a tile's products run, its lane 0 asks for them, one a step; under the first products
+ *     of the next tile the warp adds its sums and lane 0 stores what they became, which must have been read before it
+ *     asks for the next ones, a step later. No warp waits for another. Overwriting does the same without asking.
  *   one warp    walks and brings scale bytes.        one thread  fills the ring of stages.
  * Lines of b lie permuted in shared memory (a 5-D tensor map does it), so that a lane has 8 neighbouring columns in a
  * row of 32 and reads and writes whole 16-byte pieces without bank conflicts. Each element is added once: the order of
@@ -258,10 +258,9 @@ __device__ static void consume(const tile_problem &p, shared_memory &shared, con
 }
 
 template <fp8flow_write write>
-__global__ __launch_bounds__(THREADS, 1) static void gemm_fp8_tiles_few_kernel(const __grid_constant__ CUtensorMap a_map,
-                                                                     const __grid_constant__ CUtensorMap b_map,
-                                                                     const __grid_constant__ CUtensorMap c_map,
-                                                                     const __grid_constant__ tile_problem p)
+__global__ __launch_bounds__(THREADS, 1) static void
+gemm_fp8_tiles_few_kernel(const __grid_constant__ CUtensorMap a_map, const __grid_constant__ CUtensorMap b_map,
+                          const __grid_constant__ CUtensorMap c_map, const __grid_constant__ tile_problem p)
 {
     extern __shared__ uint8_t dynamic[];
     __shared__ shared_memory shared;
