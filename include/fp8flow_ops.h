@@ -352,7 +352,8 @@ typedef struct {
  * Ties go to the lower expert index (and lower group index). NaN scores rank lowest. Chosen groups: the
  * top_groups groups by group score (with bias); they must hold k experts. A group of one expert has its
  * score. gate = fl(fl(score / sum) * gate_scale), RAW without the division; SOFTMAX_TOPK always divides.
- * Sums over experts in the order of f8_sum32 (gates: slots ascending); over tokens ascending. SIGMOID
+ * Sums over experts in the order of f8_sum32 (gates: slots ascending). Sums over a sequence's tokens in FP32, from
+ * +0: of each 32 tokens, of each 32 of these sums, of those: all ascending, the last of each may be short. SIGMOID
  * normalisation divides by (sum + 1e-20). E <= 4096. A NaN output is 0x7FC00000.
  * Exactness E.  Errors EINVAL, ESHAPE.
  * Source    numerics contract section 4; Qwen3-MoE, DeepSeek-V2, DeepSeek-V3 reports. */

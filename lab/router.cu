@@ -1,8 +1,10 @@
-/* router.cu - the router's operators at the shapes of three published models: equal to the reference, and time.
+/* router.cu - the router's operators at the shapes of published models and of the layer bench: equal to the reference,
+ * and time.
  *
- * Predictions, for 4096 tokens of one sequence, 256 experts: the choice 6 us (1400 instructions of a warp for each
- * token), the sums over the sequence 12 us (4096 dependent additions of 4 clocks are 9.4), the memset and two launches
- * 3 us. Sequences of 512 tokens need 3 us for their sums. The gradient 6 us: FP64, but three passes over L1.
+ * Predictions: 47104 tokens of 64 experts, k 1: the choice 7 us (600 instructions of a warp for 4 tokens; 24 MB are
+ * 6 us), the totals 2 us (1472 blocks of 32 tokens, one round of loads), with the second launch 10 us. 33024 tokens of
+ * 8 experts: 3 us, 2 us, together 6 us. 8192 tokens of 256 experts, sigmoid, groups, k 8: 11 us (1150 instructions of
+ * a warp for each token), 1.5 us, together 13 us. The gradient 6 us at 4096 x 256: FP64, but three passes over L1.
  */
 #include <cstring>
 
@@ -104,23 +106,18 @@ __global__ static void widen_kernel(const uint16_t *from, float *to, int64_t cou
 /* The two kernels of the router alone: which of them misses its prediction. */
 static void time_kernels(const shape &s, fp8flow_context *c, const fp8flow_router_args &a)
 {
-    float *divisor = s.score == FP8FLOW_SCORE_SIGMOID ? (float *)f8_cuda_scratch(c) : NULL;
-    router_job job = { *a.config, *a.logits,     a.bias,   a.expert,     a.gate,
-                       a.scores,  a.log_sum_exp, a.counts, a.score_sums, divisor };
-    unsigned strips = (unsigned)(sum_strips(job.config) * (s.tokens / s.sequence_length));
+    router_job job = job_of(c, &a);
     double choose = lab_time([&](cudaStream_t stream) {
         c->stream = stream;
-        if (s.experts <= 64) launch_choose<2>(c, job);
-        else if (s.experts <= 128) launch_choose<4>(c, job);
-        else launch_choose<8>(c, job);
+        launch_choose_for(c, &job);
     });
-    c->stream = NULL;
-    double sums = lab_time([&](cudaStream_t stream) {
-        router_sums_kernel<<<strips, LOADERS + F8_WARP, 0, stream>>>(job);
-    });
-    /* predict 6 and 12 us for 4096 tokens of 256 experts; what router takes beyond the two is memset and launches */
     lab_report("  choice alone", s.name, 8.0 * (double)(s.tokens * s.experts), choose);
-    lab_report("  sums alone", s.name, 4.0 * (double)(s.tokens * s.experts), sums);
+    double totals = lab_time([&](cudaStream_t stream) {
+        c->stream = stream;
+        launch_totals(c, job); /* all shapes have sequences of more than a block */
+    });
+    c->stream = NULL; /* lab_time has destroyed it */
+    lab_report("  totals alone", s.name, (double)(s.tokens * s.experts) / 4.0, totals);
 }
 
 static void time_shape(const shape &s, fp8flow_context *c)
@@ -164,6 +161,10 @@ static void time_shape(const shape &s, fp8flow_context *c)
 int main()
 {
     const shape shapes[] = {
+        /* goals: 12, 8 and 15 us */
+        { "47104 x 64, k 1", 47104, 64, 1, 1, 1, 47104, FP8FLOW_SCORE_SOFTMAX },
+        { "33024 x 8, k 1", 33024, 8, 1, 1, 1, 33024, FP8FLOW_SCORE_SOFTMAX },
+        { "8192 x 256, k 8, 4 of 8", 8192, 256, 8, 8, 4, 8192, FP8FLOW_SCORE_SIGMOID },
         { "64 experts, k 6", 4096, 64, 6, 1, 1, 4096, FP8FLOW_SCORE_SOFTMAX },
         { "256, k 8, 4 of 8 groups", 4096, 256, 8, 8, 4, 4096, FP8FLOW_SCORE_SIGMOID },
         { "256, sequences of 512", 4096, 256, 8, 8, 4, 512, FP8FLOW_SCORE_SIGMOID },

@@ -8,6 +8,7 @@
 #include "lab.cuh"
 
 #include "ops/swiglu_any.cuh"
+#include "ops/swiglu_lines.cuh"
 #include "ops/swiglu_tile.cuh"
 
 /* ---- The library's kernels ---- */
@@ -129,6 +130,23 @@ static void check_sigmoid(const char *name, bool bf16_only)
     unsigned long long *different = counter();
     sigmoid_kernel<<<264, 512, F8_SIGMOID_BYTES>>>(bf16_only, different);
     std::printf("%s: %llu differ\n", name, (unsigned long long)counted(different));
+}
+
+__global__ static void near_kernel(unsigned long long *different)
+{
+    uint32_t bits = blockIdx.x * blockDim.x + threadIdx.x; /* a BF16 number */
+    float a = __uint_as_float(bits << 16);
+    const uint32_t pair[1] = { bits };
+    bool is_near = !f8_bf16_reach(pair, F8_SIGMOID_NEAR);
+    bool same = f8_bits(f8_sigmoid_near(a)) == f8_bits(f8_sigmoid(a));
+    if (is_near != (fabsf(a) < 64.0f) || (is_near && !same)) atomicAdd(different, 1ull);
+}
+
+static void check_near()
+{
+    unsigned long long *different = counter();
+    near_kernel<<<256, 256>>>(different);
+    std::printf("sigmoid of small numbers, all BF16 numbers: %llu differ\n", (unsigned long long)counted(different));
 }
 
 /* ---- Tensors ---- */
@@ -254,6 +272,76 @@ static void backward(const char *name, const problem &p, wish w, backward_call c
     free_outputs(out);
 }
 
+/* BF16 rows alone. */
+static void lines(const char *name, const problem &p, bool with_dgate, backward_call call)
+{
+    int64_t width = 2 * p.cols, gap = 4;
+    fp8flow_tensor out = { p.rows, width, width, 0, FP8FLOW_BF16, FP8FLOW_UNSCALED, FP8FLOW_ROWS,
+                           lab_alloc<uint16_t>(p.rows * width), NULL };
+    fp8flow_tensor exact = out;
+    exact.stride = width + gap;
+    exact.data = lab_alloc<uint16_t>(p.rows * exact.stride);
+    float *dgate = lab_alloc<float>(p.rows);
+    fp8flow_swiglu_backward_args args = { &p.h, p.gate, NULL, &p.dv, &exact, NULL, NULL, NULL, NULL };
+    fp8flow_context c = context_on(p, 0);
+    LAB_TRY(cudaMemset(out.data, 0xFF, p.rows * width * 2));
+    backward_way::lab_swiglu_backward(&c, &args);
+    args.rows = &out;
+    args.dgate = with_dgate ? dgate : NULL;
+    double time = lab_time([&](cudaStream_t stream) {
+        c.stream = stream;
+        call(&c, &args);
+    });
+    lab_report(name, p.shape, 10.0 * p.rows * p.cols + 4.0 * p.rows * (1 + with_dgate), time);
+    unsigned long long *different = counter();
+    int64_t length = width * 2, total = p.rows * length;
+    compare_kernel<<<f8_grid(total, 256), 256>>>((const uint8_t *)exact.data, exact.stride * 2,
+                                                 (const uint8_t *)out.data, length, length, total, different);
+    uint64_t count = counted(different);
+    if (count) std::printf("    WRONG %s: %llu bytes differ\n", name, (unsigned long long)count);
+    for (void *memory : { out.data, exact.data, (void *)dgate }) LAB_TRY(cudaFree(memory));
+}
+
+/* One round per row, as long as it can be. */
+static fp8flow_status one_round(fp8flow_context *c, const fp8flow_swiglu_backward_args *a)
+{
+    f8_lines_job job = { *a->h, *a->dv, *a->rows, a->gate, f8_grouping_of(a->h, a->groups), a->dv->cols, a->dgate,
+                         a->nonfinite };
+    int64_t pieces = f8_ceil_div(job.cols, F8_LINE_PIECE);
+    int threads = (int)(f8_ceil_div(pieces < F8_LINE_THREADS ? pieces : F8_LINE_THREADS, F8_WARP) * F8_WARP);
+    f8_lines_kernel<F8_LINE_BLOCKS><<<f8_grid(job.h.rows, 1), threads, 0, f8_stream(c)>>>(job);
+    return FP8FLOW_OK;
+}
+
+/* A warp per row. */
+static fp8flow_status one_warp(fp8flow_context *c, const fp8flow_swiglu_backward_args *a)
+{
+    f8_lines_job job = { *a->h, *a->dv, *a->rows, a->gate, f8_grouping_of(a->h, a->groups), a->dv->cols, a->dgate,
+                         a->nonfinite };
+    f8_lines_kernel<F8_LINE_BLOCKS><<<f8_grid(job.h.rows, 1), F8_WARP, 0, f8_stream(c)>>>(job);
+    return FP8FLOW_OK;
+}
+
+template <int per_multiprocessor>
+static fp8flow_status line_blocks(fp8flow_context *c, const fp8flow_swiglu_backward_args *a)
+{
+    return f8_lines_launch<per_multiprocessor>(c, a);
+}
+
+static void measure_lines(const problem &p)
+{
+    /* predict 90 %: 49 instructions of 74, 1536 threads, whole rows at a time */
+    lines("backward BF16 rows: library", p, true, backward_way::lab_swiglu_backward);
+    /* predict 91 %: no barrier */
+    lines("backward BF16 rows without dgate", p, false, backward_way::lab_swiglu_backward);
+    /* predict 86 %: 57 instructions, since what a thread does once is not shared by rounds */
+    lines("backward BF16 rows: one round", p, true, one_round);
+    /* predict 80 %: 32 warps on a multiprocessor */
+    lines("backward BF16 rows: a warp per row", p, true, one_warp);
+    /* predict 86 %: 1024 threads, 64 registers */
+    lines("backward BF16 rows: 2 blocks", p, true, line_blocks<2>);
+}
+
 static void measure(int64_t rows, int64_t cols)
 {
     problem p = { rows, cols, {}, {}, lab_alloc<float>(rows), lab_alloc<char>(F8_CUDA_SCRATCH_BYTES), "" };
@@ -283,6 +371,7 @@ static void measure(int64_t rows, int64_t cols)
     backward("backward without dgate", p, { true, true, true, false }, backward_way::lab_swiglu_backward);
     backward("backward rows", p, { true, false, false, false }, backward_way::lab_swiglu_backward);
     backward("backward columns, v", p, { false, true, true, false }, backward_way::lab_swiglu_backward);
+    measure_lines(p);
     for (void *memory : { p.h.data, p.dv.data, (void *)p.gate, (void *)p.scratch }) LAB_TRY(cudaFree(memory));
 }
 
@@ -290,7 +379,9 @@ int main()
 {
     check_sigmoid("sigmoid from the table, all BF16 numbers", true);
     check_sigmoid("quick sigmoid, all floats", false);
+    check_near();
     measure(24576, 1408);
     measure(32768, 2048);
+    measure(65536, 768);
     return 0;
 }

@@ -15,6 +15,7 @@ typedef struct {
     const char *name;
     fp8flow_product product;
     const f8_tensor_format *a, *b;
+    int64_t room; /* capacity per expert, at least: what chooses between the kernels of gradients */
 } path;
 
 static const f8_tensor_format row_tiles = { FP8FLOW_E4M3, FP8FLOW_TILE128, FP8FLOW_ROWS };
@@ -22,16 +23,17 @@ static const f8_tensor_format tensor_rows = { FP8FLOW_E4M3, FP8FLOW_TENSOR, FP8F
 static const f8_tensor_format tensor_columns = { FP8FLOW_E4M3, FP8FLOW_TENSOR, FP8FLOW_COLUMNS };
 
 static const path paths[] = {
-    { "fp8 fprop", FP8FLOW_FPROP, &row128, &row_tiles },
-    { "fp8 dgrad", FP8FLOW_DGRAD, &row128, &tile128 },
-    { "fp8 fprop, tensor", FP8FLOW_FPROP, &tensor_rows, &tensor_rows },
-    { "fp8 dgrad, tensor", FP8FLOW_DGRAD, &tensor_rows, &tensor_columns },
-    { "fp8 wgrad, tile", FP8FLOW_WGRAD, &tile128, &tile128 },
-    { "fp8 wgrad, col", FP8FLOW_WGRAD, &col128, &col128 },
-    { "fp8 wgrad, tensor", FP8FLOW_WGRAD, &tensor_columns, &tensor_columns },
-    { "bf16 fprop", FP8FLOW_FPROP, &bf16_rows, &bf16_rows },
-    { "bf16 dgrad", FP8FLOW_DGRAD, &bf16_rows, &bf16_rows },
-    { "bf16 wgrad", FP8FLOW_WGRAD, &bf16_rows, &bf16_rows },
+    { "fp8 fprop", FP8FLOW_FPROP, &row128, &row_tiles, 0 },
+    { "fp8 dgrad", FP8FLOW_DGRAD, &row128, &tile128, 0 },
+    { "fp8 fprop, tensor", FP8FLOW_FPROP, &tensor_rows, &tensor_rows, 0 },
+    { "fp8 dgrad, tensor", FP8FLOW_DGRAD, &tensor_rows, &tensor_columns, 0 },
+    { "fp8 wgrad, tile", FP8FLOW_WGRAD, &tile128, &tile128, 0 },
+    { "fp8 wgrad, col", FP8FLOW_WGRAD, &col128, &col128, 0 },
+    { "fp8 wgrad, tensor", FP8FLOW_WGRAD, &tensor_columns, &tensor_columns, 0 },
+    { "bf16 fprop", FP8FLOW_FPROP, &bf16_rows, &bf16_rows, 0 },
+    { "bf16 dgrad", FP8FLOW_DGRAD, &bf16_rows, &bf16_rows, 0 },
+    { "bf16 wgrad", FP8FLOW_WGRAD, &bf16_rows, &bf16_rows, 0 },
+    { "fp8 wgrad, tile, room for many rows", FP8FLOW_WGRAD, &tile128, &tile128, 2048 },
 };
 enum { NUM_PATHS = sizeof paths / sizeof *paths };
 
@@ -255,6 +257,7 @@ static problem make_problem(spec s, const int32_t *sizes, int count)
     int64_t n = s.shape.n, k = s.shape.k;
     use_pool(s.path->a->dtype, s.data);
     p.capacity = f8_ceil_div(place(&p.groups, sizes, count, s.align ? s.align : 128), 16) * 16 + UNUSED_ROWS;
+    p.capacity = f8_max(p.capacity, count * s.path->room);
     p.offset = draw(context, (count + 1) * 4);
     p.rows = draw(context, count * 4);
     send_groups(&p);
@@ -286,7 +289,9 @@ static fp8flow_status call(problem *p)
     fp8flow_groups groups = { p->count, p->offset, p->rows };
     fp8flow_gemm_args args = { p->s.path->product, p->s.write, &groups, &p->device_a, &p->device_b, &p->device_c };
     f8_gemm_desc desc = f8_gemm_describe(&args);
-    assert_true(f8_gemm_configure(&desc).kernel != F8_GEMM_ANY); /* or this program tests something else */
+    f8_gemm_kernel kernel = f8_gemm_configure(&desc).kernel;
+    assert_true(kernel != F8_GEMM_ANY); /* or this program tests something else */
+    assert_int_equal(kernel == F8_GEMM_FP8_TILES, p->s.path->room > 0);
     return fp8flow_gemm(device_context(), &args);
 }
 
@@ -509,7 +514,7 @@ static void test_products_are_added_to_c(void **state)
 
 /* ---- The same bits ---- */
 
-enum { MIDDLE_SHAPE = 7, A_PATH_OF_ROWS = 0, A_PATH_OF_WGRAD = 4 };
+enum { MIDDLE_SHAPE = 7, A_PATH_OF_ROWS = 0, A_PATH_OF_WGRAD = 4, A_PATH_OF_MANY_ROWS = NUM_PATHS - 1 };
 
 static problem make_middle(int which_path)
 {
@@ -522,7 +527,7 @@ static void test_bits_are_the_same_again(void **state)
 {
     (void)state;
     for (int i = 0; i < NUM_PATHS; i++) {
-        int often = i == A_PATH_OF_ROWS || i == A_PATH_OF_WGRAD;
+        int often = i == A_PATH_OF_ROWS || i == A_PATH_OF_WGRAD || i == A_PATH_OF_MANY_ROWS;
         int runs = !has_gpu() ? 3 : often ? 1000 : 20;
         problem p = make_middle(i);
         run(&p);

@@ -120,7 +120,7 @@ static void test_kernels_of_formats(void **state)
         fp8flow_scaling scaling;
         f8_gemm_kernel kernel[3]; /* of each product */
     } cases[] = {
-        { FP8FLOW_E4M3, FP8FLOW_ROW128, { F8_GEMM_FP8_ROWS, F8_GEMM_FP8_ROWS, F8_GEMM_FP8_TILES } },
+        { FP8FLOW_E4M3, FP8FLOW_ROW128, { F8_GEMM_FP8_ROWS, F8_GEMM_FP8_ROWS, F8_GEMM_FP8_TILES_FEW } },
         { FP8FLOW_E4M3, FP8FLOW_TENSOR, { F8_GEMM_FP8_ROWS, F8_GEMM_FP8_ROWS, F8_GEMM_FP8_WGRAD } },
         { FP8FLOW_E5M2, FP8FLOW_ROW128, { F8_GEMM_ANY, F8_GEMM_ANY, F8_GEMM_ANY } },
         { FP8FLOW_E5M2, FP8FLOW_TENSOR, { F8_GEMM_ANY, F8_GEMM_ANY, F8_GEMM_ANY } },
@@ -133,8 +133,10 @@ static void test_kernels_of_formats(void **state)
             set_subject(&s, (fp8flow_product)product, cases[i].dtype, cases[i].scaling);
             assert_int_equal(config_of(&s).kernel, cases[i].kernel[product]);
             s.args.groups = NULL;
-            int is_split = cases[i].dtype == FP8FLOW_F32 && product == FP8FLOW_DGRAD;
-            assert_int_equal(config_of(&s).kernel, is_split ? F8_GEMM_SPLIT_K : cases[i].kernel[product]);
+            f8_gemm_kernel dense = cases[i].kernel[product];
+            if (cases[i].dtype == FP8FLOW_F32 && product == FP8FLOW_DGRAD) dense = F8_GEMM_SPLIT_K;
+            if (dense == F8_GEMM_FP8_TILES_FEW) dense = F8_GEMM_FP8_TILES; /* one expert has all 2048 rows */
+            assert_int_equal(config_of(&s).kernel, dense);
         }
 }
 
@@ -153,20 +155,60 @@ static void test_kernels_of_mixed_pairs_and_exact_columns(void **state)
     assert_int_equal(config_of(&s).kernel, F8_GEMM_ANY);
 }
 
-/* Few rows per expert have kernels of their own, but for TILE128, whose copies of c want whole groups of 32 columns. */
+/* Few rows per expert have kernels of their own; that of TILE128 copies whole groups of 32 columns of c. */
 static void test_weight_gradients(void **state)
 {
     (void)state;
     static const struct {
         fp8flow_scaling scaling;
         int64_t rows, inner;
-        f8_gemm_kernel kernel;
-        int tile_m;
+        const char *text[2]; /* by fp8flow_write */
     } cases[] = {
-        { FP8FLOW_TILE128, 511, 1408, F8_GEMM_FP8_TILES, 128 }, { FP8FLOW_TILE128, 512, 1408, F8_GEMM_FP8_TILES, 128 },
-        { FP8FLOW_TILE128, 511, 1424, F8_GEMM_FP8_WGRAD, 128 }, { FP8FLOW_TILE128, 512, 1424, F8_GEMM_FP8_WGRAD, 128 },
-        { FP8FLOW_COL128, 511, 1408, F8_GEMM_FP8_WGRAD, 128 },  { FP8FLOW_COL128, 512, 1408, F8_GEMM_FP8_WGRAD, 256 },
-        { FP8FLOW_TENSOR, 511, 1408, F8_GEMM_FP8_WGRAD, 128 },  { FP8FLOW_TENSOR, 512, 1408, F8_GEMM_FP8_WGRAD, 192 },
+        { FP8FLOW_TILE128,
+          2047,
+          2048,
+          { "fp8 tiles few 128x192x128, 3 stages, clusters of 1, bands of 16",
+            "fp8 tiles few 128x192x128, 3 stages, clusters of 1, bands of 1" } },
+        { FP8FLOW_TILE128,
+          2047,
+          7168,
+          { "fp8 tiles few 128x192x128, 3 stages, clusters of 1, bands of 1",
+            "fp8 tiles few 128x192x128, 3 stages, clusters of 1, bands of 1" } },
+        { FP8FLOW_TILE128,
+          2047,
+          1424,
+          { "fp8 wgrad 128x128x128, 3 stages, clusters of 1, bands of 16",
+            "fp8 wgrad 128x128x128, 3 stages, clusters of 1, bands of 16" } },
+        { FP8FLOW_TILE128,
+          2048,
+          1424,
+          { "fp8 tiles 128x192x128, 4 stages, clusters of 1, bands of 16",
+            "fp8 tiles 128x192x128, 4 stages, clusters of 1, bands of 16" } },
+        { FP8FLOW_TILE128,
+          2048,
+          7168,
+          { "fp8 tiles 128x192x128, 4 stages, clusters of 1, bands of 16",
+            "fp8 tiles 128x192x128, 4 stages, clusters of 1, bands of 16" } },
+        { FP8FLOW_COL128,
+          511,
+          1408,
+          { "fp8 wgrad 128x128x128, 3 stages, clusters of 1, bands of 16",
+            "fp8 wgrad 128x128x128, 3 stages, clusters of 1, bands of 16" } },
+        { FP8FLOW_COL128,
+          512,
+          1408,
+          { "fp8 wgrad 256x128x128, 4 stages, clusters of 1, bands of 8",
+            "fp8 wgrad 256x128x128, 4 stages, clusters of 1, bands of 8" } },
+        { FP8FLOW_TENSOR,
+          511,
+          1408,
+          { "fp8 wgrad 128x128x128, 3 stages, clusters of 1, bands of 16",
+            "fp8 wgrad 128x128x128, 3 stages, clusters of 1, bands of 16" } },
+        { FP8FLOW_TENSOR,
+          512,
+          1408,
+          { "fp8 wgrad 192x128x128, 5 stages, clusters of 1, bands of 10",
+            "fp8 wgrad 192x128x128, 5 stages, clusters of 1, bands of 10" } },
     };
     subject s;
     set_subject(&s, FP8FLOW_WGRAD, FP8FLOW_E4M3, FP8FLOW_TILE128);
@@ -174,11 +216,12 @@ static void test_weight_gradients(void **state)
     d.experts = 8;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
         for (int write = FP8FLOW_OVERWRITE; write <= FP8FLOW_ACCUMULATE; write++) {
+            char text[128];
             d.write = (fp8flow_write)write, d.scaling = cases[i].scaling;
             d.rows = 8 * cases[i].rows, d.inner = cases[i].inner;
             f8_gemm_config config = f8_gemm_configure(&d);
-            assert_int_equal(config.kernel, cases[i].kernel);
-            assert_int_equal(config.tile_m, cases[i].tile_m);
+            (void)f8_gemm_config_print(&config, text, sizeof text);
+            assert_string_equal(text, cases[i].text[write]);
         }
 }
 

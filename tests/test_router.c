@@ -313,6 +313,74 @@ static void test_router_large_batch_is_the_same_for_any_number_of_threads(void *
     free_tensor(&logits);
 }
 
+/* Sum of an expert's normalised scores in the order of the contract: parts of `part` tokens, ascending, each of
+ * parts of a 32nd. */
+static float sum_in_order(const float *normalised, int64_t stride, int64_t count, int64_t part)
+{
+    float sum = 0.0f;
+    for (int64_t first = 0; first < count; first += part) {
+        int64_t length = first + part < count ? part : count - first;
+        const float *from = normalised + first * stride;
+        sum += part == 1 ? *from : sum_in_order(from, stride, length, part / 32);
+    }
+    return sum;
+}
+
+static float *normalised_scores(const fp8flow_router_config *config, const routing *r)
+{
+    float *normalised = poisoned(r->num_tokens * r->num_experts * 4);
+    for (int64_t t = 0; t < r->num_tokens; t++) {
+        const float *scores = r->scores + t * r->num_experts;
+        float sum = f8_sum32(scores, r->num_experts) + 1e-20f;
+        for (int64_t e = 0; e < r->num_experts; e++)
+            normalised[t * r->num_experts + e] = config->score == FP8FLOW_SCORE_SIGMOID ? scores[e] / sum : scores[e];
+    }
+    return normalised;
+}
+
+/* Bit for bit; returns how many sums have other bits when tokens are added one after the other. */
+static int check_order_of_sums(const fp8flow_router_config *config, const routing *r)
+{
+    enum { OUTER = 32 * 32 };
+    int num_different = 0;
+    int64_t length = config->sequence_length, num_experts = r->num_experts;
+    float *normalised = normalised_scores(config, r);
+    for (int64_t i = 0; i < r->num_sequences * num_experts; i++) {
+        const float *from = normalised + i / num_experts * length * num_experts + i % num_experts;
+        float expected = sum_in_order(from, num_experts, length, OUTER);
+        float plain = sum_in_order(from, num_experts, length, 1);
+        assert_memory_equal(&r->score_sums[i], &expected, sizeof expected);
+        num_different += f8_bits(plain) != f8_bits(expected);
+    }
+    free(normalised);
+    return num_different;
+}
+
+/* Numbers of experts between the bounds at which a GPU changes how it holds a token; sequences at the bounds of blocks
+ * of 32 tokens and of 1024. The numbers of sequences do not fill what a GPU takes at a time. */
+static void test_router_adds_scores_in_the_order_of_the_contract(void **state)
+{
+    (void)state;
+    static const int64_t experts[] = { 1, 8, 12, 32, 64, 96, 256, 260, 512, 516 };
+    static const int64_t lengths[] = { 1, 5, 31, 32, 33, 64, 1024, 1025, 2100 };
+    fp8flow_context *c = make_context(FP8FLOW_CPU, 2);
+    for (size_t i = 0; i < sizeof experts / sizeof *experts; i++)
+        for (size_t j = 0; j < sizeof lengths / sizeof *lengths; j++) {
+            int64_t k = experts[i] < 3 ? experts[i] : 3, num_sequences = lengths[j] < 1000 ? 67 / lengths[j] + 1 : 1;
+            fp8flow_router_config config = make_variant((int)(i * 5 + j) % NUM_VARIANTS, experts[i], k);
+            config.sequence_length = lengths[j];
+            fp8flow_tensor logits = make_logits(num_sequences * lengths[j], experts[i], DATA_NORMAL, 100 * i + j);
+            routing r = route(c, &config, &logits, NULL);
+            int num_different = check_order_of_sums(&config, &r);
+            if (lengths[j] <= 32) assert_int_equal(num_different, 0);
+            else if (lengths[j] >= 1000 && experts[i] >= 32) assert_true(num_different > experts[i] / 4);
+            if (experts[i] <= 64) check_statistics(&config, &r);
+            free_routing(&r);
+            free_tensor(&logits);
+        }
+    fp8flow_context_destroy(c);
+}
+
 static void test_router_ties_go_to_the_lower_index(void **state)
 {
     (void)state;
@@ -510,6 +578,7 @@ int main(void)
         cmocka_unit_test(test_router_agrees_with_fp64_model),
         cmocka_unit_test(test_router_cpu_equals_reference_bit_for_bit),
         cmocka_unit_test(test_router_large_batch_is_the_same_for_any_number_of_threads),
+        cmocka_unit_test(test_router_adds_scores_in_the_order_of_the_contract),
         cmocka_unit_test(test_router_ties_go_to_the_lower_index),
         cmocka_unit_test(test_router_nan_ranks_lowest_and_choices_stay_distinct),
         cmocka_unit_test(test_router_large_bias_does_not_cancel_small_gates),

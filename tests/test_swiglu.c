@@ -23,7 +23,7 @@ static const grouping groupings[] = {
     { NULL, 0, 129 }, { one_size, 1, 0 }, { mixed_sizes, 5, 128 },
 };
 enum { NUM_GROUPINGS = sizeof groupings / sizeof *groupings };
-static const int64_t widths[] = { 1, 16, 64, 127, 128, 136, 200, 256, 320 };
+static const int64_t widths[] = { 1, 16, 64, 127, 128, 136, 200, 256, 320, 1032 };
 enum { NUM_WIDTHS = sizeof widths / sizeof *widths };
 
 typedef struct {
@@ -110,6 +110,16 @@ static outputs backward(fp8flow_context *c, const inputs *in, f8_tensor_format r
     return out;
 }
 
+/* Row form and dgate only: other kernels. */
+static outputs backward_rows(fp8flow_context *c, const inputs *in, f8_tensor_format rows, f8_tensor_format columns)
+{
+    outputs out = make_outputs(in, 2 * in->width, rows, columns);
+    fp8flow_swiglu_backward_args args = { &in->h, in->gate, in->groups, &in->dv,       &out.rows,
+                                          NULL,   NULL,     out.dgate,  &out.nonfinite };
+    assert_ok(fp8flow_swiglu_backward(c, &args));
+    return out;
+}
+
 static void free_outputs(outputs *out)
 {
     free_tensor(&out->rows);
@@ -128,7 +138,7 @@ static void assert_same_outputs(const outputs *a, const outputs *b)
 }
 
 typedef outputs operator_call(fp8flow_context *, const inputs *, f8_tensor_format, f8_tensor_format);
-static operator_call *const operators[2] = { forward, backward };
+static operator_call *const operators[3] = { forward, backward, backward_rows };
 
 /* ---- The same bits everywhere ---- */
 
@@ -143,7 +153,7 @@ static void test_fast_equals_reference_for_any_number_of_threads(void **state)
     for (int g = 0; g < NUM_GROUPINGS; g++)
         for (int w = 0; w < NUM_WIDTHS; w++, round++) {
             inputs *in = make_inputs(&groupings[g], widths[w], (data_kind)(round % NUM_DATA_KINDS));
-            for (int op = 0; op < 2; op++) {
+            for (int op = 0; op < 3; op++) {
                 outputs expected = operators[op](contexts[0], in, rows[round % 4], columns[round % 3]);
                 for (int i = 1; i < 3; i++) {
                     outputs out = operators[op](contexts[i], in, rows[round % 4], columns[round % 3]);
@@ -163,10 +173,11 @@ static void test_fast_equals_reference_on_all_data(void **state)
     (void)state;
     fp8flow_context *reference = make_context(FP8FLOW_REFERENCE, 1), *fast = make_context(FP8FLOW_CPU, 0);
     for (data_kind kind = 0; kind < NUM_DATA_KINDS; kind++)
-        for (int op = 0; op < 2; op++)
-            for (int format = 0; format < 2; format++) {
+        for (int op = 0; op < 3; op++)
+            for (int format = 0; format < 3; format++) {
                 inputs *in = make_inputs(&groupings[6], 200, kind);
-                f8_tensor_format rows = format ? e4m3_rows : f32_rows, columns = format ? e4m3_tiles : e5m2_columns;
+                f8_tensor_format rows = format == 0 ? f32_rows : format == 1 ? e4m3_rows : bf16_rows;
+                f8_tensor_format columns = format ? e4m3_tiles : e5m2_columns;
                 outputs expected = operators[op](reference, in, rows, columns);
                 outputs out = operators[op](fast, in, rows, columns);
                 assert_same_outputs(&out, &expected);

@@ -11,13 +11,14 @@
 enum { F8_GEMM_MAX_EXPERTS = 1024 }; /* of the kernels of the tensor cores: room in shared memory */
 
 typedef enum {
-    F8_GEMM_ANY,       /* every format, shape, stride and alignment; FP32 arithmetic, no tensor cores */
-    F8_GEMM_FP8_ROWS,  /* FPROP, DGRAD of FP8 operands */
-    F8_GEMM_FP8_WGRAD, /* WGRAD of FP8 operands */
-    F8_GEMM_FP8_TILES, /* WGRAD of TILE128 operands, whole groups of 32 columns of c */
-    F8_GEMM_BF16,      /* all products of BF16 operands */
-    F8_GEMM_SPLIT,     /* dense FPROP, WGRAD of BF16 and F32 operands, the F32 one narrow: BF16 parts side by side */
-    F8_GEMM_SPLIT_K    /* dense DGRAD of F32 operands: BF16 parts along the contraction of F8_GEMM_BF16 */
+    F8_GEMM_ANY,           /* every format, shape, stride and alignment; FP32 arithmetic, no tensor cores */
+    F8_GEMM_FP8_ROWS,      /* FPROP, DGRAD of FP8 operands */
+    F8_GEMM_FP8_WGRAD,     /* WGRAD of FP8 operands */
+    F8_GEMM_FP8_TILES,     /* WGRAD of TILE128 operands, many rows per expert */
+    F8_GEMM_FP8_TILES_FEW, /* the same with few rows; whole groups of 32 columns of c */
+    F8_GEMM_BF16,          /* all products of BF16 operands */
+    F8_GEMM_SPLIT,  /* dense FPROP, WGRAD of BF16 and F32 operands, the F32 one narrow: BF16 parts side by side */
+    F8_GEMM_SPLIT_K /* dense DGRAD of F32 operands: BF16 parts along the contraction of F8_GEMM_BF16 */
 } f8_gemm_kernel;
 
 /* Parts of F32 operands in scratch memory, and FP32 sums of splits of the contraction. */

@@ -12,6 +12,7 @@ fp8flow_status f8_cuda_gemm_any(fp8flow_context *c, const fp8flow_gemm_args *a);
 fp8flow_status f8_cuda_gemm_fp8_rows(fp8flow_context *c, const fp8flow_gemm_args *a, const f8_gemm_config *config);
 fp8flow_status f8_cuda_gemm_fp8_wgrad(fp8flow_context *c, const fp8flow_gemm_args *a, const f8_gemm_config *config);
 fp8flow_status f8_cuda_gemm_fp8_tiles(fp8flow_context *c, const fp8flow_gemm_args *a, const f8_gemm_config *config);
+fp8flow_status f8_cuda_gemm_fp8_tiles_few(fp8flow_context *c, const fp8flow_gemm_args *a, const f8_gemm_config *config);
 fp8flow_status f8_cuda_gemm_bf16(fp8flow_context *c, const fp8flow_gemm_args *a, const f8_gemm_config *config);
 fp8flow_status f8_cuda_gemm_split(fp8flow_context *c, const fp8flow_gemm_args *a, const f8_gemm_config *config);
 fp8flow_status f8_cuda_gemm_split_k(fp8flow_context *c, const fp8flow_gemm_args *a, const f8_gemm_config *config);

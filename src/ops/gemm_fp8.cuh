@@ -1,5 +1,5 @@
 /* gemm_fp8.cuh - the steps of FP8 products on the tensor cores, for tiles of 128 lines of a x 192 lines of b and 128 of
- * the contraction per step: what gemm_fp8_rows.cu and gemm_fp8_tiles.cu share.
+ * the contraction per step: what gemm_fp8_rows.cu and the gemm_fp8_tiles*.cu share.
  *
  * Two warpgroups have 64 lines of a each. A step: wait for a stage of the ring, four products of 32 along the
  * contraction into fresh accumulators, add these times their scales to FP32 sums (one FFMA per sum). While one

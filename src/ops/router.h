@@ -12,6 +12,10 @@
 
 enum { F8_ROUTER_MAX_EXPERTS = 4096 }; /* bound of the arrays on the stack */
 
+/* Sums over the tokens of a sequence: blocks of 32 tokens, spans of 32 blocks; ascending within each and over spans. A
+ * GPU has a chain of 32 additions where it had one over all tokens, and no sum needs more than three arrays. */
+enum { F8_SUM_TOKENS = 32, F8_SUM_BLOCKS = 32 };
+
 /* ---- Arithmetic of one token ---- */
 
 /* Natural logarithm of a positive normal number, about 1 ulp, the same bits on every backend; NaN gives NaN.
@@ -38,6 +42,13 @@ F8_INLINE uint32_t f8_choice_key(float score)
     if (score != score) return 1;
     if (score == 0.0f) return 0x80000000u;
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
+/* A score with this key. */
+F8_INLINE float f8_key_score(uint32_t key)
+{
+    if (key == 1) return f8_from_bits(0x7FC00000u);
+    return f8_from_bits(key & 0x80000000u ? key ^ 0x80000000u : ~key);
 }
 
 /* Indices of the `num_chosen` largest keys in descending order, ties in ascending order of the index. */
@@ -151,24 +162,48 @@ static inline void f8_route_token(const fp8flow_router_args *a, int64_t token)
     f8_router_gates(config, logits, scores, expert, a->gate + token * config->top_k);
 }
 
-/* counts and score_sums of one sequence, tokens in ascending order. */
+/* Sums over tokens of one sequence: of the block of tokens at hand, of the blocks of the span at hand, of the spans. */
+typedef struct {
+    float block[F8_ROUTER_MAX_EXPERTS], span[F8_ROUTER_MAX_EXPERTS], total[F8_ROUTER_MAX_EXPERTS];
+} f8_score_sums;
+
+/* sum += part, part = 0. */
+static inline void f8_fold_sums(float *sum, float *part, int64_t count)
+{
+    for (int64_t i = 0; i < count; i++) {
+        sum[i] += part[i];
+        part[i] = 0.0f;
+    }
+}
+
+/* Add the scores of the token `index` of a sequence. */
+static inline void f8_add_scores(const fp8flow_router_config *config, const float *scores, int64_t index,
+                                 f8_score_sums *sums)
+{
+    int64_t num_experts = config->num_experts, next = index + 1;
+    float divisor = 1.0f;
+    if (config->score == FP8FLOW_SCORE_SIGMOID)
+        divisor = f8_score_divisor(config->score, f8_sum32(scores, num_experts));
+    for (int64_t e = 0; e < num_experts; e++) sums->block[e] += scores[e] / divisor;
+    int is_last = next == config->sequence_length;
+    if (next % F8_SUM_TOKENS == 0 || is_last) f8_fold_sums(sums->span, sums->block, num_experts);
+    if (next % (F8_SUM_TOKENS * F8_SUM_BLOCKS) == 0 || is_last) f8_fold_sums(sums->total, sums->span, num_experts);
+}
+
+/* counts and score_sums of one sequence. */
 static inline void f8_route_statistics(const fp8flow_router_args *a, int64_t sequence)
 {
     const fp8flow_router_config *config = a->config;
     int64_t num_experts = config->num_experts, first = sequence * config->sequence_length;
     int32_t *counts = a->counts + sequence * num_experts;
-    float *sums = a->score_sums + sequence * num_experts;
-    for (int64_t e = 0; e < num_experts; e++) counts[e] = 0, sums[e] = 0.0f;
-    for (int64_t token = first; token < first + config->sequence_length; token++) {
-        const int32_t *expert = a->expert + token * config->top_k;
-        const float *scores = a->scores + token * num_experts;
-        float divisor = 1.0f;
-        if (config->score == FP8FLOW_SCORE_SIGMOID)
-            divisor = f8_score_divisor(config->score, f8_sum32(scores, num_experts));
+    f8_score_sums sums;
+    for (int64_t e = 0; e < num_experts; e++) counts[e] = 0, sums.block[e] = sums.span[e] = sums.total[e] = 0.0f;
+    for (int64_t i = 0; i < config->sequence_length; i++) {
+        const int32_t *expert = a->expert + (first + i) * config->top_k;
         for (int64_t slot = 0; slot < config->top_k; slot++) counts[expert[slot]]++;
-        for (int64_t e = 0; e < num_experts; e++) sums[e] += scores[e] / divisor;
+        f8_add_scores(config, a->scores + (first + i) * num_experts, i, &sums);
     }
-    for (int64_t e = 0; e < num_experts; e++) sums[e] = f8_canonical(sums[e]);
+    for (int64_t e = 0; e < num_experts; e++) a->score_sums[sequence * num_experts + e] = f8_canonical(sums.total[e]);
 }
 
 static inline fp8flow_status f8_route(fp8flow_context *c, const fp8flow_router_args *a)

@@ -50,13 +50,10 @@ __device__ static inline float f8_sigmoid_argument(int entry)
     return __uint_as_float((bits | ((uint32_t)entry & 0x1000u) << 3) << 16);
 }
 
-/* The bits of f8_sigmoid in half the instructions. exp: x is limited, so that the last two factors 2^n are one sum of
- * exponents: n = 128 comes with p < 1, n = -126 with p >= 1. The shift drops the upper bits of 1.5 * 2^23. The
- * division: one approximation and one Newton step, which the lab compares on all floats; results below 2^-125 are
- * IEEE's. */
-__device__ static inline float f8_sigmoid_quick(float a)
+/* 1 + exp(x) for x from -87.3 to 88.7 with the bits of f8_expf: x is limited, so that the last two factors 2^n are one
+ * sum of exponents: n = 128 comes with p < 1, n = -126 with p >= 1. The shift drops the upper bits of 1.5 * 2^23. */
+__device__ static inline float f8_sigmoid_denominator(float x)
 {
-    float x = fminf(fmaxf(-a, -87.3f), 88.7f);
     float shifted = fmaf(x, 1.44269504f, 12582912.0f), n = shifted - 12582912.0f;
     float r = fmaf(n, -1.42860677e-6f, fmaf(n, -0.693145752f, x));
     float p = fmaf(1.98756924e-4f, r, 1.39819994e-3f);
@@ -65,10 +62,40 @@ __device__ static inline float f8_sigmoid_quick(float a)
     p = fmaf(p, r, 1.66666657e-1f);
     p = fmaf(p, r, 5.00000000e-1f);
     p = fmaf(p, r * r, r) + 1.0f;
-    float d = 1.0f + __uint_as_float(__float_as_uint(p) + (__float_as_uint(shifted) << 23)), y;
-    if (d > 0x1p125f) return 1.0f / d;
+    return 1.0f + __uint_as_float(__float_as_uint(p) + (__float_as_uint(shifted) << 23));
+}
+
+/* IEEE's 1 / d for these d up to 2^125: one approximation and one Newton step, which the lab compares on all floats. */
+__device__ static inline float f8_sigmoid_inverse(float d)
+{
+    float y;
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(d));
     return fmaf(y, fmaf(-d, y, 1.0f), y);
+}
+
+/* The bits of f8_sigmoid in half the instructions; results below 2^-125 are IEEE's. */
+__device__ static inline float f8_sigmoid_quick(float a)
+{
+    float d = f8_sigmoid_denominator(fminf(fmaxf(-a, -87.3f), 88.7f));
+    return d > 0x1p125f ? 1.0f / d : f8_sigmoid_inverse(d);
+}
+
+/* The same for |a| < 64, without limits and branches; of other numbers it is any. */
+enum { F8_SIGMOID_NEAR = 0x4280 }; /* 64 in BF16 */
+
+__device__ static inline float f8_sigmoid_near(float a)
+{
+    return f8_sigmoid_inverse(f8_sigmoid_denominator(-a));
+}
+
+/* Whether one of the BF16 numbers in `pairs` is NaN or has a magnitude of at least that with the bits `least`. */
+template <int count> __device__ static inline bool f8_bf16_reach(const uint32_t (&pairs)[count], uint32_t least)
+{
+    const uint32_t mask = 0x7FFF7FFFu;
+    uint32_t largest = pairs[0] & mask;
+#pragma unroll
+    for (int i = 1; i < count; i++) largest = __vmaxu2(largest, pairs[i] & mask);
+    return ((largest + (0x8000u - least) * 0x10001u) & 0x80008000u) != 0;
 }
 
 /* All threads of a block; the caller synchronises. */

@@ -4,12 +4,18 @@
  * v in column form and the tile's part of dgate; h and dv are read once. 11.05 bytes per activation, about 47
  * instructions. 96 values per thread wait in registers for the scales of the three tiles. A second kernel adds the
  * parts of dgate, one per row and tile, in the order of the columns.
+ * BF16 rows alone: swiglu_lines.cuh, 10 bytes per activation.
  * Everything else (swiglu_any.cuh): a pass for dh, one for v, one for dgate.
  */
 #include "ops/swiglu_any.cuh"
+#include "ops/swiglu_lines.cuh"
 #include "ops/swiglu_tile.cuh"
 
-enum { PARTS_THREADS = 128, GATE_THREADS = 256 };
+enum {
+    PARTS_THREADS = 128,
+    GATE_THREADS = 256,
+    BEYOND_TABLE = 0x4300 /* 128 in BF16: the slope depends on a from here on */
+};
 
 struct backward_job {
     CUtensorMap a_map, b_map, g_map, columns_map, v_map;
@@ -57,14 +63,6 @@ __device__ static backward_row read_row(const backward_shared *shared, int i)
 {
     uint4 a = f8_strip_piece(shared, 0, i), b = f8_strip_piece(shared, 1, i), g = f8_strip_piece(shared, 2, i);
     return { { a.x, a.y, a.z, a.w }, { b.x, b.y, b.z, b.w }, { g.x, g.y, g.z, g.w } };
-}
-
-/* Whether an a of a row is 128 or more, or NaN: the slope depends on it there. */
-__device__ static bool is_outside_table(const uint32_t (&a)[4])
-{
-    const uint32_t mask = 0x7FFF7FFFu;
-    uint32_t largest = __vmaxu2(__vmaxu2(a[0] & mask, a[1] & mask), __vmaxu2(a[2] & mask, a[3] & mask));
-    return ((largest + 0x3D003D00u) & 0x80008000u) != 0;
 }
 
 /* Slopes of numbers in the table, and of any number. */
@@ -139,7 +137,7 @@ __device__ static void compute_patch(const backward_job &job, const f8_tile_plac
     for (int i = 0; i < F8_PATCH_ROWS; i++) {
         backward_row row = read_row(shared, i);
         float w = f8_patch_gate(gates, i), sum;
-        if (is_outside_table(row.a)) sum = compute_row(row, shared->table, w, i, x, slope_anywhere());
+        if (f8_bf16_reach(row.a, BEYOND_TABLE)) sum = compute_row(row, shared->table, w, i, x, slope_anywhere());
         else sum = compute_row(row, shared->table, w, i, x, slope_in_table());
         uint32_t of_row[3] = { f8_largest_of(x->da[i]), f8_largest_of(x->db[i]), f8_largest_of(x->v[i]) };
         if (max(max(of_row[0], of_row[1]), of_row[2]) >= 0x7F800000u) {
@@ -383,5 +381,6 @@ extern "C" fp8flow_status f8_cuda_swiglu_backward(fp8flow_context *c, const fp8f
     job.num_blocks = (int32_t)f8_ceil_div(a->dv->cols, F8_BLOCK);
     job.nonfinite = a->nonfinite;
     if (a->dv->cols == 0) return launch_gate(c, job, a->dgate);
+    if (f8_is_lines(a)) return f8_lines_launch<F8_LINE_BLOCKS>(c, a);
     return is_wide(a) ? launch_tiles(c, job, a->dgate) : launch_any(c, job, a->dgate);
 }
