@@ -14,6 +14,8 @@
  *             lab/accumulate 698, 677
  *   V3 small  wgrad1 1950 MB 464 us 793 (757), wgrad2 997 MB 237 us 775 (675); at 3.94 TB/s 744, 727
  *   Overwriting: 1715 MB 408 us 1386 (948), 908 MB 216 us 1309 (995): bound by the products, 1250 at best.
+ *
+ * Long for a reason: versions of one kernel, which share all but a few lines, and the checks of each.
  */
 #include <cudaTypedefs.h>
 
