@@ -144,16 +144,17 @@ template <class S> __device__ static inline void release(uint32_t barrier)
 }
 
 /* WGRAD: steps valid .. STEP-1 of a stage become 0: they are rows of others and may hold anything, NaN included. They
- * are the last lines of every box. All warpgroups. */
+ * are the last lines of every box. Each warpgroup clears what it will read, and both write the same bytes. */
 __device__ static void clear_tail(uint8_t *stage, int valid)
 {
+    int group = threadIdx.x / 128, thread = threadIdx.x % 128;
 #pragma unroll 1
     for (int box = 0; box < A_BOXES + B_BOXES; box++)
 #pragma unroll 1
-        for (int at = valid * LINE_BYTES + threadIdx.x * 16; at < BOX_BYTES; at += 128 * GROUPS * 16)
+        for (int at = valid * LINE_BYTES + thread * 16; at < BOX_BYTES; at += 128 * 16)
             *(uint4 *)(stage + box * BOX_BYTES + at) = make_uint4(0, 0, 0, 0);
     f8_async_fence();
-    f8_named_barrier(1, 128 * GROUPS);
+    f8_named_barrier(1 + group, 128);
 }
 
 /* A stage that is full; only its first `valid` steps count. */
