@@ -411,6 +411,55 @@ static void test_observer_sees_every_fp8_tensor_and_changes_no_bit(void **state)
     moe_free_data(&data);
 }
 
+/* ---- Figures ---- */
+
+typedef struct {
+    const moe_case *c;
+    moe_data bad; /* like the data, but x holds a NaN */
+    f8_moe_figures *collected;
+} earlier_forward;
+
+/* A forward that counts what must not show later, or, with a collector, must. */
+static fp8flow_status forward_before(fp8flow_moe *moe, void *user)
+{
+    earlier_forward *e = user;
+    const moe_case *c = e->c;
+    fp8flow_tensor x = f8_bf16(e->bad.x, c->tokens, c->hidden), y = f8_bf16(e->bad.dy, c->tokens, c->hidden);
+    if (e->collected) f8_moe_collect(moe, e->collected);
+    return fp8flow_moe_forward(moe, &x, &y);
+}
+
+static int64_t all_load(const int64_t *load, const moe_case *c)
+{
+    int64_t sum = 0;
+    for (int64_t e = 0; e < c->router.num_experts; e++) sum += load[e];
+    return sum;
+}
+
+static void test_figures_are_of_the_last_forward_or_of_all(void **state)
+{
+    (void)state;
+    moe_case c = moe_default_case();
+    c.router.z_coef = 0.1f;
+    moe_data data = moe_make_data(&c, 6);
+    earlier_forward e = { &c, moe_make_data(&c, 6), NULL };
+    e.bad.x[0] = 0x7FC0;
+    c.before = forward_before, c.user = &e;
+    moe_result alone = moe_run(&c, &data);
+    assert_int_equal(alone.rank[0].report.nonfinite, 0);
+    assert_true(isfinite(alone.rank[0].report.losses[2]));
+    assert_int_equal(all_load(alone.rank[0].load, &c), c.tokens * c.router.top_k);
+
+    e.collected = calloc(1, f8_moe_figures_bytes(c.router.num_experts));
+    moe_result both = moe_run(&c, &data);
+    assert_true(e.collected->nonfinite[F8_FORWARD_WIRE] > 0 && isnan(e.collected->losses[2]));
+    assert_int_equal(all_load(e.collected->load, &c), 2 * c.tokens * c.router.top_k);
+    assert_true(both.rank[0].report.nonfinite >= e.collected->nonfinite[F8_FORWARD_WIRE]);
+    free(e.collected);
+    moe_free_result(&alone), moe_free_result(&both);
+    moe_free_data(&data), moe_free_data(&e.bad);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -427,6 +476,7 @@ int main(void)
         cmocka_unit_test(test_edges_are_what_the_recipe_asks_for),
         cmocka_unit_test(test_new_layer_has_nothing_to_report),
         cmocka_unit_test(test_observer_sees_every_fp8_tensor_and_changes_no_bit),
+        cmocka_unit_test(test_figures_are_of_the_last_forward_or_of_all),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
