@@ -111,8 +111,8 @@ static void make_state(lab_state *s, int64_t rows, int64_t cols, int64_t group_r
     s->columns = lab_form(*s, FP8FLOW_COLUMNS);
     s->expected_codes = lab_form(*s, FP8FLOW_ROWS);
     s->expected_columns = lab_form(*s, FP8FLOW_COLUMNS);
-    s->args = { s->count, s->now.master, s->now.m, s->now.v, grad, s->now.weight, &s->codes, &s->columns, 1e-3f, 0.9f,
-                0.95f, 1e-8f, 0.1f, s->grad_scale, 10 };
+    s->args = { s->count, s->now.master, s->now.m, s->now.v, grad, s->grad_scale, s->now.weight, &s->codes, &s->columns,
+                1e-3f, 0.9f, 0.95f, 1e-8f, 0.1f, 10 };
     restart(*s, s->expected);
     adamw_element_kernel<<<f8_grid(s->count, FLAT_THREADS), FLAT_THREADS>>>(s->expected, factors_of(&s->args), 0,
                                                                             s->count);
