@@ -48,7 +48,7 @@ static void test_sums_are_within_their_bounds(void **state)
     (void)state;
     static const int64_t counts[] = { 0, 1, 7, 8, 4095, 4096, 4097, 12288, 300001 };
     for (size_t s = 0; s < sizeof counts / sizeof counts[0]; s++)
-        for (int power = 0; power < NUM_POWERS; power++) {
+        for (sum_power power = VALUES; power < NUM_POWERS; power++) {
             check_sum(power, counts[s], 0);
             check_sum(power, counts[s], 1);
         }
@@ -61,7 +61,7 @@ static void test_sums_show_every_bad_value(void **state)
     for (int i = 0; i < 2; i++)
         for (int at = 0; at < 4999; at += 1249) {
             fp8flow_context *c = make_numbered_context(i);
-            for (int power = 0; power < NUM_POWERS; power++) {
+            for (sum_power power = VALUES; power < NUM_POWERS; power++) {
                 x[at] = NAN;
                 double sum = run_sum(c, power, x, 5000);
                 assert_true(sum != sum);
