@@ -24,17 +24,32 @@ fp8flow_status fp8flow_sum(fp8flow_context *c, const fp8flow_sum_args *a)
     return F8_RUN(c, sum, a);
 }
 
+static double number(float x)
+{
+    return (double)x;
+}
+
+static double square(float x)
+{
+    return (double)x * (double)x;
+}
+
+static double sum_of_blocks(const float *x, int64_t count, double (*term)(float))
+{
+    double sum = 0.0;
+    for (int64_t begin = 0; begin < count; begin += BLOCK) {
+        int64_t end = begin + f8_min(BLOCK, count - begin);
+        double block = 0.0;
+        for (int64_t i = begin; i < end; i++) block += term(x[i]);
+        sum += block;
+    }
+    return sum;
+}
+
 fp8flow_status f8_ref_sum(fp8flow_context *c, const fp8flow_sum_args *a)
 {
     (void)c;
-    double sum = 0.0;
-    for (int64_t begin = 0; begin < a->count; begin += BLOCK) {
-        int64_t end = begin + f8_min(BLOCK, a->count - begin);
-        double block = 0.0;
-        for (int64_t i = begin; i < end; i++) block += (double)a->x[i];
-        sum += block;
-    }
-    *a->sum = sum;
+    *a->sum = sum_of_blocks(a->x, a->count, number);
     return FP8FLOW_OK;
 }
 
@@ -48,14 +63,7 @@ fp8flow_status fp8flow_square_sum(fp8flow_context *c, const fp8flow_square_sum_a
 fp8flow_status f8_ref_square_sum(fp8flow_context *c, const fp8flow_square_sum_args *a)
 {
     (void)c;
-    double sum = 0.0;
-    for (int64_t begin = 0; begin < a->count; begin += BLOCK) {
-        int64_t end = begin + f8_min(BLOCK, a->count - begin);
-        double block = 0.0;
-        for (int64_t i = begin; i < end; i++) block += (double)a->x[i] * (double)a->x[i];
-        sum += block;
-    }
-    *a->sum = sum;
+    *a->sum = sum_of_blocks(a->x, a->count, square);
     return FP8FLOW_OK;
 }
 
