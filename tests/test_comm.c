@@ -191,6 +191,98 @@ static void test_broadcast_from_every_root(void **state)
     for (int i = 0; i < NUM_TEAMS; i++) assert_ok(fp8flow_run_ranks(team_sizes[i], broadcast_body, NULL));
 }
 
+/* ---- Slices ---- */
+
+/* Slices of uneven sizes, some empty; the last one ends at NUM_VALUES. */
+static void make_offsets(int64_t *offset, int32_t size)
+{
+    offset[0] = 0;
+    for (int32_t r = 1; r <= size; r++) offset[r] = r == size ? NUM_VALUES : r % 3 == 2 ? offset[r - 1] : 37 * r;
+}
+
+static fp8flow_status slices_body(fp8flow_comm *comm, void *user)
+{
+    (void)user;
+    int64_t offset[MAX_TEAM + 1], bytes[MAX_TEAM + 1];
+    float reduced[NUM_VALUES], whole[NUM_VALUES];
+    make_offsets(offset, comm->size);
+    for (int32_t r = 0; r <= comm->size; r++) bytes[r] = offset[r] * 4;
+    for (int64_t i = 0; i < NUM_VALUES; i++) reduced[i] = whole[i] = value_of(comm->rank, i);
+    F8_TRY(f8_comm_all_reduce(comm, F8_SUM_F32, whole, NUM_VALUES));
+    F8_TRY(f8_comm_reduce_scatter(comm, F8_SUM_F32, reduced, offset));
+    int64_t first = offset[comm->rank], end = offset[comm->rank + 1];
+    CHECK(memcmp(reduced + first, whole + first, (size_t)(end - first) * 4) == 0);
+    for (int64_t i = 0; i < NUM_VALUES; i++)
+        if (i < first || i >= end) reduced[i] = -1;
+    F8_TRY(f8_comm_all_gather(comm, reduced, bytes));
+    CHECK(memcmp(reduced, whole, sizeof whole) == 0);
+    return FP8FLOW_OK;
+}
+
+static void test_reduce_scatter_and_all_gather_are_the_halves_of_all_reduce(void **state)
+{
+    (void)state;
+    for (int i = 0; i < NUM_TEAMS; i++) assert_ok(fp8flow_run_ranks(team_sizes[i], slices_body, NULL));
+}
+
+/* ---- Groups ---- */
+
+/* Groups of `width` neighbours, and across them those with the same place in their group. */
+static fp8flow_status groups_body(fp8flow_comm *comm, void *user)
+{
+    const int32_t width = *(const int32_t *)user, mine = comm->rank / width, place = comm->rank % width;
+    fp8flow_comm *near = NULL, *far = NULL;
+    F8_TRY(f8_comm_split(comm, mine, &near));
+    F8_TRY(f8_comm_split(comm, 1000 + place, &far));
+    CHECK(near->rank == place && near->size == (comm->size - mine * width < width ? comm->size % width : width));
+    CHECK(far->rank == mine);
+    for (int round = 0; round < 5; round++) {
+        int64_t sum = comm->rank, largest = comm->rank, expected = 0;
+        for (int32_t r = 0; r < near->size; r++) expected += mine * width + r;
+        F8_TRY(f8_comm_all_reduce(near, F8_SUM_I64, &sum, 1));
+        CHECK(sum == expected);
+        F8_TRY(f8_comm_all_reduce(far, F8_MAX_I64, &largest, 1));
+        CHECK(largest == (far->size - 1) * width + place);
+        F8_TRY(f8_comm_broadcast(comm, comm->size - 1, &sum, 8));
+    }
+    fp8flow_comm *alone = NULL;
+    F8_TRY(f8_comm_split(near, near->rank, &alone));
+    CHECK(alone->size == 1 && alone->rank == 0);
+    f8_comm_free(alone);
+    f8_comm_free(near);
+    f8_comm_free(far);
+    return FP8FLOW_OK;
+}
+
+static void test_groups_work_beside_each_other(void **state)
+{
+    (void)state;
+    for (int i = 0; i < NUM_TEAMS; i++)
+        for (int32_t width = 1; width <= 4; width++)
+            assert_ok(fp8flow_run_ranks(team_sizes[i], groups_body, (void *)(uintptr_t)&width));
+}
+
+/* Rank 3 fails; rank 0 waits in a group that rank 3 is not in, for a rank that waits for rank 3. */
+static fp8flow_status failing_group_body(fp8flow_comm *comm, void *user)
+{
+    (void)user;
+    fp8flow_comm *part = NULL;
+    int64_t value = 0;
+    F8_TRY(f8_comm_split(comm, comm->rank / 2, &part));
+    fp8flow_status status = FP8FLOW_OK;
+    if (comm->rank == 3) status = F8_FAIL(EIO, "disk of rank 3 is full");
+    if (comm->rank == 1) status = f8_comm_broadcast(comm, 0, &value, 8);
+    if (status == FP8FLOW_OK) status = fp8flow_comm_max(part, &value);
+    f8_comm_free(part);
+    return status;
+}
+
+static void test_a_failure_ends_all_groups(void **state)
+{
+    (void)state;
+    assert_fails(fp8flow_run_ranks(4, failing_group_body, NULL), FP8FLOW_EIO, "disk of rank 3 is full");
+}
+
 /* ---- Failure ---- */
 
 typedef struct {
@@ -306,6 +398,11 @@ static fp8flow_status argument_body(fp8flow_comm *comm, void *user)
     CHECK(f8_comm_broadcast(comm, comm->size, &value, 8) == FP8FLOW_EINVAL);
     CHECK(f8_comm_broadcast(comm, -1, &value, 8) == FP8FLOW_EINVAL);
     CHECK(f8_comm_broadcast(comm, 0, &value, -8) == FP8FLOW_EINVAL);
+    int64_t late[MAX_TEAM + 1] = { 1 }, falling[MAX_TEAM + 1] = { 0, 2, 1 };
+    fp8flow_comm *part = NULL;
+    CHECK(f8_comm_reduce_scatter(comm, F8_SUM_F32, &value, late) == FP8FLOW_EINVAL);
+    CHECK(f8_comm_all_gather(comm, &value, falling) == FP8FLOW_EINVAL);
+    CHECK(f8_comm_split(comm, -1, &part) == FP8FLOW_EINVAL && !part);
     CHECK(fp8flow_comm_max(comm, NULL) == FP8FLOW_EINVAL && fp8flow_comm_max(NULL, &value) == FP8FLOW_EINVAL);
     return fp8flow_comm_max(comm, &value); /* none of that has disturbed the team */
 }
@@ -373,6 +470,9 @@ int main(void)
         cmocka_unit_test(test_all_reduce_sums_in_rank_order),
         cmocka_unit_test(test_max_takes_the_extremes_of_its_type),
         cmocka_unit_test(test_broadcast_from_every_root),
+        cmocka_unit_test(test_reduce_scatter_and_all_gather_are_the_halves_of_all_reduce),
+        cmocka_unit_test(test_groups_work_beside_each_other),
+        cmocka_unit_test(test_a_failure_ends_all_groups),
         cmocka_unit_test(test_others_get_ecomm_when_one_rank_fails),
         cmocka_unit_test(test_lowest_of_several_failing_ranks_is_reported),
         cmocka_unit_test(test_failure_that_was_handed_on_is_not_the_cause),

@@ -35,8 +35,7 @@ fp8flow_status f8_comm_exchange(fp8flow_comm *comm, const f8_comm_part *part, in
 
 fp8flow_status f8_comm_counts(fp8flow_comm *comm, const int32_t *send_rows, int32_t *recv_rows)
 {
-    int32_t one[256];
-    F8_REQUIRE(comm->size <= 256, EINVAL, "counts: %d ranks, at most 256", comm->size);
+    int32_t one[F8_COMM_MAX_RANKS];
     for (int32_t r = 0; r < comm->size; r++) one[r] = 1;
     f8_comm_part part = { send_rows, recv_rows, sizeof *send_rows };
     return comm->ops->exchange(comm, &part, 1, one, one);
@@ -48,12 +47,103 @@ fp8flow_status f8_comm_all_reduce(fp8flow_comm *comm, f8_reduction reduction, vo
     return comm->size == 1 ? FP8FLOW_OK : comm->ops->all_reduce(comm, reduction, data, count);
 }
 
+static fp8flow_status check_offsets(const fp8flow_comm *comm, const char *what, const int64_t *offset)
+{
+    F8_REQUIRE(offset[0] == 0, EINVAL, "%s: the first slice starts at %lld", what, (long long)offset[0]);
+    for (int32_t r = 0; r < comm->size; r++)
+        F8_REQUIRE(offset[r] <= offset[r + 1], EINVAL, "%s: the slice of rank %d is [%lld, %lld)", what, r,
+                   (long long)offset[r], (long long)offset[r + 1]);
+    return FP8FLOW_OK;
+}
+
+fp8flow_status f8_comm_reduce_scatter(fp8flow_comm *comm, f8_reduction reduction, void *data, const int64_t *offset)
+{
+    F8_TRY(check_offsets(comm, "reduce_scatter", offset));
+    return comm->size == 1 ? FP8FLOW_OK : comm->ops->reduce_scatter(comm, reduction, data, offset);
+}
+
+fp8flow_status f8_comm_all_gather(fp8flow_comm *comm, void *data, const int64_t *offset)
+{
+    F8_TRY(check_offsets(comm, "all_gather", offset));
+    return comm->size == 1 ? FP8FLOW_OK : comm->ops->all_gather(comm, data, offset);
+}
+
 fp8flow_status f8_comm_broadcast(fp8flow_comm *comm, int32_t root, void *data, int64_t bytes)
 {
     F8_REQUIRE(root >= 0 && root < comm->size && bytes >= 0, EINVAL, "broadcast: root %d of %d ranks, %lld bytes", root,
                comm->size, (long long)bytes);
     return comm->ops->broadcast(comm, root, data, bytes);
 }
+
+fp8flow_status f8_comm_split(fp8flow_comm *comm, int32_t group, fp8flow_comm **part)
+{
+    *part = NULL;
+    F8_REQUIRE(group >= 0, EINVAL, "split: group %d of rank %d", group, comm->rank);
+    return comm->ops->split(comm, group, part);
+}
+
+void f8_comm_free(fp8flow_comm *part)
+{
+    if (part) part->ops->free(part);
+}
+
+/* ---- Arithmetic of the transports ---- */
+
+int64_t f8_comm_element_bytes(f8_reduction reduction)
+{
+    return reduction == F8_SUM_F32 ? 4 : 8;
+}
+
+static void sum_f32(const void *const *source, int32_t num_sources, int64_t count, float *result)
+{
+    for (int64_t i = 0; i < count; i++) {
+        float sum = 0;
+        for (int32_t r = 0; r < num_sources; r++) sum += ((const float *)source[r])[i];
+        result[i] = sum;
+    }
+}
+
+static void sum_f64(const void *const *source, int32_t num_sources, int64_t count, double *result)
+{
+    for (int64_t i = 0; i < count; i++) {
+        double sum = 0;
+        for (int32_t r = 0; r < num_sources; r++) sum += ((const double *)source[r])[i];
+        result[i] = sum;
+    }
+}
+
+static void sum_i64(const void *const *source, int32_t num_sources, int64_t count, int64_t *result)
+{
+    for (int64_t i = 0; i < count; i++) {
+        int64_t sum = 0;
+        for (int32_t r = 0; r < num_sources; r++) sum += ((const int64_t *)source[r])[i];
+        result[i] = sum;
+    }
+}
+
+static void max_i64(const void *const *source, int32_t num_sources, int64_t count, int64_t *result)
+{
+    for (int64_t i = 0; i < count; i++) {
+        int64_t largest = INT64_MIN;
+        for (int32_t r = 0; r < num_sources; r++) {
+            int64_t value = ((const int64_t *)source[r])[i];
+            largest = value > largest ? value : largest;
+        }
+        result[i] = largest;
+    }
+}
+
+void f8_comm_reduce(f8_reduction reduction, const void *const *source, int32_t num_sources, int64_t count, void *result)
+{
+    switch (reduction) {
+    case F8_SUM_F32: sum_f32(source, num_sources, count, result); break;
+    case F8_SUM_F64: sum_f64(source, num_sources, count, result); break;
+    case F8_SUM_I64: sum_i64(source, num_sources, count, result); break;
+    case F8_MAX_I64: max_i64(source, num_sources, count, result); break;
+    }
+}
+
+/* ---- Public ---- */
 
 fp8flow_status fp8flow_comm_max(fp8flow_comm *comm, int64_t *value)
 {

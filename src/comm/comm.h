@@ -21,12 +21,19 @@ typedef struct {
 
 typedef enum { F8_SUM_F32, F8_SUM_F64, F8_SUM_I64, F8_MAX_I64 } f8_reduction;
 
+enum { F8_COMM_MAX_RANKS = 256 };
+
+/* What a transport does; the contracts are those of the f8_comm_* functions below. */
 typedef struct {
     const char *name;
     fp8flow_status (*exchange)(fp8flow_comm *comm, const f8_comm_part *part, int num_parts, const int32_t *send_rows,
                                const int32_t *recv_rows);
     fp8flow_status (*all_reduce)(fp8flow_comm *comm, f8_reduction reduction, void *data, int64_t count);
+    fp8flow_status (*reduce_scatter)(fp8flow_comm *comm, f8_reduction reduction, void *data, const int64_t *offset);
+    fp8flow_status (*all_gather)(fp8flow_comm *comm, void *data, const int64_t *offset);
     fp8flow_status (*broadcast)(fp8flow_comm *comm, int32_t root, void *data, int64_t bytes);
+    fp8flow_status (*split)(fp8flow_comm *comm, int32_t group, fp8flow_comm **part);
+    void (*free)(fp8flow_comm *comm); /* of one that split has made */
     void (*abort)(fp8flow_comm *comm, const char *message);
 } f8_comm_ops;
 
@@ -47,6 +54,25 @@ fp8flow_status f8_comm_counts(fp8flow_comm *comm, const int32_t *send_rows, int3
 /* In place, the same result on every rank: sums in ascending rank order. Alone it does not look at the data. */
 fp8flow_status f8_comm_all_reduce(fp8flow_comm *comm, f8_reduction reduction, void *data, int64_t count);
 
+/* The two halves of it. offset [size + 1], ascending from 0, the same on every rank; slice r is [offset[r], offset[r + 1]).
+ * reduce_scatter: offsets are elements; this rank's slice becomes the sum over the ranks, the other slices are undefined.
+ * all_gather: offsets are bytes; every rank gets the others' slices from their data. */
+fp8flow_status f8_comm_reduce_scatter(fp8flow_comm *comm, f8_reduction reduction, void *data, const int64_t *offset);
+fp8flow_status f8_comm_all_gather(fp8flow_comm *comm, void *data, const int64_t *offset);
+
 fp8flow_status f8_comm_broadcast(fp8flow_comm *comm, int32_t root, void *data, int64_t bytes);
+
+/* *part = the ranks that gave the same `group` (>= 0), in ascending order of their ranks here. When a rank fails, the
+ * collectives of all groups end. Freed before `comm` ends; on an error there is nothing to free. */
+fp8flow_status f8_comm_split(fp8flow_comm *comm, int32_t group, fp8flow_comm **part);
+void f8_comm_free(fp8flow_comm *part); /* NULL allowed */
+
+/* For transports. result[i] = reduction over source[r][i], r ascending from zero (or the smallest number); a result may
+ * be one of the sources. */
+void f8_comm_reduce(f8_reduction reduction, const void *const *source, int32_t num_sources, int64_t count,
+                    void *result);
+
+/* Bytes of an element. */
+int64_t f8_comm_element_bytes(f8_reduction reduction);
 
 #endif
