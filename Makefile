@@ -1,6 +1,6 @@
 # fp8flow: one Makefile. `make` alone prints the targets; `make deps` installs what the build needs.
 #
-# Variables: DEBUG=1 ASAN=1 UBSAN=1 TSAN=1 FUZZ=1 CUDA=0|1 WERROR=1 V=1 CC=... NVCC=... PREFIX=... DESTDIR=...
+# Variables: DEBUG=1 ASAN=1 UBSAN=1 TSAN=1 FUZZ=1 CUDA=0|1 MPI=0 WERROR=1 V=1 CC=... NVCC=... PREFIX=... DESTDIR=...
 # Every combination builds in its own folder build/<variant>/, so that switching never costs a rebuild. All cores are
 # used unless -j says else.
 
@@ -81,6 +81,10 @@ cuda_flags := -std=c++17 -gencode=arch=compute_90a,code=sm_90a -O3 -lineinfo --f
               -Werror=all-warnings -Iinclude -Isrc -Xcompiler=-fPIC,-fvisibility=hidden,-fno-exceptions,-fno-rtti \
               -Xcompiler=-fno-threadsafe-statics $(NVCCFLAGS)
 
+# MPI=0 leaves it out.
+mpi_plugins := $(if $(filter 0,$(MPI)),,$(foreach m,openmpi mpich,$(if $(shell command -v mpicc.$m 2>/dev/null), \
+                 $(B)/libfp8flow_mpi_$m.so)))
+
 avx2_src := $(if $(avx2),$(wildcard src/*/*_avx2.c))
 cu_src   := $(if $(with_cuda),$(wildcard src/*/*.cu))
 lib_src  := $(filter-out %_avx2.c $(if $(with_cuda),%_nocuda.c,%_cuda.c),$(wildcard src/*.c src/*/*.c)) $(avx2_src)
@@ -132,8 +136,14 @@ $(B)/libfp8flow.so: $(lib_obj)
 
 # dlopen is in libc since glibc 2.34.
 $(B)/fp8flow: ldflags += -ldl
-$(B)/fp8flow: $(cli_obj) $(B)/libfp8flow.a
+$(B)/fp8flow: $(cli_obj) $(B)/libfp8flow.a $(mpi_plugins)
 	$(Q)$(CC) -o $@ $^ $(ldflags)
+
+# One plugin for each MPI library that is installed; loaded when its mpirun has started the program.
+$(B)/libfp8flow_mpi_%.so: src/comm/plugin/mpi_plugin.c src/comm/mpi_plugin.h Makefile
+	@mkdir -p $(@D)
+	$(if $(V),,@echo "  MPICC  $@")
+	$(Q)mpicc.$* -std=c11 -D_GNU_SOURCE -Isrc -O2 -g -fPIC -fvisibility=hidden -Wall -Wextra -shared -o $@ $<
 
 # Parts of the program that have unit tests: a test takes from the archive what it names.
 $(B)/cli.a: $(cli_obj)

@@ -65,12 +65,26 @@ FP8FLOW_API int32_t fp8flow_comm_size(const fp8flow_comm *comm);
 /* *value = the largest over the ranks: for decisions that all ranks must take alike. Collective. */
 FP8FLOW_API fp8flow_status fp8flow_comm_max(fp8flow_comm *comm, int64_t *value);
 
+/* Rank 0's all [size][bytes] = `mine` [bytes] of every rank; all is not looked at elsewhere. Collective. */
+FP8FLOW_API fp8flow_status fp8flow_comm_gather(fp8flow_comm *comm, const void *mine, int64_t bytes, void *all);
+
 /* Run body(comm, user) once per rank, each rank a thread of this process, and wait for all. If a body fails,
  * the collectives of the other ranks fail with ECOMM instead of hanging; the status and the message of the
  * lowest rank that failed by itself are returned. num_ranks in 1..256. Collective calls below must be made
  * by all ranks. Errors: EINVAL, ENOMEM, and whatever body returns. */
 FP8FLOW_API fp8flow_status fp8flow_run_ranks(int32_t num_ranks, fp8flow_status (*body)(fp8flow_comm *comm, void *user),
                                              void *user);
+
+/* Number of processes of the job if mpirun (Open MPI's or MPICH's) started this one, with its rank; else 0. */
+FP8FLOW_API int32_t fp8flow_mpi_launched(int32_t *rank);
+
+/* The same with each rank a process that mpirun started; once per process. A collective that waits longer than `timeout`
+ * seconds for another rank fails with ECOMM. *failed_rank: after an error, the rank that failed by itself. After an
+ * error the process must end, with an exit code other than 0: that is how mpirun learns of it. Errors: EINVAL, ENOMEM,
+ * ECOMM, ENOSYS (the part for this MPI is not there), and whatever body returns. */
+FP8FLOW_API fp8flow_status fp8flow_run_mpi_ranks(double timeout,
+                                                 fp8flow_status (*body)(fp8flow_comm *comm, void *user), void *user,
+                                                 int32_t *failed_rank);
 
 /* ---- MoE layer ------------------------------------------------------------------------------
  *
