@@ -21,6 +21,9 @@ static const cli_option train_options[] = {
     CLI_TRAINING_OPTIMISER(train_settings, training),
     CLI_TRAINING_MACHINE(train_settings, training),
 
+    CLI_OPTION_INTEGER(train_settings, training.timeout, "timeout", "SECONDS", 1, 86400,
+                       "under mpirun: how long a rank waits for another before the job ends"),
+
     CLI_OPTION_HEADING("Output"),
     CLI_OPTION_STRING(train_settings, training.train.output, "output", "DIR",
                       "folder for checkpoints and metrics.jsonl; without it nothing is kept"),
@@ -115,7 +118,7 @@ static int run_with_output(const train_settings *settings)
     }
     cli_run_result result;
     int code = cli_run_training(&run, &result);
-    if (code == CLI_DONE) print_summary(settings, &result);
+    if (code == CLI_DONE && settings->training.mpi_rank == 0) print_summary(settings, &result);
     return code;
 }
 
@@ -135,11 +138,13 @@ static int run_train(int argc, char **argv)
     cli_training_init(&settings.training);
     int code = cli_parse(&cli_train, argc, argv, &settings);
     if (code != CLI_GO_ON) return code;
-    code = cli_training_finish(&cli_train, &settings.training);
+    code = cli_training_join(&cli_train, &settings.training);
+    if (code == CLI_DONE) code = cli_training_finish(&cli_train, &settings.training);
     if (code != CLI_DONE) return code;
     fp8flow_status status = fp8flow_recipe_check(settings.training.train.recipe);
     if (status != FP8FLOW_OK) return cli_fail_status(&cli_train, status);
-    if (!settings.training.train.output) return run_with_output(&settings);
+    /* The folder is rank 0's; the others wait for it in their first collective. */
+    if (!settings.training.train.output || settings.training.mpi_rank > 0) return run_with_output(&settings);
 
     cli_output_folder folder;
     code = cli_output_folder_take(&folder, &cli_train, settings.training.train.output);

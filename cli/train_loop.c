@@ -1,8 +1,7 @@
 /* train_loop.c - the step loop of one run, on every rank. See train_loop.h.
  *
- * Shared between the rank threads: the session. Rank 0 owns its progress, metrics, result and stop fields;
- * rank r writes places[r] only. Two collectives order this: the maximum after the step (all places are
- * written before rank 0 reads them) and the one before the next step (rank 0 has read them).
+ * Ranks are threads that share the session, or processes that have one each. So only rank 0 writes to it, and reads in
+ * it what changes; the others see its settings only.
  */
 #include "train_loop.h"
 
@@ -33,7 +32,8 @@ typedef struct {
     cli_metrics metrics;
     cli_stop stop;
     double step_seconds, step_tokens; /* sums for the average speed */
-    rank_places *places;              /* [num_ranks] */
+    int is_reported;                  /* the error has been printed, by this process or rank 0's */
+    rank_places *places;              /* [num_ranks], gathered after each step */
 } run_session;
 
 typedef struct {
@@ -43,6 +43,7 @@ typedef struct {
     fp8flow_train_info info;
     int32_t rank;
     int64_t step, saved_step;
+    rank_places places;
 } rank_run;
 
 #define TRY(call)                                        \
@@ -90,9 +91,9 @@ static fp8flow_status agree_to_stop(rank_run *run, cli_stop *stop)
 
 /* ---- Non-finite values ---------------------------------------------------------------------- */
 
-static void collect_places(const rank_run *run, uint64_t values)
+static void collect_places(rank_run *run, uint64_t values)
 {
-    rank_places *places = &run->session->places[run->rank];
+    rank_places *places = &run->places;
     const char *where;
     places->values = values;
     places->count = 0;
@@ -195,8 +196,7 @@ static fp8flow_status make_step(rank_run *run)
     double validation_loss = NAN;
     if (wants_validation) TRY(fp8flow_trainer_validate(run->trainer, &validation_loss));
 
-    int64_t places_are_written = 1;
-    TRY(fp8flow_comm_max(run->comm, &places_are_written));
+    TRY(fp8flow_comm_gather(run->comm, &run->places, sizeof run->places, run->session->places));
     if (run->rank == 0) report_step(run, &metrics, wants_validation ? &validation_loss : NULL);
     if (settings->train.output && is_due(run->step, settings->save_every)) TRY(save(run));
     return FP8FLOW_OK;
@@ -222,7 +222,6 @@ static void start_reporting(rank_run *run)
 static fp8flow_status run_steps(rank_run *run)
 {
     const cli_run *settings = run->session->run;
-    TRY(fp8flow_trainer_get_info(run->trainer, &run->info));
     run->step = run->saved_step = run->info.first_step;
     if (run->rank == 0) start_reporting(run);
     while (run->step < settings->train.steps) {
@@ -238,6 +237,92 @@ static fp8flow_status run_steps(rank_run *run)
     return FP8FLOW_OK;
 }
 
+/* ---- The same job on every process ---------------------------------------------------------- */
+
+typedef struct {
+    char version[32];
+    uint64_t hash;
+} rank_identity;
+
+/* FNV-1a */
+static uint64_t hash_bytes(uint64_t hash, const void *data, size_t bytes)
+{
+    const unsigned char *byte = data;
+    for (size_t i = 0; i < bytes; i++) hash = (hash ^ byte[i]) * 0x100000001B3;
+    return hash;
+}
+
+static uint64_t hash_text(uint64_t hash, const char *text)
+{
+    return text ? hash_bytes(hash, text, strlen(text) + 1) : hash_bytes(hash, "\1", 1);
+}
+
+/* Everything but the paths of data, which may differ between machines: the data is compared by its size. */
+static uint64_t hash_options(const cli_run *settings)
+{
+    const fp8flow_train_options *o = &settings->train;
+    const int64_t integers[] = { (int64_t)o->checkpointing,
+                                 (int64_t)o->seed,
+                                 (int64_t)o->data_seed,
+                                 o->steps,
+                                 o->batch,
+                                 o->micro_batch,
+                                 o->sequence_length,
+                                 o->warmup_steps,
+                                 o->validation_sequences,
+                                 o->keep_checkpoints,
+                                 (int64_t)!o->output,
+                                 (int64_t)!o->resume,
+                                 (int64_t)settings->backend,
+                                 settings->save_every,
+                                 settings->validate_every };
+    const double numbers[] = { o->lr, o->min_lr, o->beta1, o->beta2, o->eps, o->weight_decay, o->clip };
+    uint64_t hash = hash_bytes(0xCBF29CE484222325, integers, sizeof integers);
+    return hash_text(hash_text(hash_bytes(hash, numbers, sizeof numbers), o->model), o->recipe);
+}
+
+static uint64_t hash_info(const fp8flow_train_info *info)
+{
+    const int64_t integers[] = { info->parameters,        info->num_layers, info->num_experts, info->train_tokens,
+                                 info->validation_tokens, info->files,      info->first_step };
+    return hash_bytes(0xCBF29CE484222325, integers, sizeof integers);
+}
+
+/* The first rank whose identity is not rank 0's, on every rank; 0: none. */
+static fp8flow_status find_stranger(fp8flow_comm *comm, uint64_t hash, int64_t *stranger)
+{
+    static rank_identity all[256];
+    rank_identity mine = { .hash = hash };
+    snprintf(mine.version, sizeof mine.version, "%s", fp8flow_version());
+    TRY(fp8flow_comm_gather(comm, &mine, sizeof mine, all));
+    *stranger = 0;
+    for (int32_t r = fp8flow_comm_size(comm) - 1; r > 0 && fp8flow_comm_rank(comm) == 0; r--)
+        if (memcmp(&all[r], &all[0], sizeof mine) != 0) *stranger = r;
+    return fp8flow_comm_max(comm, stranger);
+}
+
+/* Threads have the same by nature. The rank that differs says so: one line. */
+static fp8flow_status compare_ranks(rank_run *run, uint64_t hash, const char *what)
+{
+    int64_t stranger;
+    if (run->session->run->mpi_timeout <= 0) return FP8FLOW_OK;
+    TRY(find_stranger(run->comm, hash, &stranger));
+    if (stranger == 0) return FP8FLOW_OK;
+    if (run->rank == 0) cli_fail(run->session->run->command, "rank %lld has %s than rank 0", (long long)stranger, what);
+    run->session->is_reported = 1;
+    return FP8FLOW_EINVAL;
+}
+
+static fp8flow_status run_trainer(rank_run *run, fp8flow_context *context)
+{
+    const cli_run *settings = run->session->run;
+    TRY(compare_ranks(run, hash_options(settings), "other options or another version of fp8flow"));
+    TRY(fp8flow_trainer_create(context, run->comm, &settings->train, &run->trainer));
+    TRY(fp8flow_trainer_get_info(run->trainer, &run->info));
+    TRY(compare_ranks(run, hash_info(&run->info), "another model, data set or checkpoint"));
+    return run_steps(run);
+}
+
 static fp8flow_status run_rank(fp8flow_comm *comm, void *user)
 {
     run_session *session = user;
@@ -248,8 +333,7 @@ static fp8flow_status run_rank(fp8flow_comm *comm, void *user)
     fp8flow_context_options options = { .backend = settings->backend, .num_threads = num_threads };
     fp8flow_context *context = NULL;
     fp8flow_status status = fp8flow_context_create(&options, &context);
-    if (status == FP8FLOW_OK) status = fp8flow_trainer_create(context, comm, &settings->train, &run.trainer);
-    if (status == FP8FLOW_OK) status = run_steps(&run);
+    if (status == FP8FLOW_OK) status = run_trainer(&run, context);
     fp8flow_trainer_destroy(run.trainer);
     fp8flow_context_destroy(context);
     return status;
@@ -263,10 +347,17 @@ int cli_run_training(const cli_run *run, cli_run_result *result)
     session.places = calloc((size_t)run->num_ranks, sizeof *session.places);
     if (!session.places) return cli_fail(run->command, "out of memory");
 
-    fp8flow_status status = fp8flow_run_ranks(run->num_ranks, run_rank, &session);
+    int32_t rank = 0, failed_rank = 0;
+    fp8flow_status status;
+    if (run->mpi_timeout > 0) {
+        fp8flow_mpi_launched(&rank);
+        failed_rank = rank;
+        status = fp8flow_run_mpi_ranks(run->mpi_timeout, run_rank, &session, &failed_rank);
+    } else status = fp8flow_run_ranks(run->num_ranks, run_rank, &session);
     cli_progress_clear(&session.progress);
     cli_metrics_close(&session.metrics);
     free(session.places);
+    if (status != FP8FLOW_OK && (session.is_reported || failed_rank != rank)) return CLI_FAILED;
     if (status != FP8FLOW_OK) return cli_fail_status(run->command, status);
     if (session.step_seconds > 0) result->tokens_per_second = session.step_tokens / session.step_seconds;
     return result->stop == CLI_STOP_FAILED ? CLI_FAILED : CLI_DONE;

@@ -1,6 +1,6 @@
 /* train_loop.h - drive one training run: ranks, steps, validation, saving, signals, display, metrics file.
  *
- * Used by `train` and `compare`. Ranks are threads of this process. Rank 0 alone displays and writes; what
+ * Used by `train` and `compare`. Ranks are threads of this process, or the processes of mpirun. Rank 0 alone displays and writes; what
  * it sees must not make it leave the loop alone, so every reason to stop goes through one fp8flow_comm_max
  * before each step: all ranks enter step n + 1 or none does.
  */
@@ -23,6 +23,7 @@ typedef struct {
     fp8flow_train_options train;
     fp8flow_backend backend;
     int32_t num_ranks;
+    double mpi_timeout;       /* > 0: the ranks are processes; seconds that one waits for another */
     int32_t num_threads;      /* of each rank; 0: the processors of this process, shared equally by the ranks */
     int64_t log_every;        /* steps between lines when stdout is no terminal */
     int64_t validate_every;   /* steps; also after the last one */

@@ -3,7 +3,7 @@
 
 void cli_training_init(cli_training *training)
 {
-    *training = (cli_training){ .ranks = 1, .log_every = 10, .validate_every = 100 };
+    *training = (cli_training){ .ranks = 1, .log_every = 10, .timeout = 60, .validate_every = 100 };
     fp8flow_train_options_init(&training->train);
     training->checkpointing = (int32_t)training->train.checkpointing;
 }
@@ -20,12 +20,24 @@ int cli_training_finish(const cli_command *command, cli_training *training)
     return cli_choose_backend(command, training->device, training->ranks, &training->backend);
 }
 
+int cli_training_join(const cli_command *command, cli_training *training)
+{
+    int32_t launched = fp8flow_mpi_launched(&training->mpi_rank);
+    if (launched > 0 && training->ranks > 1)
+        return cli_fail_usage(command, "--ranks %lld: mpirun has started %d ranks already", (long long)training->ranks,
+                              launched);
+    training->is_mpi = launched > 1;
+    if (training->is_mpi) training->ranks = launched;
+    return CLI_DONE;
+}
+
 cli_run cli_training_run(const cli_command *command, const cli_training *training)
 {
     return (cli_run){ .command = command,
                       .train = training->train,
                       .backend = (fp8flow_backend)training->backend,
                       .num_ranks = (int32_t)training->ranks,
+                      .mpi_timeout = training->is_mpi ? (double)training->timeout : 0,
                       .num_threads = (int32_t)training->threads,
                       .log_every = training->log_every,
                       .validate_every = training->validate_every };
