@@ -24,7 +24,7 @@ same_run() # FOLDER FOLDER
 process_of_rank_2()
 {
     for process in /proc/[0-9]*; do
-        tr '\0' ' ' <"$process/cmdline" 2>/dev/null | grep -q "train .*--output $1 " || continue
+        cat "$process/cmdline" 2>/dev/null | tr '\0' ' ' | grep -q "train .*--output $1 " || continue
         tr '\0' '\n' <"$process/environ" 2>/dev/null | grep -qE '^(OMPI_COMM_WORLD|PMI)_RANK=2$' && basename "$process"
     done
 }
@@ -46,7 +46,13 @@ disturb() # SIGNAL FOLDER
     code=$?
     owner=
     # 124: only our own timeout ended it
-    check "$library: SIG$1 of a rank ends the job" [ "$code" -ne 0 -a "$code" -ne 124 -a ! -d "/proc/$victim" ]
+    check "$library: SIG$1 of a rank ends the job" [ "$code" -ne 0 -a "$code" -ne 124 ]
+    tries=0
+    while [ -d "/proc/$victim" ] && [ "$tries" -lt 50 ]; do
+        tries=$((tries + 1))
+        sleep 0.1
+    done
+    check "$library: SIG$1 of a rank leaves no process" [ ! -d "/proc/$victim" ]
     check "$library: SIG$1 leaves a complete checkpoint" [ -e "$2/step-00000005/COMPLETE" ]
 }
 test_library()
