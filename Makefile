@@ -301,6 +301,7 @@ D := $(DESTDIR)
 cmake_dir := $(LIBDIR)/cmake/fp8flow
 so_names  := libfp8flow.so.$(VERSION) libfp8flow.so.$(SOVERSION) libfp8flow.so
 installed := $(headers:include/%=$(INCLUDEDIR)/%) $(addprefix $(LIBDIR)/,libfp8flow.a $(so_names)) \
+             $(addprefix $(LIBDIR)/,$(notdir $(mpi_plugins))) \
              $(BINDIR)/fp8flow $(MANDIR)/fp8flow.1 $(LIBDIR)/pkgconfig/fp8flow.pc \
              $(cmake_dir)/fp8flowConfig.cmake $(cmake_dir)/fp8flowConfigVersion.cmake
 private_libs := $(blas_libs) $(cuda_libs) $(openmp) -lm -lpthread
@@ -316,6 +317,7 @@ install: lib cli ## headers, libraries, program, manual page, pkg-config and CMa
 	$(Q)ln -sf libfp8flow.so.$(VERSION) $(D)$(LIBDIR)/libfp8flow.so.$(SOVERSION)
 	$(Q)ln -sf libfp8flow.so.$(SOVERSION) $(D)$(LIBDIR)/libfp8flow.so
 	$(Q)install -m 755 $(B)/fp8flow $(D)$(BINDIR)
+	$(if $(mpi_plugins),$(Q)install -m 755 $(mpi_plugins) $(D)$(LIBDIR))
 	$(Q)install -m 644 docs/fp8flow.1 $(D)$(MANDIR)
 	$(Q)$(fill_in) packaging/fp8flow.pc.in >$(D)$(LIBDIR)/pkgconfig/fp8flow.pc
 	$(Q)$(fill_in) packaging/fp8flowConfig.cmake.in >$(D)$(cmake_dir)/fp8flowConfig.cmake
