@@ -57,7 +57,7 @@ blas_dir  := $(firstword $(wildcard /usr/lib/*/openblas-openmp /usr/lib/openblas
 blas_libs := $(if $(blas_dir),-L$(blas_dir)) -lopenblas
 have_deps := $(shell $(PKG_CONFIG) --exists $(packages) openblas 2>/dev/null && echo yes)
 dep_cflags := $(if $(have_deps),$(shell $(PKG_CONFIG) --cflags $(packages) openblas))
-dep_libs  := $(blas_libs) $(if $(have_deps),$(shell $(PKG_CONFIG) --libs $(packages))) -lm -lpthread
+dep_libs  := $(blas_libs) $(if $(have_deps),$(shell $(PKG_CONFIG) --libs $(packages))) -lm -lpthread -ldl
 
 # No OpenMP under clang: its runtime would run beside the one that OpenBLAS brings. None under TSan: it cannot see
 # the runtime's synchronisation. What only a pragma uses is then unused.
@@ -81,7 +81,7 @@ cuda_flags := -std=c++17 -gencode=arch=compute_90a,code=sm_90a -O3 -lineinfo --f
               -Werror=all-warnings -Iinclude -Isrc -Xcompiler=-fPIC,-fvisibility=hidden,-fno-exceptions,-fno-rtti \
               -Xcompiler=-fno-threadsafe-statics $(NVCCFLAGS)
 
-# MPI=0 leaves it out.
+# Loaded, not linked. MPI=0 leaves them out.
 mpi_plugins := $(if $(filter 0,$(MPI)),,$(foreach m,openmpi mpich,$(if $(shell command -v mpicc.$m 2>/dev/null), \
                  $(B)/libfp8flow_mpi_$m.so)))
 
@@ -134,9 +134,7 @@ $(B)/libfp8flow.a: $(lib_obj)
 $(B)/libfp8flow.so: $(lib_obj)
 	$(Q)$(CC) -shared -Wl,-soname,libfp8flow.so.$(SOVERSION) -Wl,--no-undefined -o $@ $^ $(ldflags)
 
-# dlopen is in libc since glibc 2.34.
-$(B)/fp8flow: ldflags += -ldl
-$(B)/fp8flow: $(cli_obj) $(B)/libfp8flow.a $(mpi_plugins)
+$(B)/fp8flow: $(cli_obj) $(B)/libfp8flow.a | $(mpi_plugins)
 	$(Q)$(CC) -o $@ $^ $(ldflags)
 
 # One plugin for each MPI library that is installed; loaded when its mpirun has started the program.
@@ -182,7 +180,7 @@ $(B)/tidy/%.ok: %.c .clang-tidy $(all_headers)
 -include $(patsubst %.c,$(B)/%.d,$(c_files)) $(cu_src:%.cu=$(B)/%.cu.d)
 
 # ---- Targets ----
-.PHONY: help require-deps deps deps-test lib cli lab check check-long check-all-floats check-cli check-cuda \
+.PHONY: help require-deps deps deps-test lib cli lab check check-long check-all-floats check-cli check-mpi check-cuda \
         check-tools check-install check-tsan check-mirror gpu-check run-gpu-check sanitize-gpu run-sanitize-gpu \
         test asan ubsan tsan lint format matrix fuzz fuzz-regress run-fuzz bench demo \
         docs install uninstall dist clean
@@ -216,6 +214,9 @@ check-long: $(long_tests) ## the slow cases (tests/long_*.c)
 
 check-all-floats: $(B)/tests/long_formats ## every one of the 2^32 floats through every format
 	@$(run_tests) $<
+
+check-mpi: cli $(B)/tests/mpi_comm ## the MPI transport, with Open MPI and MPICH where they are installed
+	@$(run_tests) tests/mpi_comm.sh
 
 check-cli: cli ## the command line from end to end (tests/cli_*.sh)
 	@$(run_tests) $(wildcard tests/cli_*.sh)
@@ -304,7 +305,7 @@ installed := $(headers:include/%=$(INCLUDEDIR)/%) $(addprefix $(LIBDIR)/,libfp8f
              $(addprefix $(LIBDIR)/,$(notdir $(mpi_plugins))) \
              $(BINDIR)/fp8flow $(MANDIR)/fp8flow.1 $(LIBDIR)/pkgconfig/fp8flow.pc \
              $(cmake_dir)/fp8flowConfig.cmake $(cmake_dir)/fp8flowConfigVersion.cmake
-private_libs := $(blas_libs) $(cuda_libs) $(openmp) -lm -lpthread
+private_libs := $(blas_libs) $(cuda_libs) $(openmp) -lm -lpthread -ldl
 fill_in   := sed -e 's|@PREFIX@|$(PREFIX)|; s|@LIBDIR@|$(LIBDIR)|; s|@INCLUDEDIR@|$(INCLUDEDIR)|' \
              -e 's|@VERSION@|$(VERSION)|; s|@SOVERSION@|$(SOVERSION)|; s|@PACKAGES@|$(packages)|' \
              -e 's|@LIBS@|$(private_libs)|; s|@STATIC_LIBS@|$(dep_libs) $(cuda_libs) $(openmp)|'

@@ -9,7 +9,8 @@
 
 #include <stdint.h>
 
-enum { F8_MPI_PLUGIN_VERSION = 1, F8_MPI_MESSAGE_BYTES = 512 };
+/* The highest tag that every MPI has. */
+enum { F8_MPI_PLUGIN_VERSION = 2, F8_MPI_MESSAGE_BYTES = 512, F8_MPI_LAST_TAG = 32767 };
 
 typedef enum { F8_MPI_SEND, F8_MPI_RECEIVE } f8_mpi_direction;
 
@@ -23,19 +24,28 @@ typedef struct {
 
 typedef enum { F8_MPI_DONE, F8_MPI_TIMEOUT, F8_MPI_TOLD, F8_MPI_ERROR } f8_mpi_outcome;
 
-/* Why a transfer did not end well. rank: TIMEOUT: one that was waited for; TOLD: the one that failed. */
+/* Why a rank gives up. */
 typedef struct {
-    int32_t rank;
+    int32_t rank;      /* it */
+    int32_t waits_for; /* the first rank that it has waited for, in vain; -1: the failure is its own */
+    double seconds;    /* so long */
     char message[F8_MPI_MESSAGE_BYTES];
 } f8_mpi_failure;
 
 typedef struct {
     int32_t version;
+    /* "Open MPI 4.1.4"; works before start. */
+    void (*describe)(char *text, int32_t bytes);
     f8_mpi_outcome (*start)(int32_t *rank, int32_t *size, f8_mpi_failure *failure);
-    /* Wait for all pieces, for another rank's `tell`, or for the time to pass. */
-    f8_mpi_outcome (*transfer)(const f8_mpi_piece *piece, int32_t num_pieces, double seconds, f8_mpi_failure *failure);
+    /* Move all pieces. tag: 1 .. F8_MPI_LAST_TAG, the same on both sides; those of different tags do not mix. Ends early
+     * when another rank tells a failure (*told), or when `seconds` pass in which no piece is completed. *failure is this
+     * rank's own. After an error there are no other transfers. */
+    f8_mpi_outcome (*transfer)(int32_t tag, const f8_mpi_piece *piece, int32_t num_pieces, double seconds,
+                               f8_mpi_failure *failure, f8_mpi_failure *told);
     /* The transfers of all other ranks end with TOLD. */
-    void (*tell)(const char *message);
+    void (*tell)(const f8_mpi_failure *failure);
+    /* TOLD once another rank has told something, TIMEOUT after `seconds`. */
+    f8_mpi_outcome (*listen)(double seconds, f8_mpi_failure *told);
     void (*finish)(void);
 } f8_mpi_plugin;
 
