@@ -70,7 +70,8 @@ sanitize := $(if $(ASAN)$(FUZZ),-fsanitize=address -fno-omit-frame-pointer) \
             $(if $(TSAN),-fsanitize=thread -DFP8FLOW_TSAN) $(if $(FUZZ),-fsanitize=fuzzer-no-link)
 CFLAGS   ?= $(if $(DEBUG),-O0,-O2) -g
 # No contraction, no fast-math: the bits are a contract (docs/FORMATS.md).
-base_cflags = -D_GNU_SOURCE -DFP8FLOW_VERSION=\"$(VERSION)\" -ffp-contract=off -Iinclude -Isrc $(dep_cflags)
+base_cflags = -D_GNU_SOURCE -DFP8FLOW_VERSION=\"$(VERSION)\" -DFP8FLOW_BUILD=\"$(build_id)\" -ffp-contract=off \
+              -Iinclude -Isrc $(dep_cflags)
 cflags    = -std=c11 $(base_cflags) -fvisibility=hidden -fPIC $(warnings) $(openmp) $(CFLAGS) $(sanitize) -MMD -MP
 ldflags   = $(openmp) $(sanitize) $(LDFLAGS) $(dep_libs) $(cuda_libs)
 avx2      := $(if $(filter x86_64,$(shell uname -m)),-mavx2 -mfma -mf16c)
@@ -92,6 +93,10 @@ cli_src  := $(wildcard cli/*.c)
 headers  := $(wildcard include/*.h)
 c_files  := $(lib_src) $(cli_src) $(wildcard tests/*.c examples/*.c fuzz/*.c)
 all_headers := $(headers) $(wildcard src/*.h src/*/*.h cli/*.h tests/*.h)
+# Processes of one job compare it.
+id_files := $(sort $(lib_src) $(cu_src) $(cli_src) $(headers) \
+                $(wildcard src/*/*.h src/*/*.cuh src/*/plugin/*.c cli/*.h))
+build_id := $(firstword $(shell cat $(id_files) | cksum))
 lib_obj  := $(lib_src:%.c=$(B)/%.o) $(cu_src:%.cu=$(B)/%.cu.o)
 cli_obj  := $(cli_src:%.c=$(B)/%.o)
 no_lab     := $(if $(wildcard $(CUDA_DIR)/include/cublasLt.h),,lab/gemm_cublaslt.cu lab/gemm_dense.cu)
@@ -115,6 +120,9 @@ cuda_dir   := $(wildcard /usr/local/cuda/include)
 run_tests  := FP8FLOW=$(B)/fp8flow tools/run_tests.sh
 
 # ---- Rules ----
+# It tells the build's name, which all sources make.
+$(B)/src/api.o: $(id_files)
+
 $(B)/%_avx2.o: cflags += $(avx2)
 
 $(B)/%.o: %.c Makefile | require-deps

@@ -1,6 +1,8 @@
 /* train_options.c - see train_options.h. */
 #include "train_options.h"
 
+#include "job.h"
+
 void cli_training_init(cli_training *training)
 {
     *training = (cli_training){ .ranks = 1, .log_every = 10, .timeout = 60, .validate_every = 100 };
@@ -22,12 +24,14 @@ int cli_training_finish(const cli_command *command, cli_training *training)
 
 int cli_training_join(const cli_command *command, cli_training *training)
 {
-    int32_t launched = fp8flow_mpi_launched(&training->mpi_rank);
-    if (launched > 0 && training->ranks > 1)
+    training->is_mpi = cli_is_job(&training->mpi_rank);
+    if (!training->is_mpi) return CLI_DONE;
+    int32_t launched = fp8flow_mpi_launched(NULL);
+    if (training->ranks > 1)
         return cli_fail_usage(command, "--ranks %lld: mpirun has started %d ranks already", (long long)training->ranks,
                               launched);
-    training->is_mpi = launched > 1;
-    if (training->is_mpi) training->ranks = launched;
+    training->ranks = launched;
+    if (training->threads == 0) training->threads = cli_job_threads();
     return CLI_DONE;
 }
 

@@ -12,6 +12,11 @@ const char *fp8flow_version(void)
     return FP8FLOW_VERSION;
 }
 
+const char *fp8flow_build(void)
+{
+    return FP8FLOW_BUILD;
+}
+
 const char *fp8flow_recipe_name(int64_t index)
 {
     const f8_recipe *recipe = f8_recipe_at(index);
