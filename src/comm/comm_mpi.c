@@ -64,7 +64,7 @@ static fp8flow_status fail_transfer(job *j, const char *what, f8_mpi_outcome out
         j->waits_for[told->rank] = told->waits_for;
         status = F8_FAIL(ECOMM, "rank %d: rank %d has failed: %s", j->failure.rank, told->rank, told->message);
     } else if (outcome == F8_MPI_TIMEOUT) status = fail_timeout(j);
-    else status = F8_FAIL(ECOMM, "%s: rank %d %s", what, j->failure.rank, j->failure.message);
+    else status = F8_FAIL(ECOMM, "rank %d: %s", j->failure.rank, j->failure.message);
     return status;
 }
 
@@ -75,7 +75,7 @@ static fp8flow_status transfer(fp8flow_comm *comm, const char *what, f8_mpi_piec
     f8_mpi_failure told;
     F8_REQUIRE(!j->is_over, ECOMM, "rank %d: the job has failed: %s", me->job_rank[comm->rank], j->failure.message);
     for (int32_t i = 0; i < num_pieces; i++) piece[i].rank = me->job_rank[piece[i].rank];
-    f8_mpi_outcome outcome = j->plugin->transfer(me->tag, piece, num_pieces, j->timeout, &j->failure, &told);
+    f8_mpi_outcome outcome = j->plugin->transfer(what, me->tag, piece, num_pieces, j->timeout, &j->failure, &told);
     if (outcome == F8_MPI_DONE) return FP8FLOW_OK;
     fp8flow_status status = fail_transfer(j, what, outcome, &told);
     snprintf(j->failure.message, sizeof j->failure.message, "%.*s", F8_MPI_MESSAGE_BYTES - 1, fp8flow_last_error());
@@ -421,9 +421,9 @@ fp8flow_status fp8flow_run_mpi_ranks(double timeout, fp8flow_status (*body)(fp8f
     job j = { .timeout = timeout, .next_tag = 2 };
     member world = { .base = { .ops = &mpi_ops }, .job = &j, .tag = 1 };
     for (int32_t r = 0; r < MAX_RANKS; r++) j.waits_for[r] = SILENT;
-    F8_TRY(find_launch(&launched));
+    fp8flow_status status = find_launch(&launched);
     *failed_rank = launched.rank;
-    fp8flow_status status = start(&launched, &world, &j);
+    if (status == FP8FLOW_OK) status = start(&launched, &world, &j);
     if (status != FP8FLOW_OK) {
         /* If rank 0 has the same to say, it does so first, and mpirun ends this process. */
         if (launched.rank > 0) rest(patience);
