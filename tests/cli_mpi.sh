@@ -9,6 +9,7 @@ set -u
 fault=$(dirname "$program")/tests/mpi_fault.so
 timeout_s=5
 limit_s=10
+broken=broken-$$
 small='--data text.txt --batch 8 --micro-batch 1 --sequence-length 64 --validate-every 2 --validation-sequences 5'
 small="$small --threads 1 --device cpu"
 
@@ -57,8 +58,36 @@ test_agreement()
     run $launch -n 4 "$program" train $small --steps 4 --data missing.txt
     says 'missing data' 'train: rank 0: missing.txt: cannot open'
     # shellcheck disable=SC2086
+    run $launch -n 2 env FP8FLOW_MPI=none "$program" train $small --steps 1
+    check "$library: processes that have nothing to do with each other" [ "$code" -eq 0 ]
+    # shellcheck disable=SC2086
+    run env SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=2 FP8FLOW_MPI=$library "$program" train $small --steps 1
+    says 'srun without MPI' 'train: rank 0: run_mpi_ranks: 2 processes were started, 1 of them'
+    # shellcheck disable=SC2086
     run $launch -n 3 "$program" compare $small --steps 4
     says compare 'compare: runs in one process'
+}
+
+# A signal to one of the processes ends the job in order.
+test_signal()
+{
+    # shellcheck disable=SC2086
+    timeout -k 5 60 $launch -n 3 "$program" train $small --batch 6 --output "$library-signal" --steps 100000 \
+        --save-every 2 </dev/null >"$logs/out" 2>"$logs/err" &
+    owner=$!
+    tries=0
+    until [ -e "$library-signal/step-00000002/COMPLETE" ] || [ "$tries" -ge 300 ]; do
+        tries=$((tries + 1))
+        sleep 0.1
+    done
+    kill -"$1" "$(processes_of "$library-signal" | tail -n 1)"
+    wait "$owner"
+    code=$?
+    owner=
+    check "$library: SIG$1 to one process ends the job well" [ "$code" -eq 0 ]
+    check "$library: SIG$1: the job says where it has stopped" grep -q '^stopped at step' "$logs/out"
+    check "$library: SIG$1: it is saved there" [ -n "$(newest "$library-signal")" ]
+    rm -rf "$library-signal"
 }
 
 # ---- Faults ----
@@ -66,7 +95,9 @@ test_agreement()
 processes_of() # FOLDER
 {
     for process in /proc/[0-9]*; do
-        tr '\0' ' ' 2>/dev/null <"$process/cmdline" | grep -q "train .*--output $1 " && basename "$process"
+        # Not mpirun, nor what stands before it, whose command lines have the same words.
+        tr '\0' ' ' 2>/dev/null <"$process/cmdline" | grep -q "^[^ ]*fp8flow train .*--output $1 " &&
+            basename "$process"
     done
 }
 is_gone() # FOLDER: a killed process takes a moment
@@ -90,10 +121,10 @@ disturb() # LIMIT RANK SIGNAL WHAT COUNT DELAY
     limit=$1
     shift
     name="$library: signal $2 for rank $1 in $3 $4 + $5 us"
-    rm -rf broken mark
+    rm -rf $broken mark
     # shellcheck disable=SC2086
-    run $launch -n 4 env FAULT="$*" FAULT_AFTER=broken/step-00000002/COMPLETE FAULT_MARK="$work/mark" \
-        FAULT_PLUGIN="$plugin" LD_PRELOAD="$fault" ./bin/fp8flow train $small --output broken \
+    run $launch -n 4 env FAULT="$*" FAULT_AFTER=$broken/step-00000002/COMPLETE FAULT_MARK="$work/mark" \
+        FAULT_PLUGIN="$plugin" LD_PRELOAD="$fault" ./bin/fp8flow train $small --output $broken \
         --timeout $timeout_s --steps 100000 --save-every 2 --keep 3
     end=$(date +%s.%N)
     seconds=$(echo "$end $(stat -c %.9Y mark 2>/dev/null || echo 0)" | awk '{ printf "%.1f", $1 - $2 }')
@@ -105,12 +136,12 @@ disturb() # LIMIT RANK SIGNAL WHAT COUNT DELAY
     check "$name: ends" [ "$code" -ne 0 -a "$code" -ne 124 ]
     check "$name: in time, not $seconds s" [ "${seconds%.*}" -lt "$limit" ]
     check "$name: at most one line, not $lines" [ "$lines" -le 1 ]
-    check "$name: no process is left" is_gone broken
+    check "$name: no process is left" is_gone $broken
     last=
-    last=$(newest broken)
+    last=$(newest $broken)
     check "$name: a complete checkpoint" [ -n "$last" ]
     # shellcheck disable=SC2086
-    run $launch -n 4 "$program" train $small --output broken --resume broken --steps $((last + 1))
+    run $launch -n 4 "$program" train $small --output $broken --resume $broken --steps $((last + 1))
     check "$name: goes on" [ "$code" -eq 0 ]
     jobs=$((${jobs:-0} + 1))
     [ -z "${FAULT_JOBS:-}" ] || echo "$name: ended in $seconds s, resumed after step $last; $said"
@@ -154,7 +185,11 @@ test_library()
     # shellcheck disable=SC2086
     run $launch -n 4 "$program" train $small --steps 4 --resume "$library-resumed" --output "$library-resumed" --keep 1
     check "$library: goes on from a checkpoint of threads" [ "$code" -eq 0 ]
-    [ -n "${FAULT_JOBS:-}" ] || test_agreement
+    if [ -z "${FAULT_JOBS:-}" ]; then
+        test_agreement
+        test_signal TERM
+        test_signal USR1
+    fi
     test_faults
 }
 
