@@ -357,10 +357,7 @@ __global__ __launch_bounds__(THREADS, 1) static void gemm_bf16_kernel(const __gr
     if (threadIdx.x < 32)
         f8_walk_count<typename S::walk>(p.groups, shared.cumulative);
     if (threadIdx.x == 32) {
-        for (int i = 0; i < S::stages; i++) {
-            f8_barrier_init(&shared.full[i], 1);
-            f8_barrier_init(&shared.empty[i], 4 * GROUPS * S::cluster);
-        }
+        f8_ring_init(shared.full, shared.empty, 1, 4 * GROUPS * S::cluster);
         f8_barrier_fence();
     }
     __syncthreads();

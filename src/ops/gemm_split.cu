@@ -191,10 +191,7 @@ gemm_split_kernel(const __grid_constant__ CUtensorMap a_map, const __grid_consta
     uint8_t *ring = dynamic + (1024 - f8_smem(dynamic) % 1024) % 1024;
     block_work w = work_of<S>(p);
     if (threadIdx.x == 0) {
-        for (int i = 0; i < S::stages; i++) {
-            f8_barrier_init(&shared.full[i], 1);
-            f8_barrier_init(&shared.empty[i], 4 * GROUPS * S::cluster);
-        }
+        f8_ring_init(shared.full, shared.empty, 1, 4 * GROUPS * S::cluster);
         f8_barrier_fence();
     }
     __syncthreads();
