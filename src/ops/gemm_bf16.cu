@@ -17,11 +17,12 @@
 #include "ops/hopper_products.cuh"
 #include "ops/launch.cuh"
 #include "ops/tensor_map.cuh"
+#include "ops/turn.cuh"
 #include "ops/warp.cuh"
 
 enum { STEP = 64, BOX = 64, BOX_BYTES = BOX * STEP * 2, GROUPS = 2, THREADS = 128 * (GROUPS + 1) };
 enum { TILE_N = 256, A_BOXES = F8_WALK_ROWS / BOX, B_BOXES = TILE_N / BOX, A_BYTES = A_BOXES * BOX_BYTES };
-enum { STAGE_BYTES = (A_BOXES + B_BOXES) * BOX_BYTES, LINE_BYTES = 128, TURN_BYTES = 16 * LINE_BYTES };
+enum { STAGE_BYTES = (A_BOXES + B_BOXES) * BOX_BYTES, LINE_BYTES = 128 };
 enum { CONSUMER_REGISTERS = 232, PRODUCER_REGISTERS = 40 };
 
 struct problem {
@@ -38,7 +39,7 @@ template <fp8flow_product product_, int stages_, int cluster_> struct shape {
     static const int stages = stages_, cluster = cluster_;
     static const bool gradient = product == FP8FLOW_WGRAD;
     static const int a_outer = gradient, b_outer = product != FP8FLOW_FPROP; /* MN-major operands */
-    static const int bytes = 1024 + stages * STAGE_BYTES + 4 * GROUPS * TURN_BYTES;
+    static const int bytes = 1024 + stages * STAGE_BYTES + 4 * GROUPS * F8_TURN_BYTES;
     typedef f8_walk<TILE_N, cluster, f8_walk_lines> walk;
 };
 
@@ -233,25 +234,13 @@ __device__ static inline void write_bf16(const problem &p, const tile_work &t, i
 {
     int lane = f8_lane();
     c_lines c(p, t, row, 2);
-    uint32_t to = f8_smem(turn) + lane % 16 * LINE_BYTES;
 #pragma unroll
     for (int part = 0; part < TILE_N / 64; part++) {
-        __syncwarp();
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            uint32_t pair[4];
-#pragma unroll
-            for (int j = 0; j < 4; j++) {
-                int at = 32 * part + 8 * i + 2 * j;
-                pair[j] = f8_bf16_pair_fast(sum[at], sum[at + 1]);
-            }
-            f8_store_matrices(to + ((2 * i + lane / 16) ^ lane % 8) * 16, pair[0], pair[1], pair[2], pair[3]);
-        }
-        __syncwarp();
+        f8_turn_lines(turn, sum, part);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             int line = 4 * i + lane / 8;
-            uint4 x = *(const uint4 *)(turn + line * LINE_BYTES + (lane % 8 ^ line % 8) * 16);
+            uint4 x = f8_turned_piece(turn, line, lane % 8);
             if (4 * i >= c.used) x = make_uint4(0, 0, 0, 0);
             if (4 * i < c.lines && 64 * part < c.columns) f8_store16(c.from + i * c.stride + part * LINE_BYTES, x);
         }
@@ -312,7 +301,7 @@ __device__ static void consume(const problem &p, shared_memory<S> &shared, uint8
     uint32_t address = __shfl_sync(~0u, f8_smem(ring), 0), a = address + group * BOX_BYTES, b = address + A_BYTES;
     a = S::a_outer ? f8_operand_low_outer(a, BOX_BYTES) : f8_operand_low(a);
     b = S::b_outer ? f8_operand_low_outer(b, BOX_BYTES) : f8_operand_low(b);
-    uint8_t *turn = turns + warp * TURN_BYTES;
+    uint8_t *turn = turns + warp * F8_TURN_BYTES;
     f8_position<S::stages> stage = { 0, 0 };
     for (;;) {
         f8_barrier_wait(&shared.full[stage.at], stage.phase);

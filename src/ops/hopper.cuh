@@ -113,10 +113,11 @@ template <int size> struct f8_position {
     }
 };
 
-/* One thread, before f8_barrier_fence: barriers of a ring. `fills`, `releases`: arrivals that fill a stage and that give
- * it back. */
+/* One thread, before f8_barrier_fence: the barriers of a ring. `fills`, `releases`: arrivals that fill a stage, and
+ * that give it back. */
 template <int stages>
-__device__ static inline void f8_ring_init(uint64_t (&full)[stages], uint64_t (&empty)[stages], int fills, int releases)
+__device__ static inline void f8_ring_init(uint64_t (&full)[stages], uint64_t (&empty)[stages], int fills,
+                                           int releases)
 {
     for (int i = 0; i < stages; i++) {
         f8_barrier_init(&full[i], fills);
