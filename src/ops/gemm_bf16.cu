@@ -364,28 +364,27 @@ __global__ __launch_bounds__(THREADS, 1) static void gemm_bf16_kernel(const __gr
     if (S::cluster > 1) f8_cluster_sync();
 }
 
-static problem make_problem(const fp8flow_gemm_args *x, int64_t experts, int band)
+static problem make_problem(const fp8flow_gemm_args *x, const f8_gemm_desc &d, int band)
 {
-    bool gradient = x->product == FP8FLOW_WGRAD;
     problem p = {};
-    p.groups.rows = { x->groups ? x->groups->offset : NULL, x->groups ? x->groups->rows : NULL, (int32_t)experts,
-                      (int32_t)x->a->rows };
-    p.groups.experts = (int32_t)experts;
-    p.groups.lines = gradient ? (int32_t)x->a->cols : 0;
+    p.groups.rows = { x->groups ? x->groups->offset : NULL, x->groups ? x->groups->rows : NULL, (int32_t)d.experts,
+                      (int32_t)d.rows };
+    p.groups.experts = (int32_t)d.experts;
+    p.groups.lines = d.product == FP8FLOW_WGRAD ? (int32_t)d.outer : 0;
     p.groups.empty_untouched = x->write == FP8FLOW_ACCUMULATE;
-    p.groups.columns = (int32_t)x->c->cols, p.groups.band = band, p.inner = (int32_t)x->a->cols;
+    p.groups.columns = (int32_t)x->c->cols, p.groups.band = band, p.inner = (int32_t)d.inner;
     p.c = x->c->data, p.c_stride = x->c->stride, p.c_dtype = x->c->dtype, p.write = x->write;
     return p;
 }
 
-template <class S> static fp8flow_status launch(fp8flow_context *c, const fp8flow_gemm_args *x, int band)
+template <class S>
+static fp8flow_status launch(fp8flow_context *c, const fp8flow_gemm_args *x, const f8_gemm_desc &d, int band)
 {
     CUtensorMap a_map, b_map;
     int blocks;
-    int64_t experts = x->groups ? x->groups->count : 1;
-    problem p = make_problem(x, experts, band);
+    problem p = make_problem(x, d, band);
     F8_TRY(f8_bf16_map("gemm", &a_map, x->a, 1, BOX));
-    F8_TRY(f8_bf16_map("gemm", &b_map, x->b, S::gradient ? 1 : experts, BOX));
+    F8_TRY(f8_bf16_map("gemm", &b_map, x->b, S::gradient ? 1 : d.experts, BOX));
     F8_TRY(f8_multiprocessors("gemm", &blocks));
     cudaLaunchAttribute cluster = {};
     cluster.id = cudaLaunchAttributeClusterDimension;
@@ -402,12 +401,12 @@ template <class S> static fp8flow_status launch(fp8flow_context *c, const fp8flo
     return f8_launched("gemm");
 }
 
-extern "C" fp8flow_status f8_cuda_gemm_bf16(fp8flow_context *c, const fp8flow_gemm_args *x,
+extern "C" fp8flow_status f8_cuda_gemm_bf16(fp8flow_context *c, const fp8flow_gemm_args *x, const f8_gemm_desc *desc,
                                             const f8_gemm_config *config)
 {
-    switch (x->product) {
-    case FP8FLOW_FPROP: return launch<shape<FP8FLOW_FPROP, 4, 2>>(c, x, config->band);
-    case FP8FLOW_DGRAD: return launch<shape<FP8FLOW_DGRAD, 4, 2>>(c, x, config->band);
-    default: return launch<shape<FP8FLOW_WGRAD, 4, 2>>(c, x, config->band);
+    switch (desc->product) {
+    case FP8FLOW_FPROP: return launch<shape<FP8FLOW_FPROP, 4, 2>>(c, x, *desc, config->band);
+    case FP8FLOW_DGRAD: return launch<shape<FP8FLOW_DGRAD, 4, 2>>(c, x, *desc, config->band);
+    default: return launch<shape<FP8FLOW_WGRAD, 4, 2>>(c, x, *desc, config->band);
     }
 }

@@ -335,20 +335,20 @@ static fp8flow_status wgrad(fp8flow_context *c, const fp8flow_gemm_args *x, cons
 }
 
 extern "C" fp8flow_status f8_cuda_gemm_split(fp8flow_context *c, const fp8flow_gemm_args *x,
-                                             const f8_gemm_config *config)
+                                             const f8_gemm_desc *desc, const f8_gemm_config *config)
 {
-    return x->product == FP8FLOW_WGRAD ? wgrad(c, x, config) : fprop(c, x, config);
+    return desc->product == FP8FLOW_WGRAD ? wgrad(c, x, config) : fprop(c, x, config);
 }
 
 /* ---- DGRAD ---- */
 
 /* The parts of the weight stay; rows of a come pass by pass. */
 extern "C" fp8flow_status f8_cuda_gemm_split_k(fp8flow_context *c, const fp8flow_gemm_args *x,
-                                               const f8_gemm_config *config)
+                                               const f8_gemm_desc *desc, const f8_gemm_config *config)
 {
-    int64_t experts = f8_ceil_div(x->a->cols, 8) * 8, inner = F8_SPLIT_PAIRS * experts, columns = x->c->cols;
+    int64_t experts = f8_ceil_div(desc->inner, 8) * 8, inner = F8_SPLIT_PAIRS * experts, columns = desc->outer;
     uint16_t *b_parts = (uint16_t *)f8_cuda_scratch(c), *a_parts = b_parts + inner * columns;
-    int64_t most = (F8_CUDA_SCRATCH_BYTES - inner * columns * 2) / (inner * 2) / LINES * LINES, total = x->a->rows;
+    int64_t most = (F8_CUDA_SCRATCH_BYTES - inner * columns * 2) / (inner * 2) / LINES * LINES, total = desc->rows;
     fp8flow_tensor b = parts_tensor(b_parts, inner, columns);
     f8_split_launch(c, split_rows_kernel<f8_parts_right>, split_job(c, x->b, columns, experts, experts));
     for (int64_t first = 0; first < total; first += most) {
@@ -359,7 +359,8 @@ extern "C" fp8flow_status f8_cuda_gemm_split_k(fp8flow_context *c, const fp8flow
         job.to = a_parts;
         f8_split_launch(c, split_rows_kernel<f8_parts_left>, job);
         fp8flow_gemm_args args = { FP8FLOW_DGRAD, x->write, NULL, &a, &b, &to };
-        F8_TRY(f8_cuda_gemm_bf16(c, &args, config));
+        f8_gemm_desc pass = f8_gemm_describe(&args);
+        F8_TRY(f8_cuda_gemm_bf16(c, &args, &pass, config));
     }
     return FP8FLOW_OK;
 }
