@@ -386,16 +386,13 @@ static fp8flow_status launch(fp8flow_context *c, const fp8flow_gemm_args *x, con
     F8_TRY(f8_bf16_map("gemm", &a_map, x->a, 1, BOX));
     F8_TRY(f8_bf16_map("gemm", &b_map, x->b, S::gradient ? 1 : d.experts, BOX));
     F8_TRY(f8_multiprocessors("gemm", &blocks));
-    cudaLaunchAttribute cluster = {};
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim = { S::cluster, 1, 1 };
+    cudaLaunchAttribute cluster;
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(blocks / S::cluster * S::cluster);
     config.blockDim = dim3(THREADS);
     config.dynamicSmemBytes = S::bytes;
     config.stream = f8_stream(c);
-    config.attrs = &cluster;
-    config.numAttrs = S::cluster > 1;
+    if (S::cluster > 1) f8_use_clusters(&config, &cluster, S::cluster);
     f8_allow_shared(gemm_bf16_kernel<S>, S::bytes);
     cudaLaunchKernelEx(&config, gemm_bf16_kernel<S>, a_map, b_map, p);
     return f8_launched("gemm");

@@ -238,16 +238,13 @@ template <class S> static fp8flow_status launch(fp8flow_context *c, const narrow
     CUtensorMap a_map, b_map;
     F8_TRY(f8_bf16_map("gemm", &a_map, &n.tall, 1, S::a_outer ? BOX : LINES));
     F8_TRY(f8_bf16_map("gemm", &b_map, &n.parts, n.p.tiles, S::parts / S::cluster));
-    cudaLaunchAttribute cluster = {};
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim = { S::cluster, 1, 1 };
+    cudaLaunchAttribute cluster;
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(f8_grid(n.p.lines, LINES * S::cluster) * S::cluster * n.p.tiles, n.config->splits);
     config.blockDim = dim3(THREADS);
     config.dynamicSmemBytes = S::bytes;
     config.stream = f8_stream(c);
-    config.attrs = &cluster;
-    config.numAttrs = S::cluster > 1;
+    if (S::cluster > 1) f8_use_clusters(&config, &cluster, S::cluster);
     f8_allow_shared(gemm_split_kernel<S>, S::bytes);
     cudaLaunchKernelEx(&config, gemm_split_kernel<S>, a_map, b_map, n.p);
     return f8_launched("gemm");
