@@ -12,6 +12,7 @@
 #include "ops/attention_cuda.h"
 #include "ops/hopper_products.cuh"
 #include "ops/launch.cuh"
+#include "ops/ring.cuh"
 #include "ops/tensor_map.cuh"
 #include "ops/turn.cuh"
 #include "ops/warp.cuh"
@@ -86,13 +87,6 @@ template <int count> __device__ static inline void f8_pin_all(float (&x)[count])
 {
 #pragma unroll
     for (int i = 0; i < count; i++) f8_pin(x[i]);
-}
-
-/* Each warp that has read something in shared memory says so. */
-__device__ static inline void f8_release(uint32_t barrier)
-{
-    __syncwarp();
-    if (f8_lane() == 0) f8_barrier_arrive(barrier);
 }
 
 /* ---- Work ---- */

@@ -16,6 +16,7 @@
 #include "ops/gemm_walk.cuh"
 #include "ops/hopper_products.cuh"
 #include "ops/launch.cuh"
+#include "ops/ring.cuh"
 #include "ops/tensor_map.cuh"
 #include "ops/turn.cuh"
 #include "ops/warp.cuh"
@@ -133,17 +134,6 @@ __device__ static void produce(const problem &p, const CUtensorMap *a_map, const
 
 /* ---- The warpgroups that multiply ---- */
 
-/* Each warp that has read a stage says so, in a cluster to both blocks. */
-template <class S> __device__ static inline void release(uint32_t barrier)
-{
-    __syncwarp();
-    if (S::cluster == 1) {
-        if (f8_lane() == 0) f8_barrier_arrive(barrier);
-    } else {
-        if (f8_lane() < S::cluster) f8_barrier_arrive_at(barrier, f8_lane());
-    }
-}
-
 /* WGRAD: steps valid .. STEP-1 of a stage become 0: they are rows of others and may hold anything, NaN included. They
  * are the last lines of every box. Each warpgroup clears what it will read, and both write the same bytes. */
 __device__ static void clear_tail(uint8_t *stage, int valid)
@@ -201,14 +191,14 @@ __device__ static inline void run_tile(shared_memory<S> &shared, uint8_t *ring, 
             multiply<S, columns>(sum, a, b, stage.at);
             f8_products_wait<1>();
         }
-        release<S>(before);
+        f8_release<S::cluster>(before);
         before = empty + 8 * stage.at;
         stage.advance();
     }
     if (columns != NOTHING) f8_products_wait<0>();
 #pragma unroll
     for (int i = 0; i < 128; i++) f8_pin(sum[i]);
-    release<S>(before);
+    f8_release<S::cluster>(before);
 }
 
 /* ---- Sums to c, a warp for itself: 16 lines from `row` on ---- */
@@ -314,7 +304,7 @@ __device__ static void consume(const problem &p, shared_memory<S> &shared, uint8
         t.steps = __shfl_sync(~0u, t.steps, 0);
         columns = __shfl_sync(~0u, row >= t.valid || columns <= 0 ? NOTHING : columns <= TILE_N / 2 ? HALF : WHOLE, 0);
         if (t.steps == 0) {
-            release<S>(f8_smem(&shared.empty[stage.at]));
+            f8_release<S::cluster>(f8_smem(&shared.empty[stage.at]));
             stage.advance();
         } else if (columns == WHOLE) {
             run_tile<S, WHOLE>(shared, ring, a, b, t, stage, sum);

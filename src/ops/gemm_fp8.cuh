@@ -18,6 +18,7 @@
 
 #include "ops/gemm_walk.cuh"
 #include "ops/hopper_products.cuh"
+#include "ops/ring.cuh"
 #include "ops/tensor_map.cuh"
 #include "ops/warp.cuh"
 

@@ -16,8 +16,9 @@
  * operations of the parts at the BF16 peak: 46, 46, 91).
  */
 #include "ops/gemm_cuda.h"
-#include "ops/hopper.cuh"
 #include "ops/hopper_products.cuh"
+#include "ops/launch.cuh"
+#include "ops/ring.cuh"
 #include "ops/split_parts.cuh"
 #include "ops/tensor_map.cuh"
 
@@ -95,17 +96,6 @@ __device__ static void produce(const block_work &w, const CUtensorMap *a_map, co
 
 /* ---- The warpgroups that multiply ---- */
 
-/* Each warp that has read a stage says so, in a cluster to both blocks: both write parts into it. */
-template <class S> __device__ static inline void release(uint32_t barrier)
-{
-    __syncwarp();
-    if (S::cluster == 1) {
-        if (f8_lane() == 0) f8_barrier_arrive(barrier);
-    } else {
-        if (f8_lane() < S::cluster) f8_barrier_arrive_at(barrier, f8_lane());
-    }
-}
-
 template <class S>
 __device__ static inline void multiply(float (&sum)[S::sums], uint32_t a, uint32_t b, int stage)
 {
@@ -169,7 +159,7 @@ __device__ static void consume(const problem &p, const block_work &w, shared_mem
         f8_barrier_wait(full + 8 * stage.at, stage.phase);
         multiply<S>(sum, a, b, stage.at);
         f8_products_wait<1>();
-        if (step > w.begin) release<S>(before);
+        if (step > w.begin) f8_release<S::cluster>(before);
         before = empty + 8 * stage.at;
         stage.advance();
     }

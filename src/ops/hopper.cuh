@@ -102,40 +102,11 @@ __device__ static inline void f8_barrier_arrive_at(uint64_t *barrier, uint32_t r
     f8_barrier_arrive_at(f8_smem(barrier), rank);
 }
 
-/* Position in a ring of `size` and the phase of its barriers. */
-template <int size> struct f8_position {
-    int at;
-    uint32_t phase;
-
-    __device__ void advance()
-    {
-        if (++at == size) at = 0, phase ^= 1;
-    }
-};
-
-/* One thread, before f8_barrier_fence: the barriers of a ring. `fills`, `releases`: arrivals that fill a stage, and
- * that give it back. */
-template <int stages>
-__device__ static inline void f8_ring_init(uint64_t (&full)[stages], uint64_t (&empty)[stages], int fills,
-                                           int releases)
-{
-    for (int i = 0; i < stages; i++) {
-        f8_barrier_init(&full[i], fills);
-        f8_barrier_init(&empty[i], releases);
-    }
-}
-
 /* Wait of one named barrier for `threads` threads of the block: whole warps, which come back together first. */
 __device__ static inline void f8_named_barrier(int name, int threads)
 {
     __syncwarp();
     asm volatile("bar.sync %0, %1;" ::"r"(name), "r"(threads) : "memory");
-}
-
-/* The arrival of `threads` threads in all, of which others wait. */
-__device__ static inline void f8_named_arrive(int name, int threads)
-{
-    asm volatile("bar.arrive %0, %1;" ::"r"(name), "r"(threads) : "memory");
 }
 
 __device__ static inline uint32_t f8_cluster_rank()
