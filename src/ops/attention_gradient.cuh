@@ -153,7 +153,7 @@ struct gradient_rows {
     float lse[2], delta[2];
 };
 
-/* x = first + then of two columns, first of the two rows' state: number i of the accumulators. */
+/* The states of accumulators i and i + 1: of their row's query, or of their two columns'. */
 template <class S>
 __device__ static inline float2 gradient_state(const float (&rows)[2], uint32_t columns, int i)
 {

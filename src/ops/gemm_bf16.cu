@@ -287,8 +287,9 @@ template <class S>
 __device__ static void consume(const problem &p, shared_memory<S> &shared, uint8_t *ring, uint8_t *turns)
 {
     /* Shuffles make descriptors and branches uniform to the compiler: no moves between the products. */
-    int group = __shfl_sync(~0u, threadIdx.x / 128, 0), warp = threadIdx.x / 32;
-    uint32_t address = __shfl_sync(~0u, f8_smem(ring), 0), a = address + group * BOX_BYTES, b = address + A_BYTES;
+    int group = __shfl_sync(F8_ALL_LANES, threadIdx.x / 128, 0), warp = threadIdx.x / 32;
+    uint32_t address = __shfl_sync(F8_ALL_LANES, f8_smem(ring), 0);
+    uint32_t a = address + group * BOX_BYTES, b = address + A_BYTES;
     a = S::a_outer ? f8_operand_low_outer(a, BOX_BYTES) : f8_operand_low(a);
     b = S::b_outer ? f8_operand_low_outer(b, BOX_BYTES) : f8_operand_low(b);
     uint8_t *turn = turns + warp * F8_TURN_BYTES;
@@ -301,8 +302,9 @@ __device__ static void consume(const problem &p, shared_memory<S> &shared, uint8
 #pragma unroll
         for (int i = 0; i < 128; i++) f8_set_zero(sum[i]);
         int columns = p.groups.columns - t.n, row = t.row + group * 64;
-        t.steps = __shfl_sync(~0u, t.steps, 0);
-        columns = __shfl_sync(~0u, row >= t.valid || columns <= 0 ? NOTHING : columns <= TILE_N / 2 ? HALF : WHOLE, 0);
+        t.steps = __shfl_sync(F8_ALL_LANES, t.steps, 0);
+        columns = row >= t.valid || columns <= 0 ? NOTHING : columns <= TILE_N / 2 ? HALF : WHOLE;
+        columns = __shfl_sync(F8_ALL_LANES, columns, 0);
         if (t.steps == 0) {
             f8_release<S::cluster>(f8_smem(&shared.empty[stage.at]));
             stage.advance();

@@ -66,8 +66,8 @@ struct ring_reader {
 /* The shuffles make descriptors uniform to the compiler: no moves between the products. */
 __device__ static inline ring_reader read_ring(const uint8_t *ring, const pipeline &pipe, int group)
 {
-    uint32_t a = __shfl_sync(~0u, f8_operand_low(f8_smem(ring) + group * 64 * STEP), 0);
-    uint32_t b = __shfl_sync(~0u, f8_operand_low(f8_smem(ring) + A_BYTES), 0);
+    uint32_t a = __shfl_sync(F8_ALL_LANES, f8_operand_low(f8_smem(ring) + group * 64 * STEP), 0);
+    uint32_t b = __shfl_sync(F8_ALL_LANES, f8_operand_low(f8_smem(ring) + A_BYTES), 0);
     return { a, b, f8_smem(pipe.full), 0, false };
 }
 

@@ -294,14 +294,14 @@ template <bool per_expert>
 __device__ static void consume(const problem &p, shared_memory &shared, const uint8_t *ring, uint8_t *boxes,
                                const CUtensorMap *c_map)
 {
-    int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
+    int group = __shfl_sync(F8_ALL_LANES, threadIdx.x / 128, 0);
     job<per_expert> work = { p, c_map, f8_smem(boxes) + group * BOXES * BOX_BYTES, read_ring(ring, shared.pipe, group),
                              { shared.pipe, shared.slots, 0 }, (int)threadIdx.x / 32 * 16 + f8_lane() / 4, false };
     float sum[SUMS];
     for (;;) {
         const slot &head = work.slots.wait();
         if (head.steps == 0) break;
-        int live = __shfl_sync(~0u, head.tile.row + 64 * group < head.tile.valid, 0);
+        int live = __shfl_sync(F8_ALL_LANES, head.tile.row + 64 * group < head.tile.valid, 0);
         work.within = head.tile.n % 128 != 0;
         if (live) run_tile(work, steps_of(p), false, sum);
         else skip_tile(work, steps_of(p), sum);

@@ -142,15 +142,15 @@ struct job {
 __device__ static void consume(const tile_problem &p, shared_memory &shared, const uint8_t *ring, uint8_t *boxes,
                                const CUtensorMap *c_map)
 {
-    int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
+    int group = __shfl_sync(F8_ALL_LANES, threadIdx.x / 128, 0);
     job work = { p, c_map, f8_smem(ring), f8_smem(boxes) + group * BOXES * BOX_BYTES,
                  read_ring(ring, shared.pipe, group), { shared.pipe, shared.slots, 0 }, false };
     float sum[SUMS];
     for (;;) {
         const tile_window &head = work.slots.wait().window;
         if (head.last) break;
-        int rows = __shfl_sync(~0u, head.rows, 0), steps = steps_of(rows, slot::LEAST_STEPS);
-        int live = __shfl_sync(~0u, rows > 0 && head.tile.row + 64 * group < head.tile.limit, 0);
+        int rows = __shfl_sync(F8_ALL_LANES, head.rows, 0), steps = steps_of(rows, slot::LEAST_STEPS);
+        int live = __shfl_sync(F8_ALL_LANES, rows > 0 && head.tile.row + 64 * group < head.tile.limit, 0);
         work.within = head.tile.n % 128 != 0;
         if (live) run_tile(work, steps, rows % STEP != 0, sum);
         else skip_tile(work, steps, sum);

@@ -125,7 +125,7 @@ template <fp8flow_write write> struct worker {
         ring.wait(stage);
         if (short_step)
             clear_rows(stages + stage * STAGE_BYTES, group, slots.get(slots.number).window.rows % STEP);
-        uint32_t offset = __shfl_sync(~0u, stage * (STAGE_BYTES / 16), 0);
+        uint32_t offset = __shfl_sync(F8_ALL_LANES, stage * (STAGE_BYTES / 16), 0);
         multiply(part, ring.a + offset, ring.b + offset);
     }
 
@@ -242,14 +242,14 @@ template <fp8flow_write write>
 __device__ static void consume(const tile_problem &p, shared_memory &shared, const uint8_t *stages,
                                const CUtensorMap *c_map)
 {
-    int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
+    int group = __shfl_sync(F8_ALL_LANES, threadIdx.x / 128, 0);
     worker<write> work = { p, c_map, shared, f8_smem(stages), read_ring(stages, shared.tiles.pipe, group),
                        { shared.tiles.pipe, shared.tiles.slots, 0 }, 0, group, 0 };
     float sum[SUMS];
     for (;;) {
         const tile_window &head = work.slots.wait().window;
         if (head.last) break;
-        work.run_tile(__shfl_sync(~0u, head.rows, 0), sum);
+        work.run_tile(__shfl_sync(F8_ALL_LANES, head.rows, 0), sum);
         work.slots.number++;
     }
     work.finish(sum);

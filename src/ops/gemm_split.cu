@@ -145,8 +145,8 @@ template <class S>
 __device__ static void consume(const problem &p, const block_work &w, shared_memory<S> &shared, uint8_t *ring)
 {
     /* Shuffles make descriptors uniform to the compiler: no moves between the products. */
-    int group = __shfl_sync(~0u, threadIdx.x / 128, 0), warp = threadIdx.x / 32;
-    uint32_t address = __shfl_sync(~0u, f8_smem(ring), 0), a = address + group * BOX_BYTES;
+    int group = __shfl_sync(F8_ALL_LANES, threadIdx.x / 128, 0), warp = threadIdx.x / 32;
+    uint32_t address = __shfl_sync(F8_ALL_LANES, f8_smem(ring), 0), a = address + group * BOX_BYTES;
     uint32_t b = f8_operand_low(address + A_BYTES), full = f8_kept(shared.full);
     uint32_t empty = full + (uint32_t)sizeof shared.full, before = 0;
     a = S::a_outer ? f8_operand_low_outer(a, BOX_BYTES) : f8_operand_low(a);
