@@ -130,7 +130,7 @@ fp8flow_status fp8flow_moe_create(fp8flow_context *context, fp8flow_comm *comm, 
     fp8flow_moe *m = calloc(1, sizeof *m);
     F8_REQUIRE(m, ENOMEM, "moe_create: no memory for the layer");
     m->context = context;
-    m->comm = comm;
+    m->comm = m->world = comm;
     m->config = *config;
     m->config.recipe = NULL; /* borrowed for the call only */
     m->recipe = recipe;
@@ -277,6 +277,11 @@ fp8flow_status fp8flow_moe_backward(fp8flow_moe *m, const fp8flow_tensor *x, con
 void f8_moe_collect(fp8flow_moe *m, f8_moe_figures *figures)
 {
     m->figures = figures;
+}
+
+void f8_moe_balance_over(fp8flow_moe *m, fp8flow_comm *world)
+{
+    m->world = world;
 }
 
 /* Waits for what the layer has to do. */
