@@ -214,6 +214,8 @@ typedef struct {
     double clip;                  /* global gradient norm; 0: off */
     int64_t validation_sequences; /* per validation, fixed set */
     int64_t keep_checkpoints;     /* older ones are removed after a complete save; 0: keep all */
+    int32_t expert_parallel;      /* ranks that share the experts out, a divisor of their number; each such group of
+                                   * consecutive ranks is one of the replicas of data parallelism. 0: all ranks */
 } fp8flow_train_options;
 FP8FLOW_API void fp8flow_train_options_init(fp8flow_train_options *options);
 

@@ -39,13 +39,15 @@ static uint64_t note_edges(fp8flow_trainer *t, int64_t layer, const f8_moe_figur
     return sum;
 }
 
+/* Of a tensor, what is in this rank's share. */
 static fp8flow_status note_slice(fp8flow_trainer *t, const f8_stored_slice *slice, float *piece)
 {
-    int64_t elements = (slice->rows ? slice->rows : 1) * slice->cols, bad = 0;
+    int64_t begin, bad = 0, elements = (slice->rows ? slice->rows : 1) * slice->cols;
+    elements = f8_section_overlap(f8_model_section(t->model, slice->offset), slice->offset, elements, &begin);
     for (int64_t first = 0; first < elements; first += PIECE) {
         int64_t count = elements - first < PIECE ? elements - first : PIECE;
-        F8_TRY(fp8flow_memory_copy(t->context, piece, t->model->gradient + slice->offset + first,
-                                   (size_t)count * sizeof *piece));
+        F8_TRY(
+            fp8flow_memory_copy(t->context, piece, t->model->gradient + begin + first, (size_t)count * sizeof *piece));
         for (int64_t i = 0; i < count; i++) bad += !f8_is_finite(piece[i]);
     }
     char *place = bad ? next_place(t) : NULL;
