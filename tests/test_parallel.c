@@ -240,6 +240,24 @@ static fp8flow_status look_at_shares(fp8flow_trainer *t, void *user)
     return FP8FLOW_OK;
 }
 
+/* What goes between the ranks in a step, by the counters: gradients one way, BF16 weights and the FP32 ones back. Sums
+ * of loads, norm and losses are small beside them. */
+static void check_traffic(const run *r, const shares *all, int32_t dp)
+{
+    const fp8flow_step_metrics *m = &r->metrics[2];
+    int64_t elements = (r->ranks > 1 ? all->replicated : 0) + (dp > 1 ? all->experts : 0);
+    int64_t sums = m->reduce_bytes - 4 * elements;
+    assert_int_equal(m->gather_bytes, 2 * elements + (r->ranks > 1 ? 4 * all->fp32 : 0));
+    assert_true(r->ranks > 1 ? sums > 0 && sums < 2048 : sums == 0);
+    double parts[] = { m->reduce_seconds, m->gather_seconds, m->dispatch_seconds, m->combine_seconds }, all_parts = 0.0;
+    for (int i = 0; i < 4; i++) {
+        int is_there = i < 2 ? r->ranks > 1 : r->ranks > dp;
+        assert_true(is_there ? parts[i] > 0.0 : parts[i] == 0.0);
+        all_parts += parts[i];
+    }
+    assert_true(all_parts < m->seconds);
+}
+
 /* Every master and moment is on one rank; weights are whole and the same on all. Memory is less by the 12 bytes of each
  * that is elsewhere, but for the FP32 copies. */
 static void test_masters_and_moments_are_there_once(void **state)
@@ -265,6 +283,7 @@ static void test_masters_and_moments_are_there_once(void **state)
         int64_t fair = (all.replicated + all.experts * splits[i].ep) / r.ranks;
         assert_int_equal(states, all.replicated + all.experts * splits[i].ep);
         assert_true(most <= fair + 2 * 128);
+        check_traffic(&r, &all, splits[i].dp);
         if (i == 0) whole_memory = r.info.memory_bytes;
         if (splits[i].ep != 1) continue;
         int64_t saved = whole_memory - r.info.memory_bytes, elsewhere = all.replicated + all.experts - most;

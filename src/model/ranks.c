@@ -30,3 +30,17 @@ void f8_ranks_release(f8_ranks *ranks)
     if (ranks->dp != ranks->world) f8_comm_free(ranks->dp);
     *ranks = (f8_ranks){ 0 };
 }
+
+f8_comm_spent f8_ranks_spent(const f8_ranks *r, f8_collective collective)
+{
+    const fp8flow_comm *comm[] = { r->world, r->ep, r->dp, r->world_device, r->dp_device };
+    f8_comm_spent sum = { 0 };
+    for (int i = 0; i < 5; i++) {
+        int seen = 0;
+        for (int j = 0; j < i; j++) seen |= comm[j] == comm[i];
+        if (seen) continue;
+        sum.bytes += comm[i]->spent[collective].bytes;
+        sum.seconds += comm[i]->spent[collective].seconds;
+    }
+    return sum;
+}

@@ -24,4 +24,7 @@ typedef struct {
 fp8flow_status f8_ranks_create(fp8flow_comm *world, int32_t expert_parallel, f8_ranks *ranks);
 void f8_ranks_release(f8_ranks *ranks);
 
+/* What this rank has spent on all of them. */
+f8_comm_spent f8_ranks_spent(const f8_ranks *ranks, f8_collective collective);
+
 #endif

@@ -191,6 +191,7 @@ static fp8flow_status publish(fp8flow_trainer *t)
 static fp8flow_status run_step(fp8flow_trainer *t, fp8flow_step_metrics *metrics)
 {
     double lr = f8_learning_rate(&t->options, t->step + 1);
+    t->spent = f8_step_find_spent(t);
     F8_TRY(bring_tokens(t, t->step));
     F8_TRY(clear_sums(t));
     F8_TRY(run_micro_batches(t));

@@ -21,6 +21,12 @@ typedef struct {
     double loss_sum[]; /* [micro-batches]; behind them f8_moe_figures of each layer */
 } f8_step_figures;
 
+/* What the trainer's ranks and layers have spent since they were made. */
+typedef struct {
+    f8_comm_spent reduce, gather;
+    double dispatch_seconds, combine_seconds;
+} f8_step_spent;
+
 struct fp8flow_trainer {
     fp8flow_context *context;
     fp8flow_comm *comm;
@@ -35,6 +41,7 @@ struct fp8flow_trainer {
     int32_t *tokens, *device_tokens; /* [micro-batches][ids, targets][micro_batch, S]; the program's, the device's */
     int64_t tokens_step;             /* whose training tokens the device has; -1: none */
     f8_step_figures *figures, *last_step; /* the device's; the program's copy */
+    f8_step_spent spent;                  /* when the step began */
     int num_nonfinite;
     char nonfinite[F8_MAX_NONFINITE][F8_NONFINITE_BYTES];
     fp8flow_observer *observer;
@@ -58,6 +65,9 @@ f8_moe_figures *f8_step_layer(const fp8flow_trainer *trainer, f8_step_figures *f
 /* From last_step and the layers' reports: everything but gradient_norm, times and schedule; places of values that are
  * not finite. Sums over ranks. Collective. */
 fp8flow_status f8_step_measure(fp8flow_trainer *trainer, fp8flow_step_metrics *metrics);
+
+/* What has been spent until now. */
+f8_step_spent f8_step_find_spent(const fp8flow_trainer *trainer);
 
 /* Which gradients of this rank's shares hold the non-finite values that the norm has shown. */
 fp8flow_status f8_step_note_gradients(fp8flow_trainer *trainer);
