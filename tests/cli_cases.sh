@@ -141,7 +141,7 @@ refuse "experts over ranks that are not there" 2 '--ep 3 does not divide 4 ranks
 refuse "groups of ranks that are not there" 2 '--dp 3 does not divide 4 ranks' train --data text.txt --ranks 4 --dp 3
 refuse "groups of other ranks" 2 '--ep 2 --dp 2: 4 ranks, not 8' train --data text.txt --ranks 8 --ep 2 --dp 2
 refuse "groups of too many ranks" 2 '--ep 16 --dp 17: 272 ranks, at most 256' train --data text.txt --ep 16 --dp 17
-refuse "more ranks than experts" 1 'expert_parallel = 32, the model has 16 experts' train --data text.txt --batch 32 \
+refuse "more ranks than experts" 2 'expert_parallel = 32, the model has 16 experts' train --data text.txt --batch 32 \
     --micro-batch 1 --ep 32
 refuse "not a number" 2 '--lr: "nan" is not a number' train --data text.txt --lr nan
 refuse "infinite" 2 '--lr: "inf" is not a number' train --data text.txt --lr inf

@@ -128,7 +128,8 @@ fp8flow_status f8_model_backward(f8_model *model, const f8_micro_batch *batch);
 
 /* Pieces shared by training and decoding (model.c). */
 fp8flow_tensor f8_model_weight(const f8_model *m, int64_t layer, f8_kind kind); /* BF16 [rows, cols] */
-/* FP32 values: of norms and routers on every rank, of other parameters where this rank has all of them. NULL: absent. */
+/* FP32 values: of norms and routers on every rank, of other parameters where this rank has all of them. NULL: absent or
+ * in shares. */
 float *f8_model_master(const f8_model *m, int64_t layer, f8_kind kind);
 fp8flow_tensor f8_model_gradient(const f8_model *m, int64_t layer, f8_kind kind); /* F32 [rows, cols] */
 fp8flow_status f8_model_gemm(f8_model *m, fp8flow_product product, const fp8flow_tensor *a, const fp8flow_tensor *b,
