@@ -171,7 +171,7 @@ static fp8flow_status create_layers(f8_model *m, const f8_model_options *options
         if (!f8_layer_is_sparse(&m->config, layer)) continue;
         fp8flow_status status = fp8flow_moe_create(m->context, m->ranks.ep, &config, &m->moe[layer]);
         if (status != FP8FLOW_OK) return f8_fail_in(status, "layer %lld", (long long)layer);
-        f8_moe_balance_over(m->moe[layer], m->ranks.world);
+        F8_TRY(f8_moe_balance_over(m->moe[layer], m->ranks.world));
         m->num_moe_layers++;
     }
     return FP8FLOW_OK;
@@ -191,7 +191,7 @@ fp8flow_status f8_model_create(fp8flow_context *context, fp8flow_comm *world, co
     fp8flow_status status = FP8FLOW_OK;
     if (!m->moe || !m->kept)
         status = F8_FAIL(ENOMEM, "model: no memory for %lld layers", (long long)config->num_layers);
-    if (status == FP8FLOW_OK) status = f8_ranks_create(world, options->expert_parallel, &m->ranks);
+    if (status == FP8FLOW_OK) status = f8_ranks_create(context, world, options->expert_parallel, &m->ranks);
     if (status == FP8FLOW_OK)
         status = f8_parameter_table_create(config, m->ranks.ep->rank, m->ranks.ep->size, &m->table);
     if (status == FP8FLOW_OK) f8_model_share_out(m, options->purpose);

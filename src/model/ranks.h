@@ -13,6 +13,7 @@
 #define F8_MODEL_RANKS_H
 
 #include "comm/comm.h"
+#include "ops/ops.h"
 
 typedef struct {
     fp8flow_comm *world, *ep, *dp;
@@ -21,10 +22,11 @@ typedef struct {
 
 /* expert_parallel: EP; 0: all ranks. Collective over world, which is borrowed. Errors: EINVAL naming both numbers, and
  * what the transport says. */
-fp8flow_status f8_ranks_create(fp8flow_comm *world, int32_t expert_parallel, f8_ranks *ranks);
+fp8flow_status f8_ranks_create(const fp8flow_context *context, fp8flow_comm *world, int32_t expert_parallel,
+                               f8_ranks *ranks);
 void f8_ranks_release(f8_ranks *ranks);
 
-/* What this rank has spent on all of them. */
+/* What this rank has spent on the comms ending in _device. */
 f8_comm_spent f8_ranks_spent(const f8_ranks *ranks, f8_collective collective);
 
 #endif

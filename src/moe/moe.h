@@ -79,8 +79,9 @@ typedef struct {
 
 struct fp8flow_moe {
     fp8flow_context *context;
-    fp8flow_comm *comm;  /* the ranks that share the experts out */
-    fp8flow_comm *world; /* the ranks whose load is balanced together */
+    fp8flow_comm *comm;         /* the ranks that share the experts out */
+    fp8flow_comm *world;        /* the ranks whose load is balanced together */
+    fp8flow_comm *world_device; /* the same for the context's memory */
     fp8flow_moe_config config;
     f8_recipe recipe;
     int64_t first_expert, local_experts;
@@ -119,8 +120,8 @@ int f8_moe_is_alone(const fp8flow_moe *m);
 void f8_moe_collect(fp8flow_moe *m, f8_moe_figures *figures);
 
 /* Sum load figures over the ranks of `world` from now on, which comprise those of the layer's comm: the groups of a
- * data-parallel job. Borrowed. */
-void f8_moe_balance_over(fp8flow_moe *m, fp8flow_comm *world);
+ * data-parallel job. Borrowed. Collective. */
+fp8flow_status f8_moe_balance_over(fp8flow_moe *m, fp8flow_comm *world);
 
 /* Largest possible number of received rows and of permuted, padded rows for `received` rows. */
 int64_t f8_moe_max_received(const fp8flow_moe *m);
