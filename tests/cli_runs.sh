@@ -222,6 +222,8 @@ check "bench train compares with bf16" sh -c "grep -E '^bf16 +moe_expert ' $logs
 check "bench train says what MFU is" says '6 x active parameters'
 check "bench train leaves no files" rmdir bench_tmp
 unset TMPDIR
+run bench train --device cpu --repeat 1 --layers 1 --batch 1 --micro-batch 1 --sequence-length 32 --recipes flow --kernels main
+check "bench train --kernels sums its operators" grep -qE '^  operators [0-9.]+ ms of a step of ' "$logs/out"
 run bench train --device cpu --repeat 2 --layers 1 --batch 1 --micro-batch 1 --sequence-length 32 --recipes blockwise --json
 check "bench train --json is a list" is_list "$logs/out"
 check "bench train --json has every key in every record" every_record_has "$logs/out" model recipe checkpointing layers \
