@@ -36,14 +36,8 @@ struct pipeline {
     /* One thread. `bringers`: threads that arrive when a slot is filled; one more than the warps gives it back. */
     __device__ void init(int bringers)
     {
-        for (int i = 0; i < STAGES; i++) {
-            f8_barrier_init(&full[i], 1);
-            f8_barrier_init(&empty[i], 4 * GROUPS);
-        }
-        for (int i = 0; i < SLOTS; i++) {
-            f8_barrier_init(&ready[i], bringers);
-            f8_barrier_init(&taken[i], 4 * GROUPS + 1);
-        }
+        f8_ring_init(full, empty, 1, 4 * GROUPS);
+        f8_ring_init(ready, taken, bringers, 4 * GROUPS + 1);
         f8_barrier_fence();
     }
 };

@@ -365,7 +365,7 @@ static fp8flow_status launch(fp8flow_context *c, const fp8flow_gemm_args *x, con
 
 static problem make_problem(const fp8flow_gemm_args *x, const f8_gemm_desc &d, const f8_gemm_config &config)
 {
-    bool fprop = x->product == FP8FLOW_FPROP, per_expert = x->a->scaling == FP8FLOW_TENSOR;
+    bool fprop = x->product == FP8FLOW_FPROP, per_expert = d.scaling == FP8FLOW_TENSOR;
     int64_t inner_blocks = f8_ceil_div(d.inner, 128), outer_blocks = f8_ceil_div(d.outer, 128);
     problem p = {};
     p.groups = { x->groups ? x->groups->offset : NULL, x->groups ? x->groups->rows : NULL, (int32_t)d.experts,
@@ -384,10 +384,9 @@ static problem make_problem(const fp8flow_gemm_args *x, const f8_gemm_desc &d, c
 }
 
 extern "C" fp8flow_status f8_cuda_gemm_fp8_rows(fp8flow_context *c, const fp8flow_gemm_args *x,
-                                                const f8_gemm_config *config)
+                                                const f8_gemm_desc *desc, const f8_gemm_config *config)
 {
-    f8_gemm_desc d = f8_gemm_describe(x);
-    problem p = make_problem(x, d, *config);
-    if (d.scaling == FP8FLOW_TENSOR) return launch<true>(c, x, d, p);
-    return launch<false>(c, x, d, p);
+    problem p = make_problem(x, *desc, *config);
+    if (desc->scaling == FP8FLOW_TENSOR) return launch<true>(c, x, *desc, p);
+    return launch<false>(c, x, *desc, p);
 }

@@ -10,7 +10,6 @@
  */
 #include "ops/gemm_cuda.h"
 #include "ops/gemm_fp8_tiles.cuh"
-#include "ops/launch.cuh"
 
 enum { PIECE_COLS = 32, PIECES = COLUMNS / PIECE_COLS };
 
@@ -198,17 +197,10 @@ static fp8flow_status gradient_map(CUtensorMap *map, const fp8flow_tensor *c, in
 }
 
 extern "C" fp8flow_status f8_cuda_gemm_fp8_tiles(fp8flow_context *c, const fp8flow_gemm_args *x,
-                                                 const f8_gemm_config *config)
+                                                 const f8_gemm_desc *desc, const f8_gemm_config *config)
 {
-    f8_gemm_desc d = f8_gemm_describe(x);
-    CUtensorMap a_map, b_map, c_map;
-    int blocks;
-    tile_problem p = describe_tiles(x, config);
-    F8_TRY(operand_map(&a_map, x->a->data, d.outer, x->a->rows, x->a->stride, F8_WALK_ROWS));
-    F8_TRY(operand_map(&b_map, x->b->data, d.inner, x->b->rows, x->b->stride, COLUMNS));
-    F8_TRY(gradient_map(&c_map, x->c, d.experts, d.outer));
-    F8_TRY(f8_multiprocessors("gemm", &blocks));
-    f8_allow_shared(gemm_fp8_tiles_kernel, SHARED_BYTES);
-    gemm_fp8_tiles_kernel<<<blocks, THREADS, SHARED_BYTES, f8_stream(c)>>>(a_map, b_map, c_map, p);
-    return f8_launched("gemm");
+    tile_launch launch = { x, desc, config, {}, {}, SHARED_BYTES };
+    F8_TRY(operand_map(&launch.b_map, x->b->data, desc->inner, x->b->rows, x->b->stride, COLUMNS));
+    F8_TRY(gradient_map(&launch.c_map, x->c, desc->experts, desc->outer));
+    return launch_tiles(c, launch, gemm_fp8_tiles_kernel);
 }

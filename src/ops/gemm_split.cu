@@ -191,10 +191,7 @@ gemm_split_kernel(const __grid_constant__ CUtensorMap a_map, const __grid_consta
     uint8_t *ring = dynamic + (1024 - f8_smem(dynamic) % 1024) % 1024;
     block_work w = work_of<S>(p);
     if (threadIdx.x == 0) {
-        for (int i = 0; i < S::stages; i++) {
-            f8_barrier_init(&shared.full[i], 1);
-            f8_barrier_init(&shared.empty[i], 4 * GROUPS * S::cluster);
-        }
+        f8_ring_init(shared.full, shared.empty, 1, 4 * GROUPS * S::cluster);
         f8_barrier_fence();
     }
     __syncthreads();
@@ -241,16 +238,13 @@ template <class S> static fp8flow_status launch(fp8flow_context *c, const narrow
     CUtensorMap a_map, b_map;
     F8_TRY(f8_bf16_map("gemm", &a_map, &n.tall, 1, S::a_outer ? BOX : LINES));
     F8_TRY(f8_bf16_map("gemm", &b_map, &n.parts, n.p.tiles, S::parts / S::cluster));
-    cudaLaunchAttribute cluster = {};
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim = { S::cluster, 1, 1 };
+    cudaLaunchAttribute cluster;
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(f8_grid(n.p.lines, LINES * S::cluster) * S::cluster * n.p.tiles, n.config->splits);
     config.blockDim = dim3(THREADS);
     config.dynamicSmemBytes = S::bytes;
     config.stream = f8_stream(c);
-    config.attrs = &cluster;
-    config.numAttrs = S::cluster > 1;
+    if (S::cluster > 1) f8_use_clusters(&config, &cluster, S::cluster);
     f8_allow_shared(gemm_split_kernel<S>, S::bytes);
     cudaLaunchKernelEx(&config, gemm_split_kernel<S>, a_map, b_map, n.p);
     return f8_launched("gemm");
@@ -338,20 +332,20 @@ static fp8flow_status wgrad(fp8flow_context *c, const fp8flow_gemm_args *x, cons
 }
 
 extern "C" fp8flow_status f8_cuda_gemm_split(fp8flow_context *c, const fp8flow_gemm_args *x,
-                                             const f8_gemm_config *config)
+                                             const f8_gemm_desc *desc, const f8_gemm_config *config)
 {
-    return x->product == FP8FLOW_WGRAD ? wgrad(c, x, config) : fprop(c, x, config);
+    return desc->product == FP8FLOW_WGRAD ? wgrad(c, x, config) : fprop(c, x, config);
 }
 
 /* ---- DGRAD ---- */
 
 /* The parts of the weight stay; rows of a come pass by pass. */
 extern "C" fp8flow_status f8_cuda_gemm_split_k(fp8flow_context *c, const fp8flow_gemm_args *x,
-                                               const f8_gemm_config *config)
+                                               const f8_gemm_desc *desc, const f8_gemm_config *config)
 {
-    int64_t experts = f8_ceil_div(x->a->cols, 8) * 8, inner = F8_SPLIT_PAIRS * experts, columns = x->c->cols;
+    int64_t experts = f8_ceil_div(desc->inner, 8) * 8, inner = F8_SPLIT_PAIRS * experts, columns = desc->outer;
     uint16_t *b_parts = (uint16_t *)f8_cuda_scratch(c), *a_parts = b_parts + inner * columns;
-    int64_t most = (F8_CUDA_SCRATCH_BYTES - inner * columns * 2) / (inner * 2) / LINES * LINES, total = x->a->rows;
+    int64_t most = (F8_CUDA_SCRATCH_BYTES - inner * columns * 2) / (inner * 2) / LINES * LINES, total = desc->rows;
     fp8flow_tensor b = parts_tensor(b_parts, inner, columns);
     f8_split_launch(c, split_rows_kernel<f8_parts_right>, split_job(c, x->b, columns, experts, experts));
     for (int64_t first = 0; first < total; first += most) {
@@ -362,7 +356,8 @@ extern "C" fp8flow_status f8_cuda_gemm_split_k(fp8flow_context *c, const fp8flow
         job.to = a_parts;
         f8_split_launch(c, split_rows_kernel<f8_parts_left>, job);
         fp8flow_gemm_args args = { FP8FLOW_DGRAD, x->write, NULL, &a, &b, &to };
-        F8_TRY(f8_cuda_gemm_bf16(c, &args, config));
+        f8_gemm_desc pass = f8_gemm_describe(&args);
+        F8_TRY(f8_cuda_gemm_bf16(c, &args, &pass, config));
     }
     return FP8FLOW_OK;
 }

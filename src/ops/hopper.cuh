@@ -113,6 +113,18 @@ template <int size> struct f8_position {
     }
 };
 
+/* One thread, before f8_barrier_fence: the barriers of a ring. `fills`, `releases`: arrivals that fill a stage, and
+ * that give it back. */
+template <int stages>
+__device__ static inline void f8_ring_init(uint64_t (&full)[stages], uint64_t (&empty)[stages], int fills,
+                                           int releases)
+{
+    for (int i = 0; i < stages; i++) {
+        f8_barrier_init(&full[i], fills);
+        f8_barrier_init(&empty[i], releases);
+    }
+}
+
 /* Wait of one named barrier for `threads` threads of the block: whole warps, which come back together first. */
 __device__ static inline void f8_named_barrier(int name, int threads)
 {
