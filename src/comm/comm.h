@@ -8,6 +8,7 @@
 #define F8_COMM_COMM_H
 
 #include "base/status.h"
+#include "device/device.h"
 #include "fp8flow.h"
 
 /* One part of a record, of which each rank sends rows to each rank. A record (a token on the wire: codes,
@@ -37,10 +38,28 @@ typedef struct {
     void (*abort)(fp8flow_comm *comm, const char *message);
 } f8_comm_ops;
 
+/* What this rank has spent on collectives of one kind since the start, where there are several ranks. */
+typedef enum {
+    F8_EXCHANGE,
+    F8_ALL_REDUCE,
+    F8_REDUCE_SCATTER,
+    F8_ALL_GATHER,
+    F8_BROADCAST,
+    F8_NUM_COLLECTIVES
+} f8_collective;
+
+typedef struct {
+    int64_t bytes;  /* of the arrays (exchange: of the rows sent), however often the transport moves them */
+    double seconds; /* of the program in the call, waiting for the others included */
+} f8_comm_spent;
+
 struct fp8flow_comm {
     const f8_comm_ops *ops;
     int32_t rank, size;
-    int64_t exchanged_bytes; /* sent by this rank in exchange, itself included */
+    f8_comm_spent spent[F8_NUM_COLLECTIVES];
+    int64_t exchanged_bytes;    /* sent by this rank in exchange, itself included */
+    struct f8_comm_view *views; /* of it, for memory of devices: comm_device.c */
+    struct f8_comm_view *view;  /* that it is itself */
 };
 
 /* Exchange records: send_rows[r] rows go to rank r, recv_rows[r] come from it (known beforehand: f8_comm_counts).
@@ -66,6 +85,18 @@ fp8flow_status f8_comm_broadcast(fp8flow_comm *comm, int32_t root, void *data, i
  * collectives of all groups end. Freed before `comm` ends; on an error there is nothing to free. */
 fp8flow_status f8_comm_split(fp8flow_comm *comm, int32_t group, fp8flow_comm **part);
 void f8_comm_free(fp8flow_comm *part); /* NULL allowed */
+
+/* ---- Memory of a device ----
+ *
+ * A communicator moves memory of the program. For arrays in memory of a device one asks for a view of it: the same ranks,
+ * collectives in the order of `stream`. On the host that is `host` itself. The same view for the same device and stream
+ * as long as it has users: release for each for_device, before `host` ends. Collective over `host`. */
+fp8flow_status f8_comm_for_device(fp8flow_comm *host, const f8_device *device, void *stream, fp8flow_comm **comm);
+void f8_comm_release(fp8flow_comm *comm); /* NULL allowed */
+
+/* A view through host memory (comm_staged.c), for any device; freed with f8_comm_free. Each collective waits for the
+ * stream. */
+fp8flow_status f8_comm_staged_create(fp8flow_comm *host, const f8_device *device, void *stream, fp8flow_comm **comm);
 
 /* For transports. result[i] = reduction over source[r][i], r ascending from zero (or the smallest number); a result may
  * be one of the sources. */

@@ -303,10 +303,12 @@ static void prepare_ranks(thread_rank *ranks, team *t, int32_t num_ranks,
     threads = omp_get_max_threads() / num_ranks;
 #endif
     for (int32_t r = 0; r < num_ranks; r++)
-        ranks[r] = (thread_rank){ .member = { { &threads_ops, r, num_ranks, 0 }, t, r, &ranks[r].released },
-                                  .body = body,
-                                  .user = user,
-                                  .num_threads = threads > 0 ? threads : 1 };
+        ranks[r] = (thread_rank){
+            .member = { { .ops = &threads_ops, .rank = r, .size = num_ranks }, t, r, &ranks[r].released },
+            .body = body,
+            .user = user,
+            .num_threads = threads > 0 ? threads : 1
+        };
 }
 
 fp8flow_status fp8flow_run_ranks(int32_t num_ranks, fp8flow_status (*body)(fp8flow_comm *, void *), void *user)

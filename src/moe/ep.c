@@ -65,11 +65,18 @@ static void fill_routing(const fp8flow_moe *m)
         }
 }
 
+static double exchange_seconds(const fp8flow_moe *m)
+{
+    return m->comm->spent[F8_EXCHANGE].seconds;
+}
+
 static fp8flow_status exchange_counts(fp8flow_moe *m)
 {
     f8_moe_state *s = &m->state;
+    double start = exchange_seconds(m);
     for (int32_t r = 0; r < m->comm->size; r++) s->send_rows[r] = s->send.rows[r];
     F8_TRY(f8_comm_counts(m->comm, s->send_rows, s->recv_rows));
+    m->dispatch_seconds += exchange_seconds(m) - start;
     s->sent = s->send.offset[m->comm->size];
     s->received = 0;
     for (int32_t r = 0; r < m->comm->size; r++) s->received += s->recv_rows[r];
@@ -145,7 +152,9 @@ static fp8flow_status exchange_records(fp8flow_moe *m, f8_record record, const f
         part[num_parts++] = (f8_comm_part){ s->send_gate, s->recv_gate, top_k * 4 };
     }
     int64_t before = m->comm->exchanged_bytes;
+    double start = exchange_seconds(m);
     F8_DO(m, f8_comm_exchange(m->comm, part, num_parts, s->send_rows, s->recv_rows));
+    m->dispatch_seconds += exchange_seconds(m) - start;
     int64_t moved = m->comm->exchanged_bytes - before;
     int64_t routing = record == F8_ROWS_AND_ROUTING ? s->sent * top_k * 8 : 0;
     *bytes += moved - routing;
@@ -202,7 +211,9 @@ static fp8flow_status return_records(fp8flow_moe *m, f8_record record, outgoing 
     f8_comm_part part[2] = { { from.rows->data, to.rows->data, from.rows->cols * 2 },
                              { from.gate, to.gate, top_k * 4 } };
     int num_parts = record == F8_ROWS_AND_ROUTING ? 2 : 1;
+    double start = exchange_seconds(m);
     F8_DO(m, f8_comm_exchange(m->comm, part, num_parts, s->recv_rows, s->send_rows));
+    m->combine_seconds += exchange_seconds(m) - start;
     *bytes += m->comm->exchanged_bytes - before;
     return FP8FLOW_OK;
 }

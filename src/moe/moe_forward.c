@@ -12,8 +12,14 @@ static const f8_tensor_format bf16 = { FP8FLOW_BF16, FP8FLOW_UNSCALED, FP8FLOW_R
 fp8flow_status f8_moe_product(fp8flow_moe *m, fp8flow_product product, const fp8flow_tensor *a, const fp8flow_tensor *b,
                               fp8flow_tensor *c)
 {
-    fp8flow_write write = product == FP8FLOW_WGRAD ? FP8FLOW_ACCUMULATE : FP8FLOW_OVERWRITE;
-    F8_DO(m, fp8flow_gemm(m->context, &(fp8flow_gemm_args){ product, write, NULL, a, b, c }));
+    F8_DO(m, fp8flow_gemm(m->context, &(fp8flow_gemm_args){ product, FP8FLOW_OVERWRITE, NULL, a, b, c }));
+    return FP8FLOW_OK;
+}
+
+fp8flow_status f8_moe_add_product(fp8flow_moe *m, fp8flow_product product, const fp8flow_tensor *a,
+                                  const fp8flow_tensor *b, fp8flow_tensor *c)
+{
+    F8_DO(m, fp8flow_gemm(m->context, &(fp8flow_gemm_args){ product, FP8FLOW_ACCUMULATE, NULL, a, b, c }));
     return FP8FLOW_OK;
 }
 
@@ -25,9 +31,9 @@ static fp8flow_status sum_load(fp8flow_moe *m, int64_t sequences)
     fp8flow_router_sum_args sum = { sequences, num_experts, s->counts, s->score_sums, s->total_counts, s->total_sums };
     F8_TRY(fp8flow_router_sum(m->context, &sum));
     s->total_tokens = s->tokens;
-    F8_TRY(f8_comm_all_reduce(m->comm, F8_SUM_I64, s->total_counts, num_experts));
-    F8_TRY(f8_comm_all_reduce(m->comm, F8_SUM_F32, s->total_sums, num_experts));
-    F8_TRY(f8_comm_all_reduce(m->comm, F8_SUM_I64, &s->total_tokens, 1));
+    F8_TRY(f8_comm_all_reduce(m->world_device, F8_SUM_I64, s->total_counts, num_experts));
+    F8_TRY(f8_comm_all_reduce(m->world_device, F8_SUM_F32, s->total_sums, num_experts));
+    F8_TRY(f8_comm_all_reduce(m->world, F8_SUM_I64, &s->total_tokens, 1));
     if (m->recomputing) return FP8FLOW_OK;
     return fp8flow_add_counts(m->context, &(fp8flow_add_counts_args){ num_experts, s->total_counts, m->figures->load });
 }
@@ -197,15 +203,12 @@ static fp8flow_status add_shared_expert(fp8flow_moe *m, const fp8flow_tensor *x,
     f8_arena *arena = m->config.checkpointing == FP8FLOW_KEEP_ALL ? &m->saved : m->workspace;
     fp8flow_tensor fc1 = f8_bf16((uint16_t *)(uintptr_t)m->weights.shared_fc1, 2 * width, hidden);
     fp8flow_tensor fc2 = f8_bf16((uint16_t *)(uintptr_t)m->weights.shared_fc2, hidden, width);
-    fp8flow_tensor v, out;
+    fp8flow_tensor v;
     F8_TRY(f8_draw_tensor(arena, "shared h", bf16, s->tokens, 2 * width, &s->shared_h));
     F8_TRY(f8_draw_tensor(m->workspace, "shared x2", bf16, s->tokens, width, &v));
-    F8_TRY(f8_draw_tensor(m->workspace, "shared y", bf16, s->tokens, hidden, &out));
     F8_TRY(f8_moe_product(m, FP8FLOW_FPROP, x, &fc1, &s->shared_h));
     F8_DO(m, fp8flow_swiglu(m->context, &(fp8flow_swiglu_args){ .h = &s->shared_h, .rows = &v }));
-    F8_TRY(f8_moe_product(m, FP8FLOW_FPROP, &v, &fc2, &out));
-    F8_DO(m, fp8flow_add(m->context, &(fp8flow_add_args){ y, &out, y }));
-    return FP8FLOW_OK;
+    return f8_moe_add_product(m, FP8FLOW_FPROP, &v, &fc2, y);
 }
 
 static fp8flow_status router_losses(fp8flow_moe *m)

@@ -150,11 +150,11 @@ __device__ static inline void f8_write_tokens(const f8_head_lines &to, int token
 #pragma unroll
     for (int part = 0; part < count / 32; part++) {
         int column = part * F8_TILE_PART + lane % 8 * 8;
-        f8_turn_lines(turn, sum, part);
+        f8_turn_lines<FP8FLOW_OVERWRITE>(turn, sum, part);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             int at = 4 * i + lane / 8;
-            uint4 x = f8_turned_piece(turn, at, lane % 8);
+            uint4 x = *f8_turn_piece(turn, at, lane % 8);
             if (line + 4 * i < to.tokens && column < to.head_dim)
                 *(uint4 *)(to.data + (line + 4 * i) * to.stride + column) = x;
         }
