@@ -1,6 +1,7 @@
 /* api.c - what the library says about itself: version, recipes, features of this build and machine. */
 #include <stdio.h>
 
+#include "comm/comm_nccl.h"
 #include "fp8flow.h"
 #include "ops/blas.h"
 #include "ops/ops.h"
@@ -69,6 +70,13 @@ static fp8flow_feature find_cuda(void)
     return (fp8flow_feature){ "CUDA", usable, summary, usable ? "" : "everything runs on the CPU" };
 }
 
+static fp8flow_feature find_nccl(void)
+{
+    int usable;
+    const char *summary = f8_comm_nccl_summary(&usable);
+    return (fp8flow_feature){ "NCCL", usable, summary, usable ? "" : "ranks on GPUs exchange through host memory" };
+}
+
 static fp8flow_feature find_nothing(const char *name, const char *cost)
 {
     return (fp8flow_feature){ name, 0, "not in this version", cost };
@@ -83,7 +91,7 @@ fp8flow_status fp8flow_feature_get(int64_t index, fp8flow_feature *feature)
     case 2: *feature = find_openmp(); break;
     case 3: *feature = find_cuda(); break;
     case 4: *feature = find_nothing("MPI", "ranks are threads of one process, on one machine"); break;
-    case 5: *feature = find_nothing("NCCL", "no ranks on GPUs"); break;
+    case 5: *feature = find_nccl(); break;
     default: return F8_FAIL(EINVAL, "feature_get: index %lld of 6", (long long)index);
     }
     return FP8FLOW_OK;

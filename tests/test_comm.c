@@ -4,7 +4,7 @@
  */
 #include "support.h"
 
-#include <pthread.h>
+#include <sched.h>
 
 #include "comm/comm.h"
 
@@ -70,6 +70,13 @@ static fp8flow_status check_received(const exchange_case *x, uint64_t round, con
     return FP8FLOW_OK;
 }
 
+static fp8flow_status exchange_case_run(fp8flow_comm *comm, const exchange_case *x, int num_parts, int in_halves)
+{
+    if (!in_halves) return f8_comm_exchange(comm, x->part, num_parts, x->send_rows, x->recv_rows);
+    F8_TRY(f8_comm_exchange_begin(comm, x->part, num_parts, x->send_rows, x->recv_rows));
+    return f8_comm_exchange_end(comm);
+}
+
 static fp8flow_status exchange_body(fp8flow_comm *comm, void *user)
 {
     (void)user;
@@ -83,7 +90,7 @@ static fp8flow_status exchange_body(fp8flow_comm *comm, void *user)
             if (x.recv_rows[r] != rows_between(round, r, comm->rank)) status = F8_FAIL(EFORMAT, "counts");
             bytes += x.send_rows[r] * (num_parts == 1 ? 1 : 138);
         }
-        if (status == FP8FLOW_OK) status = f8_comm_exchange(comm, x.part, num_parts, x.send_rows, x.recv_rows);
+        if (status == FP8FLOW_OK) status = exchange_case_run(comm, &x, num_parts, round % 4 == 3);
         if (status == FP8FLOW_OK && num_parts == NUM_PARTS) status = check_received(&x, round, comm);
         free_exchange(&x);
         F8_TRY(status);
@@ -301,6 +308,7 @@ static fp8flow_status failing_body(fp8flow_comm *comm, void *user)
         int64_t value = step;
         fp8flow_status status = fp8flow_comm_max(comm, &value);
         if (status != FP8FLOW_OK) {
+            CHECK(f8_comm_check(comm) == FP8FLOW_ECOMM);
             snprintf(f->message[comm->rank], sizeof f->message[0], "%s", fp8flow_last_error());
             /* Later calls fail at once, too: nobody hangs who tries again. */
             CHECK(f8_comm_broadcast(comm, 0, &value, 8) == FP8FLOW_ECOMM);
@@ -336,6 +344,26 @@ static void test_lowest_of_several_failing_ranks_is_reported(void **state)
         failure_case f = { .failing = -1, .after = repeat % 3 };
         assert_fails(fp8flow_run_ranks(8, failing_body, &f), FP8FLOW_EIO, "disk of rank 0 is full");
     }
+}
+
+/* Rank 0 waits for nobody, and learns it all the same. */
+static fp8flow_status asking_body(fp8flow_comm *comm, void *user)
+{
+    int64_t value = 0;
+    F8_TRY(f8_comm_check(comm));
+    F8_TRY(fp8flow_comm_max(comm, &value));
+    if (comm->rank == 1) return F8_FAIL(ENOMEM, "no memory on rank 1");
+    while (f8_comm_check(comm) == FP8FLOW_OK) sched_yield();
+    snprintf(user, 256, "%s", fp8flow_last_error());
+    return FP8FLOW_ECOMM;
+}
+
+static void test_check_tells_a_failure_without_waiting(void **state)
+{
+    char message[256] = "";
+    (void)state;
+    assert_fails(fp8flow_run_ranks(2, asking_body, message), FP8FLOW_ENOMEM, "no memory on rank 1");
+    assert_string_equal(message, "rank 0: rank 1 has failed: no memory on rank 1");
 }
 
 /* Rank 0 hands on the failure of rank 1, in words of its own: it did not fail by itself. */
@@ -475,6 +503,7 @@ int main(void)
         cmocka_unit_test(test_a_failure_ends_all_groups),
         cmocka_unit_test(test_others_get_ecomm_when_one_rank_fails),
         cmocka_unit_test(test_lowest_of_several_failing_ranks_is_reported),
+        cmocka_unit_test(test_check_tells_a_failure_without_waiting),
         cmocka_unit_test(test_failure_that_was_handed_on_is_not_the_cause),
         cmocka_unit_test(test_one_rank_returns_its_own_failure),
         cmocka_unit_test(test_exchange_with_different_counts_is_refused),

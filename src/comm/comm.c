@@ -18,8 +18,8 @@ static int stays_in_place(const fp8flow_comm *comm, const f8_comm_part *part, in
     return same;
 }
 
-fp8flow_status f8_comm_exchange(fp8flow_comm *comm, const f8_comm_part *part, int num_parts, const int32_t *send_rows,
-                                const int32_t *recv_rows)
+static fp8flow_status count_exchange(fp8flow_comm *comm, const f8_comm_part *part, int num_parts,
+                                     const int32_t *send_rows, const int32_t *recv_rows)
 {
     int64_t rows = 0, row_bytes = 0;
     for (int32_t r = 0; r < comm->size; r++) {
@@ -29,8 +29,29 @@ fp8flow_status f8_comm_exchange(fp8flow_comm *comm, const f8_comm_part *part, in
     }
     for (int i = 0; i < num_parts; i++) row_bytes += part[i].row_bytes;
     comm->exchanged_bytes += rows * row_bytes;
+    return FP8FLOW_OK;
+}
+
+fp8flow_status f8_comm_exchange(fp8flow_comm *comm, const f8_comm_part *part, int num_parts, const int32_t *send_rows,
+                                const int32_t *recv_rows)
+{
+    F8_TRY(count_exchange(comm, part, num_parts, send_rows, recv_rows));
     if (stays_in_place(comm, part, num_parts)) return FP8FLOW_OK;
     return comm->ops->exchange(comm, part, num_parts, send_rows, recv_rows);
+}
+
+fp8flow_status f8_comm_exchange_begin(fp8flow_comm *comm, const f8_comm_part *part, int num_parts,
+                                      const int32_t *send_rows, const int32_t *recv_rows)
+{
+    if (!comm->ops->exchange_begin) return f8_comm_exchange(comm, part, num_parts, send_rows, recv_rows);
+    F8_TRY(count_exchange(comm, part, num_parts, send_rows, recv_rows));
+    if (stays_in_place(comm, part, num_parts)) return FP8FLOW_OK;
+    return comm->ops->exchange_begin(comm, part, num_parts, send_rows, recv_rows);
+}
+
+fp8flow_status f8_comm_exchange_end(fp8flow_comm *comm)
+{
+    return comm->ops->exchange_end ? comm->ops->exchange_end(comm) : FP8FLOW_OK;
 }
 
 fp8flow_status f8_comm_counts(fp8flow_comm *comm, const int32_t *send_rows, int32_t *recv_rows)
@@ -85,6 +106,11 @@ fp8flow_status f8_comm_split(fp8flow_comm *comm, int32_t group, fp8flow_comm **p
 void f8_comm_free(fp8flow_comm *part)
 {
     if (part) part->ops->free(part);
+}
+
+fp8flow_status f8_comm_check(fp8flow_comm *comm)
+{
+    return comm->ops->check ? comm->ops->check(comm) : FP8FLOW_OK;
 }
 
 /* ---- Arithmetic of the transports ---- */

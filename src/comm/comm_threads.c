@@ -67,6 +67,15 @@ static team *team_of(fp8flow_comm *comm)
     return member_of(comm)->team;
 }
 
+/* With the mutex held: ECOMM once a rank has failed. */
+static fp8flow_status told_failure(fp8flow_comm *comm)
+{
+    const job *j = team_of(comm)->job;
+    if (!j->failed) return FP8FLOW_OK;
+    *member_of(comm)->released = 1;
+    return F8_FAIL(ECOMM, "rank %d: rank %d has failed: %s", member_of(comm)->job_rank, j->failed_rank, j->message);
+}
+
 /* Wait for all ranks; ECOMM once one has failed. */
 static fp8flow_status barrier(fp8flow_comm *comm)
 {
@@ -80,11 +89,18 @@ static fp8flow_status barrier(fp8flow_comm *comm)
         pthread_cond_broadcast(&j->all_here);
     }
     while (!j->failed && t->generation == generation) pthread_cond_wait(&j->all_here, &j->mutex);
-    int failed = j->failed && t->generation == generation, failed_rank = j->failed_rank;
+    fp8flow_status status = t->generation == generation ? told_failure(comm) : FP8FLOW_OK;
     pthread_mutex_unlock(&j->mutex);
-    *member_of(comm)->released |= failed;
-    F8_REQUIRE(!failed, ECOMM, "rank %d: rank %d has failed: %s", member_of(comm)->job_rank, failed_rank, j->message);
-    return FP8FLOW_OK;
+    return status;
+}
+
+static fp8flow_status threads_check(fp8flow_comm *comm)
+{
+    job *j = team_of(comm)->job;
+    pthread_mutex_lock(&j->mutex);
+    fp8flow_status status = told_failure(comm);
+    pthread_mutex_unlock(&j->mutex);
+    return status;
 }
 
 static void threads_abort(fp8flow_comm *comm, const char *message)
@@ -255,6 +271,7 @@ static const f8_comm_ops threads_ops = {
     .split = threads_split,
     .free = threads_free,
     .abort = threads_abort,
+    .check = threads_check,
 };
 
 /* ---- Ranks ---- */
@@ -303,10 +320,12 @@ static void prepare_ranks(thread_rank *ranks, team *t, int32_t num_ranks,
     threads = omp_get_max_threads() / num_ranks;
 #endif
     for (int32_t r = 0; r < num_ranks; r++)
-        ranks[r] = (thread_rank){ .member = { { &threads_ops, r, num_ranks, 0 }, t, r, &ranks[r].released },
-                                  .body = body,
-                                  .user = user,
-                                  .num_threads = threads > 0 ? threads : 1 };
+        ranks[r] = (thread_rank){
+            .member = { { .ops = &threads_ops, .rank = r, .size = num_ranks }, t, r, &ranks[r].released },
+            .body = body,
+            .user = user,
+            .num_threads = threads > 0 ? threads : 1
+        };
 }
 
 fp8flow_status fp8flow_run_ranks(int32_t num_ranks, fp8flow_status (*body)(fp8flow_comm *, void *), void *user)
