@@ -39,14 +39,15 @@ typedef struct {
     fp8flow_status (*split)(fp8flow_comm *comm, int32_t group, fp8flow_comm **part);
     void (*free)(fp8flow_comm *comm); /* of one that split has made */
     void (*abort)(fp8flow_comm *comm, const char *message);
-    fp8flow_status (*check)(fp8flow_comm *comm); /* NULL: a failure ends the process, or is seen in collectives only */
+    /* NULL: failures are seen in collectives only. Else check and abort are for any thread. */
+    fp8flow_status (*check)(fp8flow_comm *comm);
 } f8_comm_ops;
 
 struct fp8flow_comm {
     const f8_comm_ops *ops;
     int32_t rank, size;
     int64_t exchanged_bytes; /* sent by this rank in exchange, itself included */
-    int32_t timeout;         /* seconds that a collective waits for the other ranks; 0: as the transport has it */
+    double timeout;          /* seconds that a collective waits for the other ranks; 0: as the transport has it */
 };
 
 /* Exchange records: send_rows[r] rows go to rank r, recv_rows[r] come from it (known beforehand: f8_comm_counts).

@@ -245,6 +245,7 @@ static fp8flow_status threads_split(fp8flow_comm *comm, int32_t group, fp8flow_c
     member *mine = calloc(1, sizeof *mine);
     F8_REQUIRE(mine, ENOMEM, "split: no memory for rank %d", comm->rank);
     mine->base.ops = comm->ops;
+    mine->base.timeout = comm->timeout;
     mine->job_rank = member_of(comm)->job_rank;
     mine->released = member_of(comm)->released;
     team_of(comm)->slot[comm->rank].group = group;

@@ -39,7 +39,7 @@ static void fail_by(f8_nccl_watch *w, ncclResult_t result)
 {
     char text[F8_NCCL_MESSAGE_BYTES];
     const char *detail = w->library->GetLastError(w->nccl);
-    (void)snprintf(text, sizeof text, "rank %d: nccl: %s: %s%s%s", w->host->rank, w->name[w->begun % F8_NCCL_NAMES],
+    (void)snprintf(text, sizeof text, "nccl: %s: %s%s%s", w->name[w->begun % F8_NCCL_NAMES],
                    w->library->GetErrorString(result), detail && *detail ? ": " : "", detail ? detail : "");
     fail(w, text);
 }
@@ -67,11 +67,11 @@ static void look_at_time(f8_nccl_watch *w, progress *p)
     uint32_t finished = *w->finished;
     double now = seconds_now();
     if (finished == w->begun || finished != p->finished) *p = (progress){ finished, now };
-    int32_t timeout = w->host->timeout > 0 ? w->host->timeout : DEFAULT_TIMEOUT;
+    double timeout = w->host->timeout > 0 ? w->host->timeout : DEFAULT_TIMEOUT;
     if (now - p->since <= timeout) return;
     char text[F8_NCCL_MESSAGE_BYTES];
-    (void)snprintf(text, sizeof text, "rank %d: nccl: %s (call %u) is not done after %d s: another rank did not come",
-                   w->host->rank, w->name[(finished + 1) % F8_NCCL_NAMES], finished + 1, timeout);
+    (void)snprintf(text, sizeof text, "nccl: %s (call %u) is not done after %g s: another rank did not come",
+                   w->name[(finished + 1) % F8_NCCL_NAMES], finished + 1, timeout);
     fail(w, text);
 }
 
@@ -94,6 +94,14 @@ static void wait_a_moment(f8_nccl_watch *w)
     (void)pthread_cond_timedwait(&w->wake, &w->mutex, &until);
 }
 
+/* The others must not wait for this rank, and this rank's next collective must not succeed, once it is woken. A host
+ * communicator that only the program's thread may use (MPI) finds out when this rank, failing, leaves it. */
+static void tell_host(f8_nccl_watch *w)
+{
+    const f8_comm_ops *ops = w->host->ops;
+    if (ops->check && ops->check(w->host) == FP8FLOW_OK) ops->abort(w->host, w->message);
+}
+
 static void *watch(void *argument)
 {
     f8_nccl_watch *w = argument;
@@ -108,8 +116,7 @@ static void *watch(void *argument)
     ncclComm_t nccl = w->nccl;
     if (state != F8_NCCL_CLOSING) w->nccl = NULL;
     pthread_mutex_unlock(&w->mutex);
-    /* The others must not wait for this rank, and this rank's next collective must not succeed, once it is woken. */
-    if (state == F8_NCCL_FAILED && f8_comm_check(w->host) == FP8FLOW_OK) w->host->ops->abort(w->host, w->message);
+    if (state == F8_NCCL_FAILED) tell_host(w);
     if (state != F8_NCCL_CLOSING && nccl) (void)w->library->CommAbort(nccl);
     return NULL;
 }
