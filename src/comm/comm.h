@@ -8,6 +8,7 @@
 #define F8_COMM_COMM_H
 
 #include "base/status.h"
+#include "device/device.h"
 #include "fp8flow.h"
 
 /* One part of a record, of which each rank sends rows to each rank. A record (a token on the wire: codes,
@@ -46,8 +47,10 @@ typedef struct {
 struct fp8flow_comm {
     const f8_comm_ops *ops;
     int32_t rank, size;
-    int64_t exchanged_bytes; /* sent by this rank in exchange, itself included */
-    double timeout;          /* seconds that a collective waits for the other ranks; 0: as the transport has it */
+    int64_t exchanged_bytes;    /* sent by this rank in exchange, itself included */
+    double timeout;             /* seconds that a collective waits for the other ranks; 0: as the transport has it */
+    struct f8_comm_view *views; /* of it, for memory of devices: comm_device.c */
+    struct f8_comm_view *view;  /* that it is itself */
 };
 
 /* Exchange records: send_rows[r] rows go to rank r, recv_rows[r] come from it (known beforehand: f8_comm_counts).
@@ -84,6 +87,20 @@ void f8_comm_free(fp8flow_comm *part); /* NULL allowed */
 /* ECOMM with its message once a rank has failed. Neither collective nor waiting, and for any thread: what came over a
  * transport that does not wait (comm_nccl.h) is good if this succeeds after the device's work is done. */
 fp8flow_status f8_comm_check(fp8flow_comm *comm);
+
+/* ---- Memory of a device ----
+ *
+ * A communicator moves memory of the program. For arrays in memory of a device one asks for a view of it: the same
+ * ranks, collectives in the order of `stream`. On the host that is `host` itself; else NCCL where it can be used
+ * (comm_nccl.h), else a way through host memory. FP8FLOW_TRANSPORT in the environment, the same for every rank, insists
+ * on one: "nccl" or "staged". The same view for the same device and stream as long as it has users: release for each
+ * for_device, before `host` ends. Collective over `host`. */
+fp8flow_status f8_comm_for_device(fp8flow_comm *host, const f8_device *device, void *stream, fp8flow_comm **comm);
+void f8_comm_release(fp8flow_comm *comm); /* NULL allowed */
+
+/* A view through host memory (comm_staged.c), for any device; freed with f8_comm_free. Each collective waits for the
+ * stream. */
+fp8flow_status f8_comm_staged_create(fp8flow_comm *host, const f8_device *device, void *stream, fp8flow_comm **comm);
 
 /* For transports. result[i] = reduction over source[r][i], r ascending from zero (or the smallest number); a result may
  * be one of the sources. */

@@ -345,7 +345,7 @@ static fp8flow_status introduce(const f8_device *device, introduction *mine)
     const f8_nccl_library *library;
     struct cudaDeviceProp properties;
     int gpu = 0;
-    F8_REQUIRE(!device->is_host, ENOSYS, "its memory is the program's");
+    F8_REQUIRE(strcmp(device->name, "cuda") == 0, ENOSYS, "its device is \"%s\", no GPU", device->name);
     F8_TRY(f8_nccl_load(&library));
     CUDA_TRY("device", cudaGetDevice(&gpu));
     CUDA_TRY("device", cudaGetDeviceProperties(&properties, gpu));

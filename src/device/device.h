@@ -24,6 +24,9 @@ typedef struct {
     /* *memory of `bytes` (0 allowed, gives a valid pointer). ENOMEM names the bytes. */
     fp8flow_status (*alloc)(size_t bytes, void **memory);
     void (*free)(void *memory); /* NULL allowed */
+    /* Host memory that copies to and from the device are fast with. */
+    fp8flow_status (*alloc_host)(size_t bytes, void **memory);
+    void (*free_host)(void *memory); /* NULL allowed */
 
     fp8flow_status (*stream_create)(void **stream);
     void (*stream_destroy)(void *stream);

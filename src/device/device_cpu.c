@@ -132,6 +132,8 @@ const f8_device *f8_device_cpu(void)
                                       .is_host = 1,
                                       .alloc = cpu_alloc,
                                       .free = cpu_free,
+                                      .alloc_host = cpu_alloc,
+                                      .free_host = cpu_free,
                                       .stream_create = cpu_stream_create,
                                       .stream_destroy = cpu_stream_destroy,
                                       .copy = cpu_copy,

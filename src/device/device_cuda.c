@@ -34,6 +34,20 @@ static void cuda_free(void *memory)
     (void)cudaFree(memory);
 }
 
+static fp8flow_status cuda_alloc_host(size_t bytes, void **memory)
+{
+    cudaError_t error = cudaMallocHost(memory, bytes ? bytes : 1);
+    if (error == cudaSuccess) return FP8FLOW_OK;
+    (void)cudaGetLastError();
+    F8_REQUIRE(error == cudaErrorMemoryAllocation, EBACKEND, "cuda: host memory: %s", cudaGetErrorString(error));
+    return F8_FAIL(ENOMEM, "memory: the system refused %zu bytes that stay in place for the GPU", bytes);
+}
+
+static void cuda_free_host(void *memory)
+{
+    (void)cudaFreeHost(memory);
+}
+
 static fp8flow_status cuda_stream_create(void **stream)
 {
     CUDA_TRY("stream", cudaStreamCreateWithFlags((cudaStream_t *)stream, cudaStreamNonBlocking));
@@ -169,6 +183,8 @@ static const f8_device cuda_device = { .name = "cuda",
                                        .is_host = 0,
                                        .alloc = cuda_alloc,
                                        .free = cuda_free,
+                                       .alloc_host = cuda_alloc_host,
+                                       .free_host = cuda_free_host,
                                        .stream_create = cuda_stream_create,
                                        .stream_destroy = cuda_stream_destroy,
                                        .copy = cuda_copy,
