@@ -80,6 +80,9 @@ typedef struct {
 } fp8flow_device_info;
 FP8FLOW_API fp8flow_status fp8flow_device_describe(fp8flow_context *c, fp8flow_device_info *info);
 
+/* GPUs of this machine, whatever they are; 0 without CUDA. */
+FP8FLOW_API int32_t fp8flow_gpu_count(void);
+
 #ifdef __cplusplus
 }
 #endif

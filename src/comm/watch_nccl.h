@@ -10,7 +10,8 @@
  *
  * Then it first tells the host communicator, so that every later collective fails on all ranks, and next calls
  * ncclCommAbort, which ends the kernels: the program's wait returns, and its next f8_comm_check or collective fails
- * with ECOMM. One thread per communicator, because an abort can wait for kernels of another one, which must be aborted meanwhile.
+ * with ECOMM. One thread per communicator, because an abort can wait for kernels of another one, which must be aborted
+ * meanwhile.
  *
  * The thread makes no call of CUDA before the abort: those can block behind the very wait that is to be ended. Which
  * calls are done it reads from host memory, where the stream itself writes their numbers.

@@ -91,3 +91,8 @@ fp8flow_status fp8flow_device_describe(fp8flow_context *c, fp8flow_device_info *
     F8_REQUIRE(c && info, EINVAL, "device_describe: NULL argument");
     return c->device->describe(info);
 }
+
+int32_t fp8flow_gpu_count(void)
+{
+    return f8_device_cuda_count();
+}
