@@ -1,7 +1,6 @@
 /* watch_nccl.c - see watch_nccl.h. */
 #include "comm/watch_nccl.h"
 
-#include <cudaTypedefs.h>
 #include <cuda_runtime_api.h>
 #include <sched.h>
 #include <stdio.h>
@@ -22,6 +21,11 @@ static void sleep_ns(long nanoseconds)
 {
     struct timespec time = { 0, nanoseconds };
     (void)nanosleep(&time, NULL);
+}
+
+static uint32_t last_finished(const f8_nccl_watch *w)
+{
+    return __atomic_load_n(w->finished, __ATOMIC_ACQUIRE);
 }
 
 /* ---- Failure ---- */
@@ -64,7 +68,7 @@ typedef struct {
 
 static void look_at_time(f8_nccl_watch *w, progress *p)
 {
-    uint32_t finished = *w->finished;
+    uint32_t finished = last_finished(w);
     double now = seconds_now();
     if (finished == w->begun || finished != p->finished) *p = (progress){ finished, now };
     double timeout = w->host->timeout > 0 ? w->host->timeout : DEFAULT_TIMEOUT;
@@ -153,16 +157,14 @@ static fp8flow_status await(f8_nccl_watch *w, ncclResult_t result)
     return f8_nccl_check(w);
 }
 
-static PFN_cuStreamWriteValue32_v11070 write_value; /* the driver's; threads that race store the same value */
-
-static fp8flow_status find_write_value(void)
+static fp8flow_status find_write_value(f8_nccl_watch *w)
 {
     void *function = NULL;
     enum cudaDriverEntryPointQueryResult found;
     cudaError_t error =
         cudaGetDriverEntryPointByVersion("cuStreamWriteValue32", &function, 12000, cudaEnableDefault, &found);
     F8_REQUIRE(error == cudaSuccess && function, ENOSYS, "nccl: cuda: the driver has no cuStreamWriteValue32");
-    memcpy(&write_value, &function, sizeof function);
+    memcpy(&w->write_value, &function, sizeof function);
     return FP8FLOW_OK;
 }
 
@@ -171,7 +173,7 @@ fp8flow_status f8_nccl_end(f8_nccl_watch *w, ncclResult_t result, void *stream)
     uint32_t number = w->begun;
     pthread_mutex_unlock(&w->mutex);
     F8_TRY(await(w, result));
-    CUresult error = write_value(stream, w->finished_gpu, number, CU_STREAM_WRITE_VALUE_DEFAULT);
+    CUresult error = w->write_value(stream, w->finished_gpu, number, CU_STREAM_WRITE_VALUE_DEFAULT);
     F8_REQUIRE(error == CUDA_SUCCESS, EBACKEND, "nccl: cuda: write of a number: error %d", (int)error);
     return FP8FLOW_OK;
 }
@@ -198,7 +200,7 @@ static void drop(f8_nccl_watch *w)
 {
     (void)pthread_cond_destroy(&w->wake);
     (void)pthread_mutex_destroy(&w->mutex);
-    (void)cudaFreeHost((void *)(uintptr_t)w->finished);
+    (void)cudaFreeHost(w->finished);
 }
 
 fp8flow_status f8_nccl_watch_start(f8_nccl_watch *w, fp8flow_comm *host, const f8_nccl_library *library)
@@ -206,7 +208,7 @@ fp8flow_status f8_nccl_watch_start(f8_nccl_watch *w, fp8flow_comm *host, const f
     pthread_condattr_t attributes;
     *w = (f8_nccl_watch){ .host = host, .library = library };
     F8_REQUIRE(cudaGetDevice(&w->gpu) == cudaSuccess, EBACKEND, "nccl: cuda: this thread has no device");
-    F8_TRY(find_write_value());
+    F8_TRY(find_write_value(w));
     F8_TRY(draw_number(w));
     (void)pthread_mutex_init(&w->mutex, NULL);
     (void)pthread_condattr_init(&attributes);
@@ -221,14 +223,14 @@ fp8flow_status f8_nccl_watch_start(f8_nccl_watch *w, fp8flow_comm *host, const f
 /* Calls that all ranks have made end by themselves. */
 static f8_nccl_state close_after_calls(f8_nccl_watch *w)
 {
-    for (int waited = 0; waited < PATIENCE_MS && *w->finished != w->begun; waited += LOOK_MS) {
+    for (int waited = 0; waited < PATIENCE_MS && last_finished(w) != w->begun; waited += LOOK_MS) {
         pthread_mutex_lock(&w->mutex);
         f8_nccl_state state = w->state;
         pthread_mutex_unlock(&w->mutex);
         if (state != F8_NCCL_WORKING) return state;
         sleep_ns(LOOK_MS * 1000000L);
     }
-    return *w->finished == w->begun ? F8_NCCL_CLOSING : F8_NCCL_LEAVING;
+    return last_finished(w) == w->begun ? F8_NCCL_CLOSING : F8_NCCL_LEAVING;
 }
 
 void f8_nccl_watch_stop(f8_nccl_watch *w)

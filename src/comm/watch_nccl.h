@@ -19,6 +19,7 @@
 #ifndef F8_COMM_WATCH_NCCL_H
 #define F8_COMM_WATCH_NCCL_H
 
+#include <cudaTypedefs.h>
 #include <pthread.h>
 
 #include "comm/comm.h"
@@ -36,6 +37,7 @@ enum { F8_NCCL_MESSAGE_BYTES = 512, F8_NCCL_NAMES = 256 };
 typedef struct {
     fp8flow_comm *host;
     const f8_nccl_library *library;
+    PFN_cuStreamWriteValue32_v11070 write_value; /* the driver's */
     int gpu;
     pthread_t thread;
     pthread_mutex_t mutex; /* around every use of what follows, and every call of NCCL but abort */
@@ -45,7 +47,7 @@ typedef struct {
     char message[F8_NCCL_MESSAGE_BYTES];
     uint32_t begun;                  /* number of the last call */
     const char *name[F8_NCCL_NAMES]; /* of call number i at i % F8_NCCL_NAMES */
-    volatile uint32_t *finished;     /* the last number that the stream has written */
+    uint32_t *finished;              /* the last number that the stream has written */
     unsigned long long finished_gpu; /* the same memory, as the GPU addresses it */
 } f8_nccl_watch;
 
