@@ -17,6 +17,7 @@
 
 #include "fp8flow_device.h"
 #include "fp8flow_ops.h"
+#include "fp8flow_ops_ranks.h"
 
 #ifdef __cplusplus
 extern "C" {
