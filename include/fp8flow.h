@@ -77,7 +77,8 @@ FP8FLOW_API fp8flow_status fp8flow_run_ranks(int32_t num_ranks, fp8flow_status (
  *
  * Weights, gradients and the data of x, y, dy and dx are memory of the context: under CUDA device memory, and calls
  * return before the work is done (fp8flow_ops.h). The get_* calls that read what the layer counted, and an observer,
- * wait for it. A layer on a GPU runs on one rank. */
+ * wait for it; so does a layer of several ranks, in forward and backward, and a graph cannot record it (ENOSYS). Ranks
+ * may share a GPU, each with a context of its own. Destroy a layer before its comm ends. */
 
 /* What forward keeps for backward. */
 typedef enum {

@@ -11,9 +11,10 @@
  * workspace, which is empty between calls. Both are sized at create by running the same code with measuring
  * arenas (`measuring`: operators and collectives are skipped, the largest possible counts are assumed).
  *
- * All of it is memory of the context's device, and nothing here waits for the device: how many rows the experts have
- * with padding is known there alone, and tensors of that many rows have as many as are possible. What the layer counts
- * is read when somebody asks for it.
+ * All of it is memory of the context's device. A layer that is alone does not wait for the device: how many rows the
+ * experts have with padding is known there alone, and tensors of that many rows have as many as are possible. Several
+ * ranks wait once in a dispatch for the numbers of rows that they send (f8_ep_count), and for what their transport waits
+ * for. What the layer counts is read when somebody asks for it.
  */
 #ifndef F8_MOE_MOE_H
 #define F8_MOE_MOE_H
@@ -79,12 +80,14 @@ typedef struct {
 
 struct fp8flow_moe {
     fp8flow_context *context;
-    fp8flow_comm *comm;
+    fp8flow_comm *comm, *device_comm; /* the second: for the context's memory */
     fp8flow_moe_config config;
     f8_recipe recipe;
     int64_t first_expert, local_experts;
     fp8flow_moe_weights weights;
     f8_expert_weight fc1, fc2;
+    int32_t *row_counts; /* [R] rows for each rank, in the program's memory once rows_counted has passed */
+    void *rows_counted;
     void *weight_memory, *saved_memory;
     size_t weight_bytes;
     f8_arena saved;
@@ -184,9 +187,16 @@ fp8flow_status f8_observe_swiglu_backward(fp8flow_moe *m, const fp8flow_tensor *
 
 /* ---- ep.c ---- */
 
-/* From expert and gate [T, k]: the send plan, the records' routing, and how many rows come from each rank.
- * Draws from `arena`. Collective. */
+/* What the layer needs of its comm. Open is collective; close after a failed open too. */
+fp8flow_status f8_ep_open(fp8flow_moe *m);
+void f8_ep_close(fp8flow_moe *m);
+
+/* From expert [T, k]: the send plan, drawn from `arena`. Waits for nothing. */
 fp8flow_status f8_ep_plan(fp8flow_moe *m, f8_arena *arena);
+
+/* How many rows go to each rank and come from it, and the routing of those that go. Waits for the plan on the device,
+ * not for what was called since. Collective. */
+fp8flow_status f8_ep_count(fp8flow_moe *m);
 
 /* Send the wire tensor [T, H] to the ranks of its tokens' experts. with_routing: recv_expert and recv_gate too
  * (drawn from `arena` with the received rows). *bytes grows by the codes and scales sent. Collective. */
@@ -206,8 +216,8 @@ fp8flow_status f8_moe_route(fp8flow_moe *m, const fp8flow_tensor *x, f8_arena *a
 
 typedef enum { F8_PASS_FORWARD, F8_PASS_RECOMPUTE } f8_pass;
 
-/* Cast to the wire and dispatch. */
-fp8flow_status f8_moe_send(fp8flow_moe *m, const fp8flow_tensor *x, f8_pass pass, f8_arena *routing, f8_arena *rows);
+/* Cast to the wire and dispatch by the plan. */
+fp8flow_status f8_moe_send(fp8flow_moe *m, const fp8flow_tensor *x, f8_pass pass, f8_arena *rows);
 
 /* plan, permute, x1, fc1, h, swiglu, x2 as far as the pass needs them. */
 fp8flow_status f8_moe_experts(fp8flow_moe *m, f8_pass pass);

@@ -13,8 +13,10 @@ static fp8flow_status compute_again(fp8flow_moe *m, const fp8flow_tensor *x)
 {
     if (m->config.checkpointing == FP8FLOW_KEEP_ALL) return FP8FLOW_OK;
     F8_TRY(f8_moe_route(m, x, m->workspace));
-    if (m->config.checkpointing == FP8FLOW_FULL)
-        F8_TRY(f8_moe_send(m, x, F8_PASS_RECOMPUTE, m->workspace, m->workspace));
+    if (m->config.checkpointing == FP8FLOW_FULL) {
+        F8_TRY(f8_ep_plan(m, m->workspace));
+        F8_TRY(f8_moe_send(m, x, F8_PASS_RECOMPUTE, m->workspace));
+    }
     return f8_moe_experts(m, F8_PASS_RECOMPUTE);
 }
 

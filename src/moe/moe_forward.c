@@ -25,8 +25,8 @@ static fp8flow_status sum_load(fp8flow_moe *m, int64_t sequences)
     fp8flow_router_sum_args sum = { sequences, num_experts, s->counts, s->score_sums, s->total_counts, s->total_sums };
     F8_TRY(fp8flow_router_sum(m->context, &sum));
     s->total_tokens = s->tokens;
-    F8_TRY(f8_comm_all_reduce(m->comm, F8_SUM_I64, s->total_counts, num_experts));
-    F8_TRY(f8_comm_all_reduce(m->comm, F8_SUM_F32, s->total_sums, num_experts));
+    F8_TRY(f8_comm_all_reduce(m->device_comm, F8_SUM_I64, s->total_counts, num_experts));
+    F8_TRY(f8_comm_all_reduce(m->device_comm, F8_SUM_F32, s->total_sums, num_experts));
     F8_TRY(f8_comm_all_reduce(m->comm, F8_SUM_I64, &s->total_tokens, 1));
     if (m->recomputing) return FP8FLOW_OK;
     return fp8flow_add_counts(m->context, &(fp8flow_add_counts_args){ num_experts, s->total_counts, m->figures->load });
@@ -71,14 +71,14 @@ fp8flow_status f8_moe_route(fp8flow_moe *m, const fp8flow_tensor *x, f8_arena *a
     return FP8FLOW_OK;
 }
 
-fp8flow_status f8_moe_send(fp8flow_moe *m, const fp8flow_tensor *x, f8_pass pass, f8_arena *routing, f8_arena *rows)
+fp8flow_status f8_moe_send(fp8flow_moe *m, const fp8flow_tensor *x, f8_pass pass, f8_arena *rows)
 {
     f8_moe_state *s = &m->state;
     f8_arena *wire_arena = f8_moe_is_alone(m) ? rows : m->workspace;
     f8_edge_pair pair = { F8_FORWARD_WIRE, F8_NUM_EDGES, "caller", NULL, wire_arena, NULL };
     fp8flow_tensor wire;
-    F8_TRY(f8_ep_plan(m, routing));
     F8_TRY(f8_bring_rows(m, &pair, x, &wire, NULL));
+    F8_TRY(f8_ep_count(m));
     return f8_ep_dispatch(m, F8_ROWS_AND_ROUTING, &wire, rows, &s->inbox,
                           &m->report.dispatch_bytes[pass == F8_PASS_RECOMPUTE]);
 }
@@ -188,8 +188,8 @@ static fp8flow_status combine_outputs(fp8flow_moe *m, fp8flow_tensor *y)
     return f8_ep_combine(m, F8_ROWS_ONLY, &rows, NULL, y, NULL, &m->report.combine_bytes[0]);
 }
 
-/* The shared expert: a dense BF16 SwiGLU over this rank's tokens, added to y. */
-static fp8flow_status add_shared_expert(fp8flow_moe *m, const fp8flow_tensor *x, fp8flow_tensor *y)
+/* The shared expert, a dense BF16 SwiGLU over this rank's tokens: `out` [T, H] where the layer has one. */
+static fp8flow_status run_shared_expert(fp8flow_moe *m, const fp8flow_tensor *x, fp8flow_tensor *out)
 {
     f8_moe_state *s = &m->state;
     int64_t width = m->config.shared_width, hidden = m->config.hidden;
@@ -197,15 +197,13 @@ static fp8flow_status add_shared_expert(fp8flow_moe *m, const fp8flow_tensor *x,
     f8_arena *arena = m->config.checkpointing == FP8FLOW_KEEP_ALL ? &m->saved : m->workspace;
     fp8flow_tensor fc1 = f8_bf16((uint16_t *)(uintptr_t)m->weights.shared_fc1, 2 * width, hidden);
     fp8flow_tensor fc2 = f8_bf16((uint16_t *)(uintptr_t)m->weights.shared_fc2, hidden, width);
-    fp8flow_tensor v, out;
+    fp8flow_tensor v;
     F8_TRY(f8_draw_tensor(arena, "shared h", bf16, s->tokens, 2 * width, &s->shared_h));
     F8_TRY(f8_draw_tensor(m->workspace, "shared x2", bf16, s->tokens, width, &v));
-    F8_TRY(f8_draw_tensor(m->workspace, "shared y", bf16, s->tokens, hidden, &out));
+    F8_TRY(f8_draw_tensor(m->workspace, "shared y", bf16, s->tokens, hidden, out));
     F8_TRY(f8_moe_product(m, FP8FLOW_FPROP, x, &fc1, &s->shared_h));
     F8_DO(m, fp8flow_swiglu(m->context, &(fp8flow_swiglu_args){ .h = &s->shared_h, .rows = &v }));
-    F8_TRY(f8_moe_product(m, FP8FLOW_FPROP, &v, &fc2, &out));
-    F8_DO(m, fp8flow_add(m->context, &(fp8flow_add_args){ y, &out, y }));
-    return FP8FLOW_OK;
+    return f8_moe_product(m, FP8FLOW_FPROP, &v, &fc2, out);
 }
 
 static fp8flow_status router_losses(fp8flow_moe *m)
@@ -227,11 +225,15 @@ fp8flow_status f8_moe_run_forward(fp8flow_moe *m, const fp8flow_tensor *x, fp8fl
     fp8flow_checkpointing mode = m->config.checkpointing;
     f8_arena *routing = mode == FP8FLOW_FULL ? m->workspace : &m->saved;
     f8_arena *rows = mode == FP8FLOW_MOE_EXPERT ? &m->saved : m->workspace;
+    fp8flow_tensor shared;
     m->state.tokens = x->rows;
     F8_TRY(f8_moe_route(m, x, mode == FP8FLOW_KEEP_ALL ? &m->saved : m->workspace));
     F8_TRY(router_losses(m));
-    F8_TRY(f8_moe_send(m, x, F8_PASS_FORWARD, routing, rows));
+    F8_TRY(f8_ep_plan(m, routing));
+    F8_TRY(run_shared_expert(m, x, &shared)); /* something to do while the counts of rows are on their way */
+    F8_TRY(f8_moe_send(m, x, F8_PASS_FORWARD, rows));
     F8_TRY(f8_moe_experts(m, F8_PASS_FORWARD));
     F8_TRY(combine_outputs(m, y));
-    return add_shared_expert(m, x, y);
+    if (m->config.shared_width) F8_DO(m, fp8flow_add(m->context, &(fp8flow_add_args){ y, &shared, y }));
+    return FP8FLOW_OK;
 }

@@ -76,6 +76,7 @@ struct fp8flow_context {
     const f8_device *device;
     void *stream; /* of the device; owned unless the caller brought it */
     int owns_stream;
+    int recording; /* a graph: calls are not done now, and nobody may wait for them */
     int num_threads;
     char *scratch; /* num_threads * F8_SCRATCH_BYTES; F8_CUDA_SCRATCH_BYTES of device memory under CUDA */
     int64_t calls[F8_NUM_OPS];
