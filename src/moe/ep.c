@@ -33,7 +33,7 @@ int f8_moe_is_alone(const fp8flow_moe *m)
 fp8flow_status f8_ep_open(fp8flow_moe *m)
 {
     const f8_device *device = m->context->device;
-    F8_TRY(f8_comm_for_device(m->comm, device, m->context->stream, &m->device_comm));
+    F8_TRY(f8_comm_for_device(m->comm, device, m->context->stream, &m->comm_device));
     F8_TRY(device->alloc_host((size_t)m->comm->size * sizeof *m->row_counts, (void **)&m->row_counts));
     return device->event_create(&m->rows_counted);
 }
@@ -43,7 +43,7 @@ void f8_ep_close(fp8flow_moe *m)
     const f8_device *device = m->context->device;
     if (m->rows_counted) device->event_destroy(m->rows_counted);
     device->free_host(m->row_counts);
-    if (m->device_comm != m->comm) f8_comm_release(m->device_comm); /* on the host, comm may have ended */
+    f8_comm_release(m->comm_device);
 }
 
 /* ---- Plan ---- */
@@ -83,12 +83,22 @@ fp8flow_status f8_ep_plan(fp8flow_moe *m, f8_arena *arena)
     return FP8FLOW_OK;
 }
 
+/* Of the program, in exchanges of counts and of records. */
+static double exchange_seconds(const fp8flow_moe *m)
+{
+    double seconds = m->comm->spent[F8_EXCHANGE].seconds;
+    if (m->comm_device != m->comm) seconds += m->comm_device->spent[F8_EXCHANGE].seconds;
+    return seconds;
+}
+
 static fp8flow_status exchange_counts(fp8flow_moe *m)
 {
     f8_moe_state *s = &m->state;
+    double start = exchange_seconds(m);
     F8_TRY(m->context->device->event_wait(m->rows_counted));
     memcpy(s->send_rows, m->row_counts, (size_t)m->comm->size * sizeof *m->row_counts);
     F8_TRY(f8_comm_counts(m->comm, s->send_rows, s->recv_rows));
+    m->dispatch_seconds += exchange_seconds(m) - start;
     s->sent = s->received = 0;
     for (int32_t r = 0; r < m->comm->size; r++) {
         s->sent += s->send_rows[r];
@@ -155,9 +165,11 @@ static fp8flow_status exchange_records(fp8flow_moe *m, f8_record record, const f
         part[num_parts++] = (f8_comm_part){ s->send_expert, s->recv_expert, top_k * 4 };
         part[num_parts++] = (f8_comm_part){ s->send_gate, s->recv_gate, top_k * 4 };
     }
-    int64_t before = m->device_comm->exchanged_bytes;
-    F8_DO(m, f8_comm_exchange(m->device_comm, part, num_parts, s->send_rows, s->recv_rows));
-    int64_t moved = m->device_comm->exchanged_bytes - before;
+    int64_t before = m->comm_device->exchanged_bytes;
+    double start = exchange_seconds(m);
+    F8_DO(m, f8_comm_exchange(m->comm_device, part, num_parts, s->send_rows, s->recv_rows));
+    m->dispatch_seconds += exchange_seconds(m) - start;
+    int64_t moved = m->comm_device->exchanged_bytes - before;
     int64_t routing = record == F8_ROWS_AND_ROUTING ? s->sent * top_k * 8 : 0;
     *bytes += moved - routing;
     m->report.routing_bytes += routing;
@@ -197,12 +209,14 @@ typedef struct {
 static fp8flow_status return_records(fp8flow_moe *m, f8_record record, outgoing from, incoming to, int64_t *bytes)
 {
     f8_moe_state *s = &m->state;
-    int64_t top_k = m->config.router.top_k, before = m->device_comm->exchanged_bytes;
+    int64_t top_k = m->config.router.top_k, before = m->comm_device->exchanged_bytes;
     f8_comm_part part[2] = { { from.rows->data, to.rows->data, from.rows->cols * 2 },
                              { from.gate, to.gate, top_k * 4 } };
     int num_parts = record == F8_ROWS_AND_ROUTING ? 2 : 1;
-    F8_DO(m, f8_comm_exchange(m->device_comm, part, num_parts, s->recv_rows, s->send_rows));
-    *bytes += m->device_comm->exchanged_bytes - before;
+    double start = exchange_seconds(m);
+    F8_DO(m, f8_comm_exchange(m->comm_device, part, num_parts, s->recv_rows, s->send_rows));
+    m->combine_seconds += exchange_seconds(m) - start;
+    *bytes += m->comm_device->exchanged_bytes - before;
     return FP8FLOW_OK;
 }
 

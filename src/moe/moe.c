@@ -135,6 +135,7 @@ fp8flow_status fp8flow_moe_create(fp8flow_context *context, fp8flow_comm *comm, 
     m->first_expert = num_experts * comm->rank / comm->size;
     m->local_experts = num_experts * (comm->rank + 1) / comm->size - m->first_expert;
     status = f8_ep_open(m);
+    if (status == FP8FLOW_OK) status = f8_moe_balance_over(m, comm);
     if (status == FP8FLOW_OK) status = allocate(m);
     if (status != FP8FLOW_OK) {
         fp8flow_moe_destroy(m);
@@ -153,6 +154,7 @@ void fp8flow_moe_destroy(fp8flow_moe *m)
     m->context->device->free(m->own_figures);
     m->context->device->free(m->observed);
     f8_ep_close(m);
+    f8_comm_release(m->world_device);
     free(m->figures_copy);
     free(m);
 }
@@ -287,6 +289,16 @@ fp8flow_status fp8flow_moe_backward(fp8flow_moe *m, const fp8flow_tensor *x, con
 void f8_moe_collect(fp8flow_moe *m, f8_moe_figures *figures)
 {
     m->figures = figures;
+}
+
+fp8flow_status f8_moe_balance_over(fp8flow_moe *m, fp8flow_comm *world)
+{
+    fp8flow_comm *view;
+    F8_TRY(f8_comm_for_device(world, m->context->device, m->context->stream, &view));
+    f8_comm_release(m->world_device);
+    m->world = world;
+    m->world_device = view;
+    return FP8FLOW_OK;
 }
 
 /* Waits for what the layer has to do. */

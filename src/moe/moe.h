@@ -39,7 +39,7 @@ typedef struct {
     uint64_t nonfinite[F8_NUM_EDGES]; /* values that the quantiser of each edge saw */
     double losses[3];
     int32_t padded; /* rows of the experts of this rank with padding, last forward */
-    int64_t load[]; /* [E]: tokens that chose the expert, all ranks */
+    int64_t load[]; /* [E]: tokens that chose the expert, all ranks of `world` */
 } f8_moe_figures;
 
 static inline size_t f8_moe_figures_bytes(int64_t num_experts)
@@ -61,7 +61,7 @@ typedef struct {
     fp8flow_router_config router; /* the layer's, with the sequence length of this call */
     int32_t *expert, *counts;
     float *gate, *scores, *log_sum_exp, *score_sums, *logits;
-    int64_t *total_counts; /* [E] over all ranks */
+    int64_t *total_counts; /* [E] over the ranks of `world` */
     float *total_sums;     /* [E] */
     int64_t total_tokens;
     /* expert parallelism: a token goes once to each rank that has one of its experts */
@@ -80,7 +80,8 @@ typedef struct {
 
 struct fp8flow_moe {
     fp8flow_context *context;
-    fp8flow_comm *comm, *device_comm; /* the second: for the context's memory */
+    fp8flow_comm *comm, *comm_device;   /* the ranks that share the experts out; the same for the context's memory */
+    fp8flow_comm *world, *world_device; /* the ranks whose load is balanced together */
     fp8flow_moe_config config;
     f8_recipe recipe;
     int64_t first_expert, local_experts;
@@ -96,6 +97,7 @@ struct fp8flow_moe {
     int recomputing; /* backward is computing again what forward did not keep */
     f8_moe_state state;
     int forward_done;
+    double dispatch_seconds, combine_seconds; /* of the program in exchanges, since the layer was made */
     fp8flow_moe_report report;
     f8_moe_figures *figures;      /* own_figures, or a collector's */
     f8_moe_figures *own_figures;  /* cleared by each forward */
@@ -118,6 +120,10 @@ int f8_moe_is_alone(const fp8flow_moe *m);
 /* From now on add to `figures` (context memory, f8_moe_figures_bytes) and leave clearing and reading to the caller:
  * one read for all layers of a model and all forwards of a step. */
 void f8_moe_collect(fp8flow_moe *m, f8_moe_figures *figures);
+
+/* Sum load figures over the ranks of `world` from now on, which comprise those of the layer's comm: the groups of a
+ * data-parallel job. Borrowed. Collective. */
+fp8flow_status f8_moe_balance_over(fp8flow_moe *m, fp8flow_comm *world);
 
 /* Largest possible number of received rows and of permuted, padded rows for `received` rows. */
 int64_t f8_moe_max_received(const fp8flow_moe *m);

@@ -25,9 +25,9 @@ static fp8flow_status sum_load(fp8flow_moe *m, int64_t sequences)
     fp8flow_router_sum_args sum = { sequences, num_experts, s->counts, s->score_sums, s->total_counts, s->total_sums };
     F8_TRY(fp8flow_router_sum(m->context, &sum));
     s->total_tokens = s->tokens;
-    F8_TRY(f8_comm_all_reduce(m->device_comm, F8_SUM_I64, s->total_counts, num_experts));
-    F8_TRY(f8_comm_all_reduce(m->device_comm, F8_SUM_F32, s->total_sums, num_experts));
-    F8_TRY(f8_comm_all_reduce(m->comm, F8_SUM_I64, &s->total_tokens, 1));
+    F8_TRY(f8_comm_all_reduce(m->world_device, F8_SUM_I64, s->total_counts, num_experts));
+    F8_TRY(f8_comm_all_reduce(m->world_device, F8_SUM_F32, s->total_sums, num_experts));
+    F8_TRY(f8_comm_all_reduce(m->world, F8_SUM_I64, &s->total_tokens, 1));
     if (m->recomputing) return FP8FLOW_OK;
     return fp8flow_add_counts(m->context, &(fp8flow_add_counts_args){ num_experts, s->total_counts, m->figures->load });
 }
