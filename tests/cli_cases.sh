@@ -164,6 +164,7 @@ refuse "bench layer of a width that is refused" 1 'layer bf16 at demo: ' bench l
 refuse "bench train of no model" 2 'is none of v2-lite-cut' bench train --models tiny
 refuse "bench train in no mode" 2 'is not one of none|moe_expert|full' bench train --checkpointing some
 refuse "bench train of no recipe" 2 'flow' bench train --recipes bf16,fp4
+refuse "bench train of some operators" 2 'is not one of none|main|all' bench train --kernels some
 refuse "bench train of an odd batch" 2 '--batch 3 is not a multiple of --micro-batch 2' bench train --batch 3
 export TMPDIR=/no/such/place
 refuse "bench train without a place" 1 'temporary folder: No such file' bench train --layers 1

@@ -241,10 +241,18 @@ check "bench train compares with bf16" sh -c "grep -E '^bf16 +moe_expert ' $logs
 check "bench train says what MFU is" says '6 x active parameters'
 check "bench train leaves no files" rmdir bench_tmp
 unset TMPDIR
-run bench train --device cpu --repeat 2 --layers 1 --batch 1 --micro-batch 1 --sequence-length 32 --recipes blockwise --json
+run bench train --device cpu --repeat 1 --layers 1 --batch 1 --micro-batch 1 --sequence-length 32 \
+    --recipes flow,deepseek --kernels main
+check "bench train lists the operators" grep -qE '^  adamw +[^ ].* [0-9]+ +[0-9.]+ +[0-9.]+' "$logs/out"
+check "bench train lists them for the main recipes in the first mode" [ "$(grep -c '% bound' "$logs/out")" -eq 1 ]
+check "bench train says that their sum is not the step" says 'their sum is not the time of a step'
+check "bench train adds them up" grep -qE '^  all calls +[0-9.]+ ' "$logs/out"
+run bench train --device cpu --repeat 2 --layers 1 --batch 1 --micro-batch 1 --sequence-length 32 --recipes blockwise \
+    --json --kernels all
 check "bench train --json is a list" is_list "$logs/out"
 check "bench train --json has every key in every record" every_record_has "$logs/out" model recipe checkpointing layers \
-    step_ms tokens_per_s mfu_percent memory_bytes used_bytes loss ratio_bf16
+    step_ms tokens_per_s mfu_percent memory_bytes used_bytes loss ratio_bf16 calls
+check "bench train --json lists the operators of every mode" [ "$(grep -c '"op": "adamw"' "$logs/out")" -ge 2 ]
 run bench no-such-operator
 check "bench of nothing is refused" [ $code -ne 0 ]
 if "$program" doctor | grep -q '^CUDA *yes'; then

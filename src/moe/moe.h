@@ -228,9 +228,12 @@ fp8flow_status f8_moe_send(fp8flow_moe *m, const fp8flow_tensor *x, f8_pass pass
 /* plan, permute, x1, fc1, h, swiglu, x2 as far as the pass needs them. */
 fp8flow_status f8_moe_experts(fp8flow_moe *m, f8_pass pass);
 
-/* One dense BF16 product (router, shared expert). */
+/* One dense product (router, shared expert): c is overwritten; or the product is added, a weight's gradient, or an
+ * activation that has other parts, in FP32 and rounded once. */
 fp8flow_status f8_moe_product(fp8flow_moe *m, fp8flow_product product, const fp8flow_tensor *a, const fp8flow_tensor *b,
                               fp8flow_tensor *c);
+fp8flow_status f8_moe_add_product(fp8flow_moe *m, fp8flow_product product, const fp8flow_tensor *a,
+                                  const fp8flow_tensor *b, fp8flow_tensor *c);
 
 /* forward and backward without argument checks, for measuring too. */
 fp8flow_status f8_moe_run_forward(fp8flow_moe *m, const fp8flow_tensor *x, fp8flow_tensor *y);
