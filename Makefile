@@ -91,6 +91,7 @@ lib_src  := $(filter-out %_avx2.c $(if $(with_cuda),%_nocuda.c,%_cuda.c) $(if $(
               $(wildcard src/*.c src/*/*.c)) $(avx2_src)
 cli_src  := $(wildcard cli/*.c)
 headers  := $(wildcard include/*.h)
+contracts := include/fp8flow_ops.h include/fp8flow_ops_ranks.h
 c_files  := $(lib_src) $(cli_src) $(wildcard tests/*.c examples/*.c fuzz/*.c)
 all_headers := $(headers) $(wildcard src/*.h src/*/*.h cli/*.h tests/*.h)
 lib_obj  := $(lib_src:%.c=$(B)/%.o) $(cu_src:%.cu=$(B)/%.cu.o)
@@ -256,7 +257,7 @@ lint: lib $(tidy_ok) ## format, style, layers, symbols, contracts, documents, cl
 	@tools/check_layers.sh
 	@tools/check_symbols.sh $(B)
 	@tools/check_contracts.sh include
-	@awk -f tools/make_operators_md.awk include/fp8flow_ops.h | cmp -s - docs/OPERATORS.md || \
+	@awk -f tools/make_operators_md.awk $(contracts) | cmp -s - docs/OPERATORS.md || \
 	    { echo "docs/OPERATORS.md is out of date; run: make docs" >&2; exit 1; }
 	@# The example in README.md consists of lines of examples/layer.c.
 	@awk '/^```c$$/ { on = 1; next } /^```$$/ { on = 0 } on' README.md | grep -Fxvf examples/layer.c && \
@@ -289,8 +290,8 @@ demo: ## install the packages, build, train the same small model in several reci
 	build/release/fp8flow compare $(DEMO_ARGS)
 	@echo "The report is in demo/report.html"
 
-docs: ## docs/OPERATORS.md from include/fp8flow_ops.h
-	@awk -f tools/make_operators_md.awk include/fp8flow_ops.h >docs/OPERATORS.md
+docs: ## docs/OPERATORS.md from the contracts in include/
+	@awk -f tools/make_operators_md.awk $(contracts) >docs/OPERATORS.md
 
 # ---- Installation ----
 D := $(DESTDIR)

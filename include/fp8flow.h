@@ -17,6 +17,7 @@
 
 #include "fp8flow_device.h"
 #include "fp8flow_ops.h"
+#include "fp8flow_ops_ranks.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -102,7 +103,8 @@ FP8FLOW_API fp8flow_status fp8flow_comm_gather_slices(fp8flow_comm *comm, float 
  *
  * Weights, gradients and the data of x, y, dy and dx are memory of the context: under CUDA device memory, and calls
  * return before the work is done (fp8flow_ops.h). The get_* calls that read what the layer counted, and an observer,
- * wait for it. A layer on a GPU runs on one rank. */
+ * wait for it; so does a layer of several ranks, in forward and backward, and a graph cannot record it (ENOSYS). Ranks
+ * may share a GPU, each with a context of its own. Destroy a layer before its comm ends. */
 
 /* What forward keeps for backward. */
 typedef enum {
@@ -240,6 +242,8 @@ typedef struct {
     double clip;                  /* global gradient norm; 0: off */
     int64_t validation_sequences; /* per validation, fixed set */
     int64_t keep_checkpoints;     /* older ones are removed after a complete save; 0: keep all */
+    int32_t expert_parallel;      /* ranks that share the experts out, a divisor of their number; each such group of
+                                   * consecutive ranks is one of the replicas of data parallelism. 0: all ranks */
 } fp8flow_train_options;
 FP8FLOW_API void fp8flow_train_options_init(fp8flow_train_options *options);
 
@@ -283,6 +287,11 @@ typedef struct {
     double wire_bytes_per_token;     /* dispatch + combine, forward + backward, per token and MoE layer */
     double dispatch_bytes_per_token; /* forward and backward dispatch: payload + scales */
     uint64_t nonfinite;              /* NaN and Inf seen by quantisers, all layers, this rank */
+    /* Between ranks, on this one; 0 where it is alone. Bytes are those of the arrays; seconds are those of the program
+     * in the calls, with the wait for slower ranks; NaN on a GPU, which does the work later. */
+    int64_t reduce_bytes, gather_bytes; /* sums over ranks (gradients, loads, norm); new weights */
+    double reduce_seconds, gather_seconds;
+    double dispatch_seconds, combine_seconds; /* of all MoE layers, forward and backward */
 } fp8flow_step_metrics;
 
 /* One optimiser step. If the loss, a gradient or a quantised tensor is not finite, the step still returns OK with

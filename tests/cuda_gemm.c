@@ -222,11 +222,16 @@ static void reset_c(problem *p)
     int64_t bytes = fp8flow_tensor_data_bytes(&p->c);
     assert_ok(fp8flow_memory_fill(c, p->device_c.data, POISON, (size_t)bytes));
     if (p->s.write == FP8FLOW_OVERWRITE) return;
-    float *values = poisoned(bytes);
-    for (int64_t r = 0; r < p->c.rows; r++)
-        for (int64_t j = 0; j < p->c.cols; j++) values[r * p->c.stride + j] = before;
-    assert_ok(fp8flow_memory_copy(c, p->device_c.data, values, (size_t)bytes));
-    free(values);
+    fp8flow_tensor values = p->c;
+    values.data = poisoned(bytes);
+    for (int64_t r = 0; r < values.rows; r++)
+        for (int64_t j = 0; j < values.cols; j++) {
+            int64_t at = f8_element(&values, r, j);
+            if (values.dtype == FP8FLOW_F32) ((float *)values.data)[at] = before;
+            else ((uint16_t *)values.data)[at] = f8_bf16_encode(before);
+        }
+    assert_ok(fp8flow_memory_copy(c, p->device_c.data, values.data, (size_t)bytes));
+    free(values.data);
 }
 
 static void send_groups(problem *p)
@@ -403,7 +408,7 @@ static void check_surroundings(const problem *p)
         if (p->s.write == FP8FLOW_OVERWRITE && use != ROW_IN_USE)
             good &= is_filled(from, line, use == ROW_IS_PADDING ? 0 : POISON);
         if (p->s.write == FP8FLOW_ACCUMULATE && use != ROW_IN_USE)
-            for (int64_t j = 0; j < p->c.cols; j++) good &= ((const float *)(const void *)from)[j] == before;
+            for (int64_t j = 0; j < p->c.cols; j++) good &= f8_value(&p->c, r, j, 0) == before;
 #pragma omp critical
         if (!good) bad = r;
     }
@@ -509,6 +514,8 @@ static void test_products_are_added_to_c(void **state)
             s.c_dtype = FP8FLOW_F32;
             s.write = FP8FLOW_ACCUMULATE;
             check_spec(s, sizes, ALL);
+            s.c_dtype = FP8FLOW_BF16;
+            if (paths[i].a->dtype == FP8FLOW_BF16 && paths[i].product != FP8FLOW_WGRAD) check_spec(s, sizes, ALL);
         }
 }
 

@@ -225,8 +225,9 @@ static void check_data(data_kind data)
             if (s.path->kernel == F8_GEMM_BF16) s.shape.n = f8_ceil_div(s.shape.n, 16) * 16;
             check_spec(s);
             s.gap = WIDE;
-            if (data == DATA_SMALL_INTEGERS && s.path->c == &f32_rows) s.write = FP8FLOW_ACCUMULATE;
             check_spec(s);
+            s.write = FP8FLOW_ACCUMULATE;
+            if (data == DATA_SMALL_INTEGERS) check_spec(s);
         }
 }
 
@@ -262,8 +263,9 @@ static void test_experts_may_be_any_number(void **state)
 static void test_other_shapes_take_the_plain_kernel(void **state)
 {
     (void)state;
-    for (int i = 0; i < NUM_PATHS; i++) {
-        problem p = make_problem((spec){ &paths[i], { 71, 9, 33 }, DATA_SMALL_INTEGERS, FP8FLOW_OVERWRITE, 0 });
+    for (int i = 0; i < 2 * NUM_PATHS; i++) {
+        fp8flow_write write = i % 2 ? FP8FLOW_ACCUMULATE : FP8FLOW_OVERWRITE;
+        problem p = make_problem((spec){ &paths[i / 2], { 71, 9, 33 }, DATA_SMALL_INTEGERS, write, 0 });
         send(&p);
         run_on(&p, F8_GEMM_ANY);
         check(&p);
@@ -276,12 +278,11 @@ static void test_large_products(void **state)
 {
     (void)state;
     if (!has_gpu()) skip();
-    for (int i = 0; i < SPLIT_PATHS; i++)
-        for (int write = FP8FLOW_OVERWRITE; write <= FP8FLOW_ACCUMULATE; write++)
-            if (write == FP8FLOW_OVERWRITE || paths[i].c == &f32_rows)
-                check_spec((spec){ &paths[i], { 65535, 256, 64 }, DATA_SMALL_INTEGERS, (fp8flow_write)write, 0 });
-    for (int i = SPLIT_PATHS; i < NUM_PATHS; i++)
-        check_spec((spec){ &paths[i], { 333, 151936, 64 }, DATA_SMALL_INTEGERS, FP8FLOW_OVERWRITE, 0 });
+    for (int write = FP8FLOW_OVERWRITE; write <= FP8FLOW_ACCUMULATE; write++)
+        for (int i = 0; i < NUM_PATHS; i++) {
+            shape at = i < SPLIT_PATHS ? (shape){ 65535, 256, 64 } : (shape){ 333, 151936, 64 };
+            check_spec((spec){ &paths[i], at, DATA_SMALL_INTEGERS, (fp8flow_write)write, 0 });
+        }
 }
 
 /* ---- Every bit ---- */

@@ -95,7 +95,7 @@ static inline void moe_free_data(moe_data *d)
 }
 
 /* Operators whose calls are counted. */
-#define MOE_COUNTED_OPS(X) X(quantize) X(dequantize) X(transpose) X(gemm) X(swiglu) X(permute)
+#define MOE_COUNTED_OPS(X) X(quantize) X(dequantize) X(transpose) X(gemm) X(swiglu) X(permute) X(add)
 enum {
 #define MOE_X(op) MOE_CALLS_##op,
     MOE_COUNTED_OPS(MOE_X)

@@ -52,7 +52,7 @@ FNR <= 12 && area == "tests" && /public headers only/ { public_only = 1 }
     name = $0
     sub(/^[^"]*"/, "", name)
     sub(/".*/, "", name)
-    if (name ~ /^fp8flow(_status|_ops|_device)?\.h$/) {
+    if (name ~ /^fp8flow(_status|_ops|_ops_ranks|_device)?\.h$/) {
         if (FILENAME ~ /^include\/fp8flow_status\.h$/) bad("the header of status codes stands alone")
         if (FILENAME ~ /^include\/fp8flow_ops\.h$/ && name != "fp8flow_status.h")
             bad("the operator header knows the status codes only")

@@ -44,9 +44,25 @@ typedef struct {
     fp8flow_status (*check)(fp8flow_comm *comm);
 } f8_comm_ops;
 
+/* What this rank has spent on collectives of one kind since the start, where there are several ranks. */
+typedef enum {
+    F8_EXCHANGE,
+    F8_ALL_REDUCE,
+    F8_REDUCE_SCATTER,
+    F8_ALL_GATHER,
+    F8_BROADCAST,
+    F8_NUM_COLLECTIVES
+} f8_collective;
+
+typedef struct {
+    int64_t bytes;  /* of the arrays (exchange: of the rows sent), however often the transport moves them */
+    double seconds; /* of the program in the call, waiting for the others included */
+} f8_comm_spent;
+
 struct fp8flow_comm {
     const f8_comm_ops *ops;
     int32_t rank, size;
+    f8_comm_spent spent[F8_NUM_COLLECTIVES];
     int64_t exchanged_bytes;    /* sent by this rank in exchange, itself included */
     double timeout;             /* seconds that a collective waits for the other ranks; 0: as the transport has it */
     struct f8_comm_view *views; /* of it, for memory of devices: comm_device.c */

@@ -32,6 +32,8 @@ typedef struct {
     void (*stream_destroy)(void *stream);
     /* Either side may be host memory; then the call returns when the copy is done. */
     fp8flow_status (*copy)(void *stream, void *to, const void *from, size_t bytes);
+    /* To memory of alloc_host, not waited for: done once an event that is recorded after it has passed. */
+    fp8flow_status (*copy_out)(void *stream, void *to, const void *from, size_t bytes);
     fp8flow_status (*copy_rows)(void *stream, const f8_row_copy *copy);
     fp8flow_status (*fill)(void *stream, void *memory, int byte, size_t bytes);
     /* Wait for everything on the stream; reports what failed there. */
@@ -40,6 +42,7 @@ typedef struct {
     fp8flow_status (*event_create)(void **event);
     void (*event_destroy)(void *event);
     fp8flow_status (*event_record)(void *event, void *stream);
+    fp8flow_status (*event_wait)(void *event);
     /* Waits for `stop`. */
     fp8flow_status (*event_elapsed)(void *start, void *stop, double *milliseconds);
 

@@ -81,6 +81,12 @@ static fp8flow_status cpu_event_record(void *event, void *stream)
     return FP8FLOW_OK;
 }
 
+static fp8flow_status cpu_event_wait(void *event)
+{
+    (void)event;
+    return FP8FLOW_OK;
+}
+
 static fp8flow_status cpu_event_elapsed(void *start, void *stop, double *milliseconds)
 {
     const struct timespec *a = start, *b = stop;
@@ -137,12 +143,14 @@ const f8_device *f8_device_cpu(void)
                                       .stream_create = cpu_stream_create,
                                       .stream_destroy = cpu_stream_destroy,
                                       .copy = cpu_copy,
+                                      .copy_out = cpu_copy,
                                       .copy_rows = cpu_copy_rows,
                                       .fill = cpu_fill,
                                       .synchronize = cpu_synchronize,
                                       .event_create = cpu_event_create,
                                       .event_destroy = cpu_event_destroy,
                                       .event_record = cpu_event_record,
+                                      .event_wait = cpu_event_wait,
                                       .event_elapsed = cpu_event_elapsed,
                                       .graph_begin = cpu_graph_begin,
                                       .graph_end = cpu_graph_end,

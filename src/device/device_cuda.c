@@ -77,6 +77,12 @@ static fp8flow_status cuda_copy(void *stream, void *to, const void *from, size_t
     return FP8FLOW_OK;
 }
 
+static fp8flow_status cuda_copy_out(void *stream, void *to, const void *from, size_t bytes)
+{
+    if (bytes) CUDA_TRY("copy", cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream));
+    return FP8FLOW_OK;
+}
+
 static fp8flow_status cuda_copy_rows(void *stream, const f8_row_copy *c)
 {
     if (c->rows == 0 || c->row_bytes == 0) return FP8FLOW_OK;
@@ -117,6 +123,12 @@ static fp8flow_status cuda_event_record(void *event, void *stream)
     CUDA_TRY("event", cudaStreamIsCapturing(stream, &status));
     unsigned flags = status == cudaStreamCaptureStatusActive ? cudaEventRecordExternal : cudaEventRecordDefault;
     CUDA_TRY("event", cudaEventRecordWithFlags(event, stream, flags));
+    return FP8FLOW_OK;
+}
+
+static fp8flow_status cuda_event_wait(void *event)
+{
+    CUDA_TRY("event", cudaEventSynchronize(event));
     return FP8FLOW_OK;
 }
 
@@ -188,12 +200,14 @@ static const f8_device cuda_device = { .name = "cuda",
                                        .stream_create = cuda_stream_create,
                                        .stream_destroy = cuda_stream_destroy,
                                        .copy = cuda_copy,
+                                       .copy_out = cuda_copy_out,
                                        .copy_rows = cuda_copy_rows,
                                        .fill = cuda_fill,
                                        .synchronize = cuda_synchronize,
                                        .event_create = cuda_event_create,
                                        .event_destroy = cuda_event_destroy,
                                        .event_record = cuda_event_record,
+                                       .event_wait = cuda_event_wait,
                                        .event_elapsed = cuda_event_elapsed,
                                        .graph_begin = cuda_graph_begin,
                                        .graph_end = cuda_graph_end,

@@ -10,7 +10,8 @@
  * Operands whose contraction runs along rows (b of DGRAD, both of WGRAD) come as they lie: the tensor cores transpose.
  * A warpgroup whose rows are all padding, or whose columns lie outside c, multiplies nothing; where 128 columns or
  * fewer are left, a product has 128. L2 to shared memory per 128 x 256 x 64: 32 KB in a cluster, 48 alone. Written per
- * element of c: 2 or 4 bytes; read in ACCUMULATE: 4.
+ * element of c: 2 or 4 bytes; ACCUMULATE reads as many, all of a warp's BF16 at once behind the products. Where these
+ * take long enough, more stages than the ring has, the thread that copies fetches a tile's BF16 to L2 before them.
  */
 #include "ops/gemm_cuda.h"
 #include "ops/gemm_walk.cuh"
@@ -31,6 +32,8 @@ struct problem {
     int64_t c_stride;
     fp8flow_dtype c_dtype;
     fp8flow_write write;
+
+    __device__ __host__ bool adds_bf16() const { return c_dtype == FP8FLOW_BF16 && write == FP8FLOW_ACCUMULATE; }
 };
 
 template <fp8flow_product product_, int stages_, int cluster_> struct shape {
@@ -89,9 +92,18 @@ template <class S> __device__ static int2 extent(const problem &p, const f8_walk
     return make_int2(0, first_row < t.valid ? p.inner : 0);
 }
 
+/* What a tile's products are added to, to L2. */
+__device__ static inline void fetch_c(const problem &p, const CUtensorMap *c_map, const f8_walk_tile &t)
+{
+#pragma unroll
+    for (int i = 0; i < TILE_N / BOX; i++)
+        if (t.n + i * BOX < p.groups.columns) f8_prefetch_box(c_map, t.n + i * BOX, t.row, 0);
+}
+
 template <class S>
 __device__ static void produce(const problem &p, const CUtensorMap *a_map, const CUtensorMap *b_map,
-                               shared_memory<S> &shared, uint8_t *ring, typename S::walk walk)
+                               const CUtensorMap *c_map, shared_memory<S> &shared, uint8_t *ring,
+                               typename S::walk walk)
 {
     f8_position<S::stages> stage = { 0, 1 };
     f8_walk_tile t;
@@ -102,6 +114,8 @@ __device__ static void produce(const problem &p, const CUtensorMap *a_map, const
         int2 inner = extent<S>(p, t, rank);
         int steps = (inner.y + STEP - 1) / STEP, a_expert = 0, b_expert = S::gradient ? 0 : t.expert;
         int a_first = S::gradient ? t.row - p.groups.begin(t.expert) : t.row;
+        /* With fewer steps the ring is several tiles ahead: too much for L2. */
+        if (!S::gradient && p.adds_bf16() && steps > S::stages) fetch_c(p, c_map, t);
         for (int step = 0; step == 0 || step < steps; step++) {
             uint64_t *full = &shared.full[stage.at];
             uint8_t *a = ring + stage.at * STAGE_BYTES, *b = a + A_BYTES;
@@ -212,6 +226,13 @@ __device__ static inline void run_tile(shared_memory<S> &shared, uint8_t *ring, 
 
 /* ---- Sums to c, a warp for itself: 16 lines from `row` on ---- */
 
+/* Piece l % 8 of line 4 i + l / 8 for lane l, of 16 lines of 128 bytes. Neighbouring lines have other banks. */
+__device__ static inline uint4 *piece_of(uint8_t *turn, int i)
+{
+    int line = 4 * i + f8_lane() / 8;
+    return (uint4 *)(turn + line * LINE_BYTES + (f8_lane() % 8 ^ line % 8) * 16);
+}
+
 /* The pieces of lines of c that a lane writes: lane l writes piece l % 8 of lines 4 i + l / 8. */
 struct c_lines {
     uint8_t *from;            /* of line 0 */
@@ -227,32 +248,60 @@ struct c_lines {
     }
 };
 
-/* BF16, 64 columns at a time. */
+/* Numbers of c as 16-byte pieces, 64 columns of 16 lines per part. */
+struct c_pieces {
+    uint4 at[TILE_N / 64][4];
+
+    __device__ void load(const c_lines &c)
+    {
+#pragma unroll
+        for (int part = 0; part < TILE_N / 64; part++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                at[part][i] = make_uint4(0, 0, 0, 0);
+                if (4 * i < c.lines && 64 * part < c.columns)
+                    at[part][i] = f8_load16(c.from + i * c.stride + part * LINE_BYTES);
+            }
+    }
+};
+
+/* BF16, 64 columns at a time. What is added to goes the way of the sums backwards: pieces, shared memory, registers. */
+template <fp8flow_write write>
 __device__ static inline void write_bf16(const problem &p, const tile_work &t, int row, uint8_t *turn,
                                          const float (&sum)[128])
 {
+    const bool adds = write == FP8FLOW_ACCUMULATE;
     int lane = f8_lane();
     c_lines c(p, t, row, 2);
-    uint32_t to = f8_smem(turn) + lane % 16 * LINE_BYTES;
+    if (adds) c.lines = min(c.lines, c.used);
+    c_pieces old;
+    if (adds) old.load(c);
+    uint32_t matrices = f8_smem(turn) + lane % 16 * LINE_BYTES;
 #pragma unroll
     for (int part = 0; part < TILE_N / 64; part++) {
         __syncwarp();
+        if (adds) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) *piece_of(turn, i) = old.at[part][i];
+            __syncwarp();
+        }
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            uint32_t pair[4];
+            uint32_t pair[4] = {}, to = matrices + ((2 * i + lane / 16) ^ lane % 8) * 16;
+            if (adds) f8_load_matrices(pair, to);
 #pragma unroll
             for (int j = 0; j < 4; j++) {
-                int at = 32 * part + 8 * i + 2 * j;
-                pair[j] = f8_bf16_pair_fast(sum[at], sum[at + 1]);
+                float low = sum[32 * part + 8 * i + 2 * j], high = sum[32 * part + 8 * i + 2 * j + 1];
+                if (adds) low = f8_bf16_low(pair[j]) + low, high = f8_bf16_high(pair[j]) + high;
+                pair[j] = f8_bf16_pair_fast(low, high);
             }
-            f8_store_matrices(to + ((2 * i + lane / 16) ^ lane % 8) * 16, pair[0], pair[1], pair[2], pair[3]);
+            f8_store_matrices(to, pair[0], pair[1], pair[2], pair[3]);
         }
         __syncwarp();
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            int line = 4 * i + lane / 8;
-            uint4 x = *(const uint4 *)(turn + line * LINE_BYTES + (lane % 8 ^ line % 8) * 16);
-            if (4 * i >= c.used) x = make_uint4(0, 0, 0, 0);
+            uint4 x = *piece_of(turn, i);
+            if (!adds && 4 * i >= c.used) x = make_uint4(0, 0, 0, 0);
             if (4 * i < c.lines && 64 * part < c.columns) f8_store16(c.from + i * c.stride + part * LINE_BYTES, x);
         }
     }
@@ -335,8 +384,10 @@ __device__ static void consume(const problem &p, shared_memory<S> &shared, uint8
             run_tile<S, NOTHING>(shared, ring, a, b, t, stage, sum);
         }
         row += warp % 4 * 16;
-        if (p.c_dtype == FP8FLOW_BF16)
-            write_bf16(p, t, row, turn, sum);
+        if (!S::gradient && p.adds_bf16())
+            write_bf16<FP8FLOW_ACCUMULATE>(p, t, row, turn, sum);
+        else if (p.c_dtype == FP8FLOW_BF16)
+            write_bf16<FP8FLOW_OVERWRITE>(p, t, row, turn, sum);
         else if (p.write == FP8FLOW_ACCUMULATE)
             write_f32<FP8FLOW_ACCUMULATE>(p, t, row, turn, sum);
         else
@@ -349,6 +400,7 @@ __device__ static void consume(const problem &p, shared_memory<S> &shared, uint8
 template <class S>
 __global__ __launch_bounds__(THREADS, 1) static void gemm_bf16_kernel(const __grid_constant__ CUtensorMap a_map,
                                                                       const __grid_constant__ CUtensorMap b_map,
+                                                                      const __grid_constant__ CUtensorMap c_map,
                                                                       const __grid_constant__ problem p)
 {
     extern __shared__ uint8_t dynamic[];
@@ -368,7 +420,7 @@ __global__ __launch_bounds__(THREADS, 1) static void gemm_bf16_kernel(const __gr
     if (threadIdx.x / 128 == GROUPS) {
         f8_registers_less<PRODUCER_REGISTERS>();
         typename S::walk walk(p.groups, shared.cumulative);
-        if (threadIdx.x % 128 == 0) produce<S>(p, &a_map, &b_map, shared, ring, walk);
+        if (threadIdx.x % 128 == 0) produce<S>(p, &a_map, &b_map, &c_map, shared, ring, walk);
     } else {
         f8_registers_more<CONSUMER_REGISTERS>();
         consume<S>(p, shared, ring, ring + S::stages * STAGE_BYTES);
@@ -394,12 +446,13 @@ static problem make_problem(const fp8flow_gemm_args *x, int64_t experts, int ban
 
 template <class S> static fp8flow_status launch(fp8flow_context *c, const fp8flow_gemm_args *x, int band)
 {
-    CUtensorMap a_map, b_map;
+    CUtensorMap a_map, b_map, c_map = {};
     int blocks;
     int64_t experts = x->groups ? x->groups->count : 1;
     problem p = make_problem(x, experts, band);
     F8_TRY(f8_bf16_map("gemm", &a_map, x->a, 1, BOX));
     F8_TRY(f8_bf16_map("gemm", &b_map, x->b, S::gradient ? 1 : experts, BOX));
+    if (p.adds_bf16()) F8_TRY(f8_bf16_map("gemm", &c_map, x->c, 1, F8_WALK_ROWS));
     F8_TRY(f8_multiprocessors("gemm", &blocks));
     cudaLaunchAttribute cluster = {};
     cluster.id = cudaLaunchAttributeClusterDimension;
@@ -412,7 +465,7 @@ template <class S> static fp8flow_status launch(fp8flow_context *c, const fp8flo
     config.attrs = &cluster;
     config.numAttrs = S::cluster > 1;
     f8_allow_shared(gemm_bf16_kernel<S>, S::bytes);
-    cudaLaunchKernelEx(&config, gemm_bf16_kernel<S>, a_map, b_map, p);
+    cudaLaunchKernelEx(&config, gemm_bf16_kernel<S>, a_map, b_map, c_map, p);
     return f8_launched("gemm");
 }
 

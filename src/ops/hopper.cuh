@@ -306,6 +306,13 @@ __device__ static inline void f8_add_box(const CUtensorMap *map, const void *fro
                  : "memory");
 }
 
+/* Box of a 3-D tensor map to L2. */
+__device__ static inline void f8_prefetch_box(const CUtensorMap *map, int x, int y, int z)
+{
+    asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global [%0, {%1, %2, %3}];" ::"l"(map), "r"(x), "r"(y), "r"(z)
+                 : "memory");
+}
+
 /* The line of 128 bytes around an address to L2. */
 __device__ static inline void f8_prefetch(const void *address)
 {
@@ -416,6 +423,15 @@ __device__ static inline void f8_store_matrices(uint32_t address, uint32_t x0, u
 {
     asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(x0), "r"(x1),
                  "r"(x2), "r"(x3)
+                 : "memory");
+}
+
+/* The way back: register i holds matrix i. */
+__device__ static inline void f8_load_matrices(uint32_t (&x)[4], uint32_t address)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+                 : "r"(address)
                  : "memory");
 }
 

@@ -1,4 +1,5 @@
-/* ops.h - the list of operators, the table of a backend, the context. Contracts: fp8flow_ops.h.
+/* ops.h - the list of operators, the table of a backend, the context. Contracts: fp8flow_ops.h,
+ * fp8flow_ops_ranks.h.
  *
  * Each operator has one file <op>.c with its public entry (checks the contract, then F8_RUN) and its
  * reference f8_ref_<op>, and where it pays a neighbour <op>_avx2.c with f8_avx2_<op>, and <op>.cu with f8_cuda_<op>.
@@ -14,11 +15,13 @@
 #include "base/status.h"
 #include "base/tensor.h"
 #include "device/device.h"
+#include "fp8flow_ops_ranks.h"
 
 /* clang-format off */
 #define F8_OPS(X)                                                                              \
     X(quantize) X(dequantize) X(transpose)                                                     \
     X(permute_plan) X(permute) X(unpermute)                                                    \
+    X(rank_destinations) X(rank_routing) X(rank_gates)                                         \
     X(swiglu) X(swiglu_backward)                                                               \
     X(router) X(router_sum) X(router_loss) X(router_backward)                                  \
     X(router_bias_update) X(add_counts)                                                        \
@@ -73,6 +76,7 @@ struct fp8flow_context {
     const f8_device *device;
     void *stream; /* of the device; owned unless the caller brought it */
     int owns_stream;
+    int recording; /* a graph: calls are not done now, and nobody may wait for them */
     int num_threads;
     char *scratch; /* num_threads * F8_SCRATCH_BYTES; F8_CUDA_SCRATCH_BYTES of device memory under CUDA */
     int64_t calls[F8_NUM_OPS];
