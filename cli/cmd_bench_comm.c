@@ -61,7 +61,7 @@ static void print_payloads(const comm_bench *b)
     printf(
         "Bytes that rank 0 sends for a token, counted by the transport: payload and scales, what it sends to itself\n"
         "included. Exchange: measured, of as many bytes as the forward dispatch.\n\n");
-    printf("%-16s %19s %19s %8s %8s %12s %9s\n", "", "dispatch", "combine", "", "dispatch", "exchange", "");
+    printf("%-16s %19s %19s %8s %8s %12s\n", "", "dispatch", "combine", "", "dispatch", "exchange");
     printf("%-16s %9s %9s %9s %9s %8s %8s %12s %9s\n", "recipe", "forward", "backward", "forward", "backward",
            "routing", "to bf16", "median ms", "GB/s");
     for (int64_t i = 0; i < b->num_recipes; i++) {
