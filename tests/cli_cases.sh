@@ -177,7 +177,6 @@ refuse "bench of words that nothing has" 2 'nothing has the words "gemm quantize
 refuse "unknown checkpointing" 2 'is not one of none|moe_expert|full' train --data text.txt --checkpointing some
 refuse "unknown backend" 2 'is not one of cpu|reference' train --data text.txt --backend cuda
 refuse "unknown device" 2 'is not one of auto|cpu|cuda' train --data text.txt --device gpu
-refuse "ranks on a GPU" 2 'runs on one rank' train --data text.txt --device cuda --ranks 2
 refuse "reference operators on a GPU" 2 '--backend reference' compare --data text.txt --device cuda --backend reference
 refuse "unknown device to measure" 2 'is not one of cpu|cuda' bench --device gpu
 refuse "reference on a GPU" 2 '--backend reference' bench --device cuda --backend reference
@@ -194,6 +193,7 @@ refuse "bench without a GPU" 1 'cuda: ' bench --device cuda
 refuse "bench of products without a GPU" 1 'cuda: ' bench --device cuda --seconds 0 'gemm fprop1 v2-lite'
 refuse "bench without a GPU, JSON" 1 'cuda: ' bench --device cuda --json --repeat 1 add
 refuse "training without a GPU" 1 'cuda: ' train --data text.txt --device cuda
+refuse "ranks without a GPU" 1 'cuda: ' train --data text.txt --device cuda --ranks 2
 refuse "comparison without a GPU" 1 'cuda: ' compare --data text.txt --device cuda
 refuse "text without a GPU" 1 'cuda: ' generate --checkpoint folder --device cuda
 refuse "dataflow without a GPU" 1 'cuda: ' inspect --device cuda

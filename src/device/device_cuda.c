@@ -238,6 +238,14 @@ fp8flow_status f8_device_cuda(int index, const f8_device **device)
     return FP8FLOW_OK;
 }
 
+int f8_device_cuda_count(void)
+{
+    int count = 0;
+    if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
+    (void)cudaGetLastError();
+    return 0;
+}
+
 const char *f8_device_cuda_summary(int *usable)
 {
     static char text[160];
