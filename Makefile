@@ -1,6 +1,6 @@
 # fp8flow: one Makefile. `make` alone prints the targets; `make deps` installs what the build needs.
 #
-# Variables: DEBUG=1 ASAN=1 UBSAN=1 TSAN=1 FUZZ=1 CUDA=0|1 WERROR=1 V=1 CC=... NVCC=... PREFIX=... DESTDIR=...
+# Variables: DEBUG=1 ASAN=1 UBSAN=1 TSAN=1 FUZZ=1 CUDA=0|1 MPI=0 WERROR=1 V=1 CC=... NVCC=... PREFIX=... DESTDIR=...
 # Every combination builds in its own folder build/<variant>/, so that switching never costs a rebuild. All cores are
 # used unless -j says else.
 
@@ -57,7 +57,7 @@ blas_dir  := $(firstword $(wildcard /usr/lib/*/openblas-openmp /usr/lib/openblas
 blas_libs := $(if $(blas_dir),-L$(blas_dir)) -lopenblas
 have_deps := $(shell $(PKG_CONFIG) --exists $(packages) openblas 2>/dev/null && echo yes)
 dep_cflags := $(if $(have_deps),$(shell $(PKG_CONFIG) --cflags $(packages) openblas))
-dep_libs  := $(blas_libs) $(if $(have_deps),$(shell $(PKG_CONFIG) --libs $(packages))) -lm -lpthread
+dep_libs  := $(blas_libs) $(if $(have_deps),$(shell $(PKG_CONFIG) --libs $(packages))) -lm -lpthread -ldl
 
 # No OpenMP under clang: its runtime would run beside the one that OpenBLAS brings. None under TSan: it cannot see
 # the runtime's synchronisation. What only a pragma uses is then unused.
@@ -70,7 +70,8 @@ sanitize := $(if $(ASAN)$(FUZZ),-fsanitize=address -fno-omit-frame-pointer) \
             $(if $(TSAN),-fsanitize=thread -DFP8FLOW_TSAN) $(if $(FUZZ),-fsanitize=fuzzer-no-link)
 CFLAGS   ?= $(if $(DEBUG),-O0,-O2) -g
 # No contraction, no fast-math: the bits are a contract (docs/FORMATS.md).
-base_cflags = -D_GNU_SOURCE -DFP8FLOW_VERSION=\"$(VERSION)\" -ffp-contract=off -Iinclude -Isrc $(dep_cflags)
+base_cflags = -D_GNU_SOURCE -DFP8FLOW_VERSION=\"$(VERSION)\" -DFP8FLOW_BUILD=\"$(build_id)\" -ffp-contract=off \
+              -Iinclude -Isrc $(dep_cflags)
 cflags    = -std=c11 $(base_cflags) -fvisibility=hidden -fPIC $(warnings) $(openmp) $(CFLAGS) $(sanitize) -MMD -MP
 ldflags   = $(openmp) $(sanitize) $(LDFLAGS) $(dep_libs) $(cuda_libs)
 avx2      := $(if $(filter x86_64,$(shell uname -m)),-mavx2 -mfma -mf16c)
@@ -81,6 +82,10 @@ cuda_flags := -std=c++17 -gencode=arch=compute_90a,code=sm_90a -O3 -lineinfo --f
               -Werror=all-warnings -Iinclude -Isrc -Xcompiler=-fPIC,-fvisibility=hidden,-fno-exceptions,-fno-rtti \
               -Xcompiler=-fno-threadsafe-statics $(NVCCFLAGS)
 
+# Loaded, not linked. MPI=0 leaves them out.
+mpi_plugins := $(if $(filter 0,$(MPI)),,$(foreach m,openmpi mpich,$(if $(shell command -v mpicc.$m 2>/dev/null), \
+                 $(B)/libfp8flow_mpi_$m.so)))
+
 avx2_src := $(if $(avx2),$(wildcard src/*/*_avx2.c))
 cu_src   := $(if $(with_cuda),$(wildcard src/*/*.cu))
 lib_src  := $(filter-out %_avx2.c $(if $(with_cuda),%_nocuda.c,%_cuda.c),$(wildcard src/*.c src/*/*.c)) $(avx2_src)
@@ -89,6 +94,10 @@ headers  := $(wildcard include/*.h)
 contracts := include/fp8flow_ops.h include/fp8flow_ops_ranks.h
 c_files  := $(lib_src) $(cli_src) $(wildcard tests/*.c examples/*.c fuzz/*.c)
 all_headers := $(headers) $(wildcard src/*.h src/*/*.h cli/*.h tests/*.h)
+# Processes of one job compare it.
+id_files := $(sort $(lib_src) $(cu_src) $(cli_src) $(headers) \
+                $(wildcard src/*/*.h src/*/*.cuh src/*/plugin/*.c cli/*.h))
+build_id := $(firstword $(shell cat $(id_files) | cksum))
 lib_obj  := $(lib_src:%.c=$(B)/%.o) $(cu_src:%.cu=$(B)/%.cu.o)
 cli_obj  := $(cli_src:%.c=$(B)/%.o)
 no_lab     := $(if $(wildcard $(CUDA_DIR)/include/cublasLt.h),,lab/gemm_cublaslt.cu lab/gemm_dense.cu)
@@ -112,6 +121,9 @@ cuda_dir   := $(wildcard /usr/local/cuda/include)
 run_tests  := FP8FLOW=$(B)/fp8flow tools/run_tests.sh
 
 # ---- Rules ----
+# It tells the build's name, which all sources make.
+$(B)/src/api.o: $(id_files)
+
 $(B)/%_avx2.o: cflags += $(avx2)
 
 $(B)/%.o: %.c Makefile | require-deps
@@ -131,10 +143,14 @@ $(B)/libfp8flow.a: $(lib_obj)
 $(B)/libfp8flow.so: $(lib_obj)
 	$(Q)$(CC) -shared -Wl,-soname,libfp8flow.so.$(SOVERSION) -Wl,--no-undefined -o $@ $^ $(ldflags)
 
-# dlopen is in libc since glibc 2.34.
-$(B)/fp8flow: ldflags += -ldl
-$(B)/fp8flow: $(cli_obj) $(B)/libfp8flow.a
+$(B)/fp8flow: $(cli_obj) $(B)/libfp8flow.a | $(mpi_plugins)
 	$(Q)$(CC) -o $@ $^ $(ldflags)
+
+# One plugin for each MPI library that is installed; loaded when its mpirun has started the program.
+$(B)/libfp8flow_mpi_%.so: src/comm/plugin/mpi_plugin.c src/comm/mpi_plugin.h Makefile
+	@mkdir -p $(@D)
+	$(if $(V),,@echo "  MPICC  $@")
+	$(Q)mpicc.$* -std=c11 -D_GNU_SOURCE -Isrc -O2 -g -fPIC -fvisibility=hidden -Wall -Wextra -shared -o $@ $<
 
 # Parts of the program that have unit tests: a test takes from the archive what it names.
 $(B)/cli.a: $(cli_obj)
@@ -173,7 +189,7 @@ $(B)/tidy/%.ok: %.c .clang-tidy $(all_headers)
 -include $(patsubst %.c,$(B)/%.d,$(c_files)) $(cu_src:%.cu=$(B)/%.cu.d)
 
 # ---- Targets ----
-.PHONY: help require-deps deps deps-test lib cli lab check check-long check-all-floats check-cli check-cuda \
+.PHONY: help require-deps deps deps-test lib cli lab check check-long check-all-floats check-cli check-mpi check-cuda \
         check-tools check-install check-tsan check-mirror gpu-check run-gpu-check sanitize-gpu run-sanitize-gpu \
         test asan ubsan tsan lint format matrix fuzz fuzz-regress run-fuzz bench demo \
         docs install uninstall dist clean
@@ -207,6 +223,9 @@ check-long: $(long_tests) ## the slow cases (tests/long_*.c)
 
 check-all-floats: $(B)/tests/long_formats ## every one of the 2^32 floats through every format
 	@$(run_tests) $<
+
+check-mpi: cli $(B)/tests/mpi_comm ## the MPI transport, with Open MPI and MPICH where they are installed
+	@$(run_tests) tests/mpi_comm.sh
 
 check-cli: cli ## the command line from end to end (tests/cli_*.sh)
 	@$(run_tests) $(wildcard tests/cli_*.sh)
@@ -292,9 +311,10 @@ D := $(DESTDIR)
 cmake_dir := $(LIBDIR)/cmake/fp8flow
 so_names  := libfp8flow.so.$(VERSION) libfp8flow.so.$(SOVERSION) libfp8flow.so
 installed := $(headers:include/%=$(INCLUDEDIR)/%) $(addprefix $(LIBDIR)/,libfp8flow.a $(so_names)) \
+             $(addprefix $(LIBDIR)/,$(notdir $(mpi_plugins))) \
              $(BINDIR)/fp8flow $(MANDIR)/fp8flow.1 $(LIBDIR)/pkgconfig/fp8flow.pc \
              $(cmake_dir)/fp8flowConfig.cmake $(cmake_dir)/fp8flowConfigVersion.cmake
-private_libs := $(blas_libs) $(cuda_libs) $(openmp) -lm -lpthread
+private_libs := $(blas_libs) $(cuda_libs) $(openmp) -lm -lpthread -ldl
 fill_in   := sed -e 's|@PREFIX@|$(PREFIX)|; s|@LIBDIR@|$(LIBDIR)|; s|@INCLUDEDIR@|$(INCLUDEDIR)|' \
              -e 's|@VERSION@|$(VERSION)|; s|@SOVERSION@|$(SOVERSION)|; s|@PACKAGES@|$(packages)|' \
              -e 's|@LIBS@|$(private_libs)|; s|@STATIC_LIBS@|$(dep_libs) $(cuda_libs) $(openmp)|'
@@ -307,6 +327,7 @@ install: lib cli ## headers, libraries, program, manual page, pkg-config and CMa
 	$(Q)ln -sf libfp8flow.so.$(VERSION) $(D)$(LIBDIR)/libfp8flow.so.$(SOVERSION)
 	$(Q)ln -sf libfp8flow.so.$(SOVERSION) $(D)$(LIBDIR)/libfp8flow.so
 	$(Q)install -m 755 $(B)/fp8flow $(D)$(BINDIR)
+	$(if $(mpi_plugins),$(Q)install -m 755 $(mpi_plugins) $(D)$(LIBDIR))
 	$(Q)install -m 644 docs/fp8flow.1 $(D)$(MANDIR)
 	$(Q)$(fill_in) packaging/fp8flow.pc.in >$(D)$(LIBDIR)/pkgconfig/fp8flow.pc
 	$(Q)$(fill_in) packaging/fp8flowConfig.cmake.in >$(D)$(cmake_dir)/fp8flowConfig.cmake

@@ -26,7 +26,7 @@ static void print_table(const struct utsname *machine)
 {
     char all[CLI_NUMBER_BYTES], available[CLI_NUMBER_BYTES];
     fp8flow_feature feature;
-    printf("%-10s %s\n", "fp8flow", fp8flow_version());
+    printf("%-10s %s, build %s\n", "fp8flow", fp8flow_version(), fp8flow_build());
     printf("%-10s %s %s, %s\n", "system", machine->sysname, machine->release, machine->machine);
     printf("%-10s %d usable\n", "processors", cli_num_processors());
     printf("%-10s %s, %s free\n\n", "memory", cli_format_bytes(all, memory_bytes(_SC_PHYS_PAGES)),
@@ -45,10 +45,11 @@ static int print_json(const struct utsname *machine)
         json_array_append_new(features,
                               json_pack("{s:s, s:b, s:s, s:s}", "name", feature.name, "available",
                                         (int)feature.available, "detail", feature.detail, "cost", feature.cost));
-    json_t *report = json_pack("{s:s, s:s, s:s, s:s, s:i, s:I, s:I, s:o}", "version", fp8flow_version(), "system",
-                               machine->sysname, "release", machine->release, "machine", machine->machine, "processors",
-                               (int)cli_num_processors(), "memory_bytes", (json_int_t)memory_bytes(_SC_PHYS_PAGES),
-                               "free_bytes", (json_int_t)memory_bytes(_SC_AVPHYS_PAGES), "features", features);
+    json_t *report =
+        json_pack("{s:s, s:s, s:s, s:s, s:s, s:i, s:I, s:I, s:o}", "version", fp8flow_version(), "build",
+                  fp8flow_build(), "system", machine->sysname, "release", machine->release, "machine", machine->machine,
+                  "processors", (int)cli_num_processors(), "memory_bytes", (json_int_t)memory_bytes(_SC_PHYS_PAGES),
+                  "free_bytes", (json_int_t)memory_bytes(_SC_AVPHYS_PAGES), "features", features);
     if (!report) return cli_fail(&cli_doctor, "out of memory");
     json_dumpf(report, stdout, JSON_INDENT(2));
     putchar('\n');
@@ -73,6 +74,7 @@ const cli_command cli_doctor = {
     .summary = "Show what this build found on this machine",
     .options = doctor_options,
     .num_options = sizeof doctor_options / sizeof *doctor_options,
+    .runs_under_mpirun = 1,
     .example = "fp8flow doctor",
     .run = run_doctor,
 };

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "cli.h"
+#include "job.h"
 #include "output_folder.h"
 #include "train_options.h"
 
@@ -20,6 +21,9 @@ static const cli_option train_options[] = {
     CLI_TRAINING_STEPS(train_settings, training),
     CLI_TRAINING_OPTIMISER(train_settings, training),
     CLI_TRAINING_MACHINE(train_settings, training),
+
+    CLI_OPTION_INTEGER(train_settings, training.timeout, "timeout", "SECONDS", 1, 86400,
+                       "under mpirun: how long a rank waits for another before the job ends"),
 
     CLI_OPTION_HEADING("Output"),
     CLI_OPTION_STRING(train_settings, training.train.output, "output", "DIR",
@@ -118,7 +122,7 @@ static int run_with_output(const train_settings *settings)
     }
     cli_run_result result;
     int code = cli_run_training(&run, &result);
-    if (code == CLI_DONE) print_summary(settings, &result);
+    if (code == CLI_DONE && settings->training.mpi_rank == 0) print_summary(settings, &result);
     return code;
 }
 
@@ -132,22 +136,40 @@ static int refuse_foreign_checkpoints(const train_settings *settings)
                           cli_quote(quoted, output));
 }
 
+static int check_settings(train_settings *settings)
+{
+    int code = cli_training_join(&cli_train, &settings->training);
+    if (code == CLI_DONE) code = cli_training_finish(&cli_train, &settings->training);
+    if (code != CLI_DONE) return code;
+    fp8flow_status status = fp8flow_recipe_check(settings->training.train.recipe);
+    return status == FP8FLOW_OK ? CLI_DONE : cli_fail_status(&cli_train, status);
+}
+
+/* The folder is rank 0's. */
+static int take_output(cli_output_folder *folder, const train_settings *settings)
+{
+    if (!settings->training.train.output || settings->training.mpi_rank > 0) return CLI_DONE;
+    int code = cli_output_folder_take(folder, &cli_train, settings->training.train.output);
+    return code == CLI_DONE ? refuse_foreign_checkpoints(settings) : code;
+}
+
 static int run_train(int argc, char **argv)
 {
     static train_settings settings = { .save_every = 500 };
+    static cli_output_folder folder = { .descriptor = -1 };
+    int32_t rank;
+    const int is_job = cli_is_job(&rank);
     cli_training_init(&settings.training);
+    if (is_job) cli_hold_errors(rank);
     int code = cli_parse(&cli_train, argc, argv, &settings);
-    if (code != CLI_GO_ON) return code;
-    code = cli_training_finish(&cli_train, &settings.training);
-    if (code != CLI_DONE) return code;
-    fp8flow_status status = fp8flow_recipe_check(settings.training.train.recipe);
-    if (status != FP8FLOW_OK) return cli_fail_status(&cli_train, status);
-    if (!settings.training.train.output) return run_with_output(&settings);
-
-    cli_output_folder folder;
-    code = cli_output_folder_take(&folder, &cli_train, settings.training.train.output);
-    if (code == CLI_DONE) code = refuse_foreign_checkpoints(&settings);
-    if (code == CLI_DONE) code = run_with_output(&settings);
+    if (code == CLI_DONE) return code;
+    if (code == CLI_GO_ON) code = check_settings(&settings);
+    if (code == CLI_DONE) code = take_output(&folder, &settings);
+    if (code != CLI_DONE && is_job) code = cli_job_leave(&cli_train, (double)settings.training.timeout, code);
+    else if (code == CLI_DONE) {
+        cli_release_errors();
+        code = run_with_output(&settings);
+    }
     cli_output_folder_release(&folder);
     return code;
 }
@@ -157,6 +179,7 @@ const cli_command cli_train = {
     .summary = "Train a model, or go on with one",
     .options = train_options,
     .num_options = sizeof train_options / sizeof *train_options,
+    .runs_under_mpirun = 1,
     .example = "fp8flow train --data notes.txt --steps 200 --output run",
     .run = run_train,
 };

@@ -1,20 +1,45 @@
 /* message.c - one-line errors, the state of stdout, and numbers for people. See cli.h. */
 #include "cli.h"
+#include "job.h"
 
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
 
+static char held[2048];
+static int is_holding;
+static int32_t holding_rank;
+
+void cli_hold_errors(int32_t rank)
+{
+    is_holding = 1;
+    holding_rank = rank;
+}
+
+void cli_release_errors(void)
+{
+    is_holding = 0;
+    holding_rank = 0;
+    if (*held) fputs(held, stderr);
+    *held = '\0';
+}
+
 /* The line is built first and written with one call, so that lines of several threads do not mix. */
 static void print_error(const cli_command *command, const char *format, va_list arguments)
 {
-    char text[2048];
+    char text[1900], line[sizeof held], rank[CLI_NUMBER_BYTES] = "";
     vsnprintf(text, sizeof text, format, arguments);
     for (char *c = text; *c; c++)
         if ((unsigned char)*c < 0x20 || *c == 0x7F) *c = '?';
+    if (holding_rank > 0) snprintf(rank, sizeof rank, "rank %d: ", holding_rank);
+    snprintf(line, sizeof line, "fp8flow%s%s: %s%s\n", command ? " " : "", command ? command->name : "", rank, text);
+    if (is_holding) {
+        if (!*held) memcpy(held, line, sizeof held);
+        return;
+    }
     (void)fflush(stdout);
-    fprintf(stderr, "fp8flow%s%s: %s\n", command ? " " : "", command ? command->name : "", text);
+    fputs(line, stderr);
 }
 
 int cli_fail(const cli_command *command, const char *format, ...)
@@ -46,6 +71,9 @@ int cli_fail_status(const cli_command *command, fp8flow_status status)
 int cli_parse(const cli_command *command, int argc, char **argv, void *values)
 {
     char message[CLI_MESSAGE_BYTES];
+    int32_t rank;
+    if (!command->runs_under_mpirun && cli_is_job(&rank))
+        return rank > 0 ? CLI_USAGE : cli_fail_usage(command, "runs in one process; start it without mpirun or srun");
     switch (cli_options_parse(command, argc, argv, values, message)) {
     case CLI_PARSED: return CLI_GO_ON;
     case CLI_WANTS_HELP: cli_options_help(stdout, command, values); return CLI_DONE;

@@ -93,6 +93,7 @@ typedef struct {
     size_t num_options;
     const char *example; /* one command line, shown last in the help text */
     int (*run)(int argc, char **argv);
+    int32_t runs_under_mpirun; /* in each process; others are refused there */
 } cli_command;
 
 typedef enum { CLI_PARSED, CLI_WANTS_HELP, CLI_BAD_USAGE } cli_outcome;

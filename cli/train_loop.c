@@ -1,8 +1,7 @@
 /* train_loop.c - the step loop of one run, on every rank. See train_loop.h.
  *
- * Shared between the rank threads: the session. Rank 0 owns its progress, metrics, result and stop fields;
- * rank r writes places[r] only. Two collectives order this: the maximum after the step (all places are
- * written before rank 0 reads them) and the one before the next step (rank 0 has read them).
+ * Ranks are threads that share the session, or processes that have one each. So only rank 0 writes to it, and reads in
+ * it what changes; the others see its settings only.
  */
 #include "train_loop.h"
 
@@ -15,6 +14,7 @@
 #include <unistd.h>
 
 #include "device.h"
+#include "job.h"
 #include "metrics.h"
 #include "progress.h"
 
@@ -34,7 +34,9 @@ typedef struct {
     cli_metrics metrics;
     cli_stop stop;
     double step_seconds, step_tokens; /* sums for the average speed */
-    rank_places *places;              /* [num_ranks] */
+    int is_reported;                  /* the error has been printed, by this process or rank 0's */
+    int64_t failed_step;              /* of a process: the step it was in; 0: before the first */
+    rank_places *places;              /* [num_ranks], gathered after each step */
 } run_session;
 
 typedef struct {
@@ -43,7 +45,8 @@ typedef struct {
     fp8flow_trainer *trainer;
     fp8flow_train_info info;
     int32_t rank;
-    int64_t step, saved_step;
+    int64_t step, saved_step, next_step; /* next_step: the one that is being made and saved */
+    rank_places places;
 } rank_run;
 
 #define TRY(call)                                        \
@@ -54,29 +57,48 @@ typedef struct {
 
 /* ---- Signals -------------------------------------------------------------------------------- */
 
-static atomic_int signals_seen;
+static atomic_int signals_seen, is_process;
 
+/* A process of mpirun says nothing: the others have the same signal, or mpirun ends them because one has failed. */
 static void handle_signal(int number)
 {
     static const char text[] = "fp8flow: stopping after this step; a second signal stops at once\n";
     if (atomic_fetch_add(&signals_seen, 1) > 0) _exit(128 + number);
+    if (atomic_load(&is_process)) return;
     if (write(STDERR_FILENO, text, sizeof text - 1) < 0) return; /* nobody reads it: nothing to do */
 }
 
-/* SIGHUP stays ignored under nohup. */
-static void install_signal_handlers(void)
+static void handle_alarm(int number)
 {
-    static const int numbers[] = { SIGINT, SIGTERM, SIGHUP };
-    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
-        struct sigaction action, old;
-        memset(&action, 0, sizeof action);
-        memset(&old, 0, sizeof old);
-        action.sa_handler = handle_signal;
-        action.sa_flags = SA_RESTART;
-        sigemptyset(&action.sa_mask);
-        sigaction(numbers[i], &action, &old);
-        if (numbers[i] == SIGHUP && old.sa_handler == SIG_IGN) sigaction(SIGHUP, &old, NULL);
-    }
+    static const char text[] = "fp8flow train: another rank has not started, or not ended, within --timeout\n";
+    (void)number;
+    if (write(STDERR_FILENO, text, sizeof text - 1) < 0) _exit(CLI_FAILED);
+    _exit(CLI_FAILED);
+}
+
+static void install_handler(int number, void (*handler)(int))
+{
+    struct sigaction action, old;
+    memset(&action, 0, sizeof action);
+    memset(&old, 0, sizeof old);
+    action.sa_handler = handler;
+    action.sa_flags = SA_RESTART;
+    sigemptyset(&action.sa_mask);
+    sigaction(number, &action, &old);
+    /* SIGHUP stays ignored under nohup. */
+    if (number == SIGHUP && old.sa_handler == SIG_IGN) sigaction(SIGHUP, &old, NULL);
+}
+
+/* mpirun hands SIGUSR1 on, but ends the job when it gets one of the others itself. */
+static void install_signal_handlers(int of_process)
+{
+    atomic_store(&is_process, of_process);
+    install_handler(SIGINT, handle_signal);
+    install_handler(SIGTERM, handle_signal);
+    install_handler(SIGHUP, handle_signal);
+    if (!of_process) return;
+    install_handler(SIGUSR1, handle_signal);
+    install_handler(SIGALRM, handle_alarm);
 }
 
 /* The same answer on every rank. */
@@ -91,9 +113,9 @@ static fp8flow_status agree_to_stop(rank_run *run, cli_stop *stop)
 
 /* ---- Non-finite values ---------------------------------------------------------------------- */
 
-static void collect_places(const rank_run *run, uint64_t values)
+static void collect_places(rank_run *run, uint64_t values)
 {
-    rank_places *places = &run->session->places[run->rank];
+    rank_places *places = &run->places;
     const char *where;
     places->values = values;
     places->count = 0;
@@ -187,6 +209,7 @@ static fp8flow_status make_step(rank_run *run)
 {
     const cli_run *settings = run->session->run;
     fp8flow_step_metrics metrics;
+    run->next_step = run->step + 1;
     TRY(fp8flow_trainer_step(run->trainer, &metrics));
     run->step++;
     collect_places(run, metrics.nonfinite);
@@ -196,8 +219,7 @@ static fp8flow_status make_step(rank_run *run)
     double validation_loss = NAN;
     if (wants_validation) TRY(fp8flow_trainer_validate(run->trainer, &validation_loss));
 
-    int64_t places_are_written = 1;
-    TRY(fp8flow_comm_max(run->comm, &places_are_written));
+    TRY(fp8flow_comm_gather(run->comm, &run->places, sizeof run->places, run->session->places));
     if (run->rank == 0) report_step(run, &metrics, wants_validation ? &validation_loss : NULL);
     if (settings->train.output && is_due(run->step, settings->save_every)) TRY(save(run));
     return FP8FLOW_OK;
@@ -223,7 +245,6 @@ static void start_reporting(rank_run *run)
 static fp8flow_status run_steps(rank_run *run)
 {
     const cli_run *settings = run->session->run;
-    TRY(fp8flow_trainer_get_info(run->trainer, &run->info));
     run->step = run->saved_step = run->info.first_step;
     if (run->rank == 0) start_reporting(run);
     while (run->step < settings->train.steps) {
@@ -239,6 +260,90 @@ static fp8flow_status run_steps(rank_run *run)
     return FP8FLOW_OK;
 }
 
+/* ---- The same job on every process ---------------------------------------------------------- */
+
+/* Everything but paths, which may differ between machines. */
+static uint64_t hash_options(const cli_run *settings)
+{
+    const fp8flow_train_options *o = &settings->train;
+    const int64_t integers[] = { (int64_t)o->checkpointing,
+                                 (int64_t)o->seed,
+                                 (int64_t)o->data_seed,
+                                 o->steps,
+                                 o->batch,
+                                 o->micro_batch,
+                                 o->sequence_length,
+                                 o->warmup_steps,
+                                 o->validation_sequences,
+                                 o->keep_checkpoints,
+                                 (int64_t)!o->output,
+                                 (int64_t)!o->resume,
+                                 (int64_t)!o->model,
+                                 (int64_t)settings->backend,
+                                 settings->save_every,
+                                 settings->validate_every };
+    const double numbers[] = { o->lr, o->min_lr, o->beta1, o->beta2, o->eps, o->weight_decay, o->clip };
+    uint64_t hash = cli_hash_bytes(CLI_HASH_START, integers, sizeof integers);
+    return cli_hash_text(cli_hash_bytes(hash, numbers, sizeof numbers), o->recipe);
+}
+
+/* The text of a config.json, or the name of a built-in model. */
+static uint64_t hash_model(const char *model)
+{
+    char piece[4096];
+    size_t bytes;
+    uint64_t hash = CLI_HASH_START;
+    FILE *file = model ? fopen(model, "rb") : NULL;
+    if (!file) return cli_hash_text(hash, model);
+    while ((bytes = fread(piece, 1, sizeof piece, file)) > 0) hash = cli_hash_bytes(hash, piece, bytes);
+    (void)fclose(file);
+    return hash;
+}
+
+/* Threads have the same by nature. Rank 0 names the rank that differs: one line. */
+static fp8flow_status compare_ranks(const rank_run *run, const cli_job_part *parts, int count)
+{
+    int32_t stranger;
+    const char *difference;
+    if (run->session->run->mpi_timeout <= 0) return FP8FLOW_OK;
+    TRY(cli_job_compare(run->comm, parts, count, &stranger, &difference));
+    if (stranger == 0) return FP8FLOW_OK;
+    if (run->rank == 0) cli_fail(run->session->run->command, "rank %d has %s than rank 0", stranger, difference);
+    run->session->is_reported = 1;
+    return FP8FLOW_EINVAL;
+}
+
+static fp8flow_status compare_commands(const rank_run *run)
+{
+    const cli_job_part parts[] = {
+        { "another build of fp8flow",
+          cli_hash_text(cli_hash_text(CLI_HASH_START, fp8flow_version()), fp8flow_build()) },
+        { "other options", hash_options(run->session->run) },
+        { "another configuration of the model", hash_model(run->session->run->train.model) },
+    };
+    return compare_ranks(run, parts, 3);
+}
+
+static fp8flow_status compare_inputs(const rank_run *run)
+{
+    const fp8flow_train_info *info = &run->info;
+    const cli_job_part parts[] = { { "another configuration of the model", info->config_hash },
+                                   { "other data", info->data_identity },
+                                   { "another checkpoint", (uint64_t)info->first_step } };
+    return compare_ranks(run, parts, 3);
+}
+
+/* ---- Ranks ---------------------------------------------------------------------------------- */
+
+static fp8flow_status run_trainer(rank_run *run, fp8flow_context *context)
+{
+    TRY(compare_commands(run));
+    TRY(fp8flow_trainer_create(context, run->comm, &run->session->run->train, &run->trainer));
+    TRY(fp8flow_trainer_get_info(run->trainer, &run->info));
+    TRY(compare_inputs(run));
+    return run_steps(run);
+}
+
 static fp8flow_status run_rank(fp8flow_comm *comm, void *user)
 {
     run_session *session = user;
@@ -250,26 +355,66 @@ static fp8flow_status run_rank(fp8flow_comm *comm, void *user)
     if (options.backend == FP8FLOW_CUDA) options.device = cli_gpu_of_rank(run.rank);
     fp8flow_context *context = NULL;
     fp8flow_status status = fp8flow_context_create(&options, &context);
-    if (status == FP8FLOW_OK) status = fp8flow_trainer_create(context, comm, &settings->train, &run.trainer);
-    if (status == FP8FLOW_OK) status = run_steps(&run);
+    if (status == FP8FLOW_OK) status = run_trainer(&run, context);
+    if (settings->mpi_timeout > 0) session->failed_step = run.next_step;
     fp8flow_trainer_destroy(run.trainer);
     fp8flow_context_destroy(context);
     return status;
 }
 
+/* MPI starts and ends with all processes together, and does not say when one of them is missing. */
+static void set_alarm(const cli_run *run)
+{
+    enum { LEAST_SECONDS = 30 };
+    alarm(run->mpi_timeout > LEAST_SECONDS ? (unsigned)run->mpi_timeout : LEAST_SECONDS);
+}
+
+static fp8flow_status run_process(fp8flow_comm *comm, void *user)
+{
+    const run_session *session = user;
+    alarm(0);
+    fp8flow_status status = run_rank(comm, user);
+    if (status == FP8FLOW_OK) set_alarm(session->run);
+    return status;
+}
+
+/* One of the processes of mpirun. The rank that knows the reason of a failure reports it. */
+static int run_job(run_session *session)
+{
+    const cli_run *run = session->run;
+    int32_t rank, failed_rank = 0;
+    (void)cli_is_job(&rank);
+    set_alarm(run);
+    fp8flow_status status = fp8flow_run_mpi_ranks(run->mpi_timeout, run_process, session, &failed_rank);
+    alarm(0);
+    cli_progress_clear(&session->progress);
+    if (status == FP8FLOW_OK) return CLI_DONE;
+    if (session->is_reported || failed_rank != rank) return CLI_FAILED;
+    const char *text = fp8flow_last_error();
+    char prefix[CLI_NUMBER_BYTES] = "", suffix[CLI_NUMBER_BYTES] = "";
+    if (strncmp(text, "rank ", 5) != 0) snprintf(prefix, sizeof prefix, "rank %d: ", rank);
+    if (session->failed_step > 0) snprintf(suffix, sizeof suffix, " (step %lld)", (long long)session->failed_step);
+    return cli_fail(run->command, "%s%s%s", prefix, *text ? text : fp8flow_status_name(status), suffix);
+}
+
 int cli_run_training(const cli_run *run, cli_run_result *result)
 {
-    install_signal_handlers();
+    install_signal_handlers(run->mpi_timeout > 0);
     *result = (cli_run_result){ .validation_loss = NAN };
     run_session session = { .run = run, .result = result };
     session.places = calloc((size_t)run->num_ranks, sizeof *session.places);
     if (!session.places) return cli_fail(run->command, "out of memory");
 
-    fp8flow_status status = fp8flow_run_ranks(run->num_ranks, run_rank, &session);
-    cli_progress_clear(&session.progress);
+    int code = CLI_DONE;
+    if (run->mpi_timeout > 0) code = run_job(&session);
+    else {
+        fp8flow_status status = fp8flow_run_ranks(run->num_ranks, run_rank, &session);
+        cli_progress_clear(&session.progress);
+        if (status != FP8FLOW_OK) code = cli_fail_status(run->command, status);
+    }
     cli_metrics_close(&session.metrics);
     free(session.places);
-    if (status != FP8FLOW_OK) return cli_fail_status(run->command, status);
+    if (code != CLI_DONE) return code;
     if (session.step_seconds > 0) result->tokens_per_second = session.step_tokens / session.step_seconds;
     return result->stop == CLI_STOP_FAILED ? CLI_FAILED : CLI_DONE;
 }

@@ -1,8 +1,8 @@
 /* train_loop.h - drive one training run: ranks, steps, validation, saving, signals, display, metrics file.
  *
- * Used by `train` and `compare`. Ranks are threads of this process. Rank 0 alone displays and writes; what
- * it sees must not make it leave the loop alone, so every reason to stop goes through one fp8flow_comm_max
- * before each step: all ranks enter step n + 1 or none does.
+ * Used by `train` and `compare`. Ranks are threads of this process, or the processes of mpirun. Rank 0 alone displays
+ * and writes; what it sees must not make it leave the loop alone, so every reason to stop goes through one
+ * fp8flow_comm_max before each step: all ranks enter step n + 1 or none does.
  */
 #ifndef CLI_TRAIN_LOOP_H
 #define CLI_TRAIN_LOOP_H
@@ -23,6 +23,7 @@ typedef struct {
     fp8flow_train_options train;
     fp8flow_backend backend;
     int32_t num_ranks;
+    double mpi_timeout;       /* > 0: the ranks are processes; seconds that one waits for another */
     int32_t num_threads;      /* of each rank; 0: the processors of this process, shared equally by the ranks */
     int64_t log_every;        /* steps between lines when stdout is no terminal */
     int64_t validate_every;   /* steps; also after the last one */
@@ -49,7 +50,8 @@ typedef struct {
 } cli_run_result;
 
 /* CLI_DONE (see result->stop) or an exit code, with the error already printed. SIGINT and SIGTERM are handled
- * from the first call on: the first ends the run after its step, the second ends the process at once. */
+ * from the first call on, on processes of mpirun SIGUSR1 too: the first ends the run after its step, the second ends
+ * the process at once. */
 int cli_run_training(const cli_run *run, cli_run_result *result);
 
 /* Processors that this process may use. */

@@ -1,9 +1,11 @@
 /* train_options.c - see train_options.h. */
 #include "train_options.h"
 
+#include "job.h"
+
 void cli_training_init(cli_training *training)
 {
-    *training = (cli_training){ .log_every = 10, .validate_every = 100 };
+    *training = (cli_training){ .log_every = 10, .timeout = 60, .validate_every = 100 };
     fp8flow_train_options_init(&training->train);
     training->checkpointing = (int32_t)training->train.checkpointing;
 }
@@ -43,12 +45,26 @@ int cli_training_finish(const cli_command *command, cli_training *training)
     return code != CLI_DONE ? code : cli_choose_backend(command, training->device, training->ranks, &training->backend);
 }
 
+int cli_training_join(const cli_command *command, cli_training *training)
+{
+    training->is_mpi = cli_is_job(&training->mpi_rank);
+    if (!training->is_mpi) return CLI_DONE;
+    int32_t launched = fp8flow_mpi_launched(NULL);
+    if (training->ranks > 0 && training->ranks != launched)
+        return cli_fail_usage(command, "--ranks %lld: mpirun has started %d ranks already", (long long)training->ranks,
+                              launched);
+    training->ranks = launched;
+    if (training->threads == 0) training->threads = cli_job_threads();
+    return CLI_DONE;
+}
+
 cli_run cli_training_run(const cli_command *command, const cli_training *training)
 {
     return (cli_run){ .command = command,
                       .train = training->train,
                       .backend = (fp8flow_backend)training->backend,
                       .num_ranks = (int32_t)training->ranks,
+                      .mpi_timeout = training->is_mpi ? (double)training->timeout : 0,
                       .num_threads = (int32_t)training->threads,
                       .log_every = training->log_every,
                       .validate_every = training->validate_every };

@@ -15,11 +15,15 @@ typedef struct {
     cli_list data;
     int32_t checkpointing, device, backend; /* backend: an fp8flow_backend when the training is finished */
     int64_t ranks, ep, dp; /* as given; 0: by the others. When the training is finished, ranks = ep x dp */
-    int64_t threads, log_every, validate_every;
+    int64_t threads, log_every, validate_every, timeout;
+    int32_t is_mpi, mpi_rank; /* the ranks are processes that mpirun started; this one's, else 0 */
 } cli_training;
 
 /* The library's defaults, and ours for what the library does not know. */
 void cli_training_init(cli_training *training);
+
+/* Before cli_training_finish: where mpirun has started this process, its ranks are the run's. */
+int cli_training_join(const cli_command *command, cli_training *training);
 
 /* After parsing: put lists and choices where the library looks for them, settle the ranks, choose the device. The
  * training is borrowed. CLI_DONE, or an exit code with the error already printed. */

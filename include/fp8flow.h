@@ -28,6 +28,9 @@ extern "C" {
 /* "0.1.0". */
 FP8FLOW_API const char *fp8flow_version(void);
 
+/* A checksum of the sources that this library was built from. */
+FP8FLOW_API const char *fp8flow_build(void);
+
 /* What this build found on this machine, and what each missing thing costs the user. */
 typedef struct {
     const char *name;   /* "AVX2", "OpenBLAS", "OpenMP", "CUDA", "MPI", "NCCL" */
@@ -66,12 +69,28 @@ FP8FLOW_API int32_t fp8flow_comm_size(const fp8flow_comm *comm);
 /* *value = the largest over the ranks: for decisions that all ranks must take alike. Collective. */
 FP8FLOW_API fp8flow_status fp8flow_comm_max(fp8flow_comm *comm, int64_t *value);
 
+/* Rank 0's all [size][bytes] = `mine` [bytes] of every rank; all is not looked at elsewhere. Collective. */
+FP8FLOW_API fp8flow_status fp8flow_comm_gather(fp8flow_comm *comm, const void *mine, int64_t bytes, void *all);
+
 /* Run body(comm, user) once per rank, each rank a thread of this process, and wait for all. If a body fails,
  * the collectives of the other ranks fail with ECOMM instead of hanging; the status and the message of the
  * lowest rank that failed by itself are returned. num_ranks in 1..256. Collective calls below must be made
  * by all ranks. Errors: EINVAL, ENOMEM, and whatever body returns. */
 FP8FLOW_API fp8flow_status fp8flow_run_ranks(int32_t num_ranks, fp8flow_status (*body)(fp8flow_comm *comm, void *user),
                                              void *user);
+
+/* Number of processes of the job if mpirun (Open MPI's or MPICH's) or srun started this one, with its rank (may be
+ * NULL); else 0. The environment variable FP8FLOW_MPI names the library where it cannot be seen: openmpi, mpich; or
+ * none: the processes have nothing to do with each other. */
+FP8FLOW_API int32_t fp8flow_mpi_launched(int32_t *rank);
+
+/* Run body(comm, user) as the rank that this process is; once per process, on the thread that makes all collective
+ * calls. A collective in which nothing arrives for `timeout` seconds fails with ECOMM, on all ranks. *failed_rank: after
+ * an error, the rank whose message says why the job has failed; the same on all ranks that still can tell. After an error
+ * the process must end, with an exit code other than 0: so mpirun learns of it. Errors: EINVAL, ENOMEM, ECOMM, ENOSYS
+ * (the part for this MPI is not there), and whatever body returns. */
+FP8FLOW_API fp8flow_status fp8flow_run_mpi_ranks(double timeout, fp8flow_status (*body)(fp8flow_comm *comm, void *user),
+                                                 void *user, int32_t *failed_rank);
 
 /* ---- MoE layer ------------------------------------------------------------------------------
  *
@@ -240,10 +259,11 @@ typedef struct {
     int64_t num_layers, num_moe_layers, num_experts, top_k, hidden, expert_width, vocab_size;
     int64_t train_tokens, validation_tokens; /* in the data set */
     int64_t files, skipped_files;
-    int64_t first_step;       /* steps already done when resumed */
-    int64_t memory_bytes;     /* weights, gradients, moments, activations reserved on this rank */
-    const char *ignored_keys; /* keys of config.json without meaning here, "a, b"; "" if none; lives as
+    int64_t first_step;                  /* steps already done when resumed */
+    int64_t memory_bytes;                /* weights, gradients, moments, activations reserved on this rank */
+    const char *ignored_keys;            /* keys of config.json without meaning here, "a, b"; "" if none; lives as
                                               * long as the trainer */
+    uint64_t config_hash, data_identity; /* of the text of config.json; of names, sizes and ends of the documents */
 } fp8flow_train_info;
 FP8FLOW_API fp8flow_status fp8flow_trainer_get_info(const fp8flow_trainer *trainer, fp8flow_train_info *info);
 

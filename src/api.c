@@ -1,6 +1,7 @@
 /* api.c - what the library says about itself: version, recipes, features of this build and machine. */
 #include <stdio.h>
 
+#include "comm/comm_mpi.h"
 #include "fp8flow.h"
 #include "ops/blas.h"
 #include "ops/ops.h"
@@ -9,6 +10,11 @@
 const char *fp8flow_version(void)
 {
     return FP8FLOW_VERSION;
+}
+
+const char *fp8flow_build(void)
+{
+    return FP8FLOW_BUILD;
 }
 
 const char *fp8flow_recipe_name(int64_t index)
@@ -69,6 +75,15 @@ static fp8flow_feature find_cuda(void)
     return (fp8flow_feature){ "CUDA", usable, summary, usable ? "" : "everything runs on the CPU" };
 }
 
+static fp8flow_feature find_mpi(void)
+{
+    static char versions[256];
+    int found = f8_comm_describe_mpi(versions, sizeof versions) > 0;
+    return (fp8flow_feature){ "MPI", found,
+                              found ? versions : "neither Open MPI nor MPICH, or this build is without them",
+                              found ? "" : "ranks are threads of one process, on one machine" };
+}
+
 static fp8flow_feature find_nothing(const char *name, const char *cost)
 {
     return (fp8flow_feature){ name, 0, "not in this version", cost };
@@ -82,7 +97,7 @@ fp8flow_status fp8flow_feature_get(int64_t index, fp8flow_feature *feature)
     case 1: *feature = find_openblas(); break;
     case 2: *feature = find_openmp(); break;
     case 3: *feature = find_cuda(); break;
-    case 4: *feature = find_nothing("MPI", "ranks are threads of one process, on one machine"); break;
+    case 4: *feature = find_mpi(); break;
     case 5: *feature = find_nothing("NCCL", "no ranks on GPUs"); break;
     default: return F8_FAIL(EINVAL, "feature_get: index %lld of 6", (long long)index);
     }

@@ -12,7 +12,7 @@ find src include cli tests -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' 2>/de
 BEGIN {
     # layer and packages of each folder; files directly under src/ are "api"
     split("base:0:sanitizer/asan_interface device:1:cuda recipe:1: io:1:jansson,xxhash" \
-          " ops:2:cblas,omp,pthread,cuda,immintrin comm:2:omp,pthread,mpi,nccl,cuda moe:3: model:4: train:5:xxhash" \
+          " ops:2:cblas,omp,pthread,cuda,immintrin comm:2:dlfcn,omp,pthread,mpi,nccl,cuda moe:3: model:4: train:5:xxhash" \
           " api:6:", rows, " ")
     for (i in rows) {
         split(rows[i], field, ":")

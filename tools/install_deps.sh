@@ -30,6 +30,10 @@ test   clang-format-14    has_program clang-format-14
 test   clang-tidy-14      has_program clang-tidy-14
 test   cmake              has_program cmake
 test   groff-base         has_program groff
+test   libopenmpi-dev     has_program mpicc.openmpi
+test   openmpi-bin        has_program mpirun.openmpi
+test   libmpich-dev       has_program mpicc.mpich
+test   mpich              has_program mpirun.mpich
 '
 
 has_program()

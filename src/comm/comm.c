@@ -184,3 +184,12 @@ fp8flow_status fp8flow_comm_max(fp8flow_comm *comm, int64_t *value)
     F8_REQUIRE(comm && value, EINVAL, "comm_max: NULL argument");
     return f8_comm_all_reduce(comm, F8_MAX_I64, value, 1);
 }
+
+fp8flow_status fp8flow_comm_gather(fp8flow_comm *comm, const void *mine, int64_t bytes, void *all)
+{
+    int32_t send_rows[F8_COMM_MAX_RANKS] = { 1 }, recv_rows[F8_COMM_MAX_RANKS] = { 0 };
+    F8_REQUIRE(comm && mine && bytes >= 0, EINVAL, "comm_gather: NULL argument or %lld bytes", (long long)bytes);
+    for (int32_t r = 0; r < comm->size && comm->rank == 0; r++) recv_rows[r] = 1;
+    f8_comm_part part = { mine, all, bytes };
+    return comm->ops->exchange(comm, &part, 1, send_rows, recv_rows);
+}

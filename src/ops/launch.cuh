@@ -42,6 +42,15 @@ template <class Kernel> static inline void f8_allow_shared(Kernel *kernel, int b
                              F8_SHARED_BYTES - (int)now.sharedSizeBytes);
 }
 
+/* Clusters of `blocks` blocks for a launch, whose configuration points to `attribute` from here on. */
+static inline void f8_use_clusters(cudaLaunchConfig_t *config, cudaLaunchAttribute *attribute, int blocks)
+{
+    attribute->id = cudaLaunchAttributeClusterDimension;
+    attribute->val.clusterDim = { (unsigned)blocks, 1, 1 };
+    config->attrs = attribute;
+    config->numAttrs = 1;
+}
+
 /* What the launches before said; a failure of the kernels themselves shows at fp8flow_synchronize. */
 static inline fp8flow_status f8_launched(const char *op)
 {

@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <xxhash.h>
+
 /* ---- Create ---- */
 
 /* The checkpoint and the options must describe one run; what may change on resume is not compared. */
@@ -172,7 +174,9 @@ fp8flow_status fp8flow_trainer_get_info(const fp8flow_trainer *t, fp8flow_train_
                                   .skipped_files = skipped,
                                   .first_step = t->first_step,
                                   .memory_bytes = memory,
-                                  .ignored_keys = t->ignored_keys.size ? t->ignored_keys.data : "" };
+                                  .ignored_keys = t->ignored_keys.size ? t->ignored_keys.data : "",
+                                  .config_hash = XXH3_64bits(t->config_text.data, t->config_text.size),
+                                  .data_identity = data.identity };
     return FP8FLOW_OK;
 }
 
