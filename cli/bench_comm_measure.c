@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "cli.h"
+#include "device.h"
 
 enum { MAX_RANKS = 256 };
 
@@ -153,10 +154,8 @@ static fp8flow_status measure_all(comm_rank *r, comm_payload *payload, comm_size
 
 static fp8flow_status open_rank(comm_rank *r)
 {
-    int32_t gpus = fp8flow_gpu_count();
-    fp8flow_context_options options = { .backend = (fp8flow_backend)r->b->backend,
-                                        .num_threads = r->b->num_threads,
-                                        .device = gpus > 0 ? r->rank % gpus : 0 };
+    fp8flow_context_options options = { .backend = (fp8flow_backend)r->b->backend, .num_threads = r->b->num_threads };
+    if (options.backend == FP8FLOW_CUDA) options.device = cli_gpu_of_rank(r->rank);
     fp8flow_status status = fp8flow_context_create(&options, &r->context);
     return status == FP8FLOW_OK ? fp8flow_comm_open(r->host, r->context, &r->comm) : status;
 }

@@ -9,6 +9,7 @@
 
 #include "bench_variants.h"
 #include "device.h"
+#include "job.h"
 #include "train_loop.h"
 
 enum { TRANSPORT_AUTO, TRANSPORT_NCCL, TRANSPORT_STAGED };
@@ -16,12 +17,14 @@ enum { TRANSPORT_AUTO, TRANSPORT_NCCL, TRANSPORT_STAGED };
 typedef struct {
     cli_list recipes;
     layer_shape size;
-    int64_t ranks, megabytes, repeats, num_threads;
+    int64_t ranks, megabytes, repeats, num_threads, timeout;
     int32_t device, backend, transport, is_json;
+    int32_t is_job, rank; /* mpirun has started the ranks; this one */
 } settings;
 
 static const cli_option comm_options[] = {
-    CLI_OPTION_INTEGER(settings, ranks, "ranks", "N", 1, 256, "ranks, threads of this process"),
+    CLI_OPTION_INTEGER(settings, ranks, "ranks", "N", 0, 256,
+                       "ranks, threads of this process; 0: 4, under mpirun those that it has started"),
     CLI_OPTION_NAMES(settings, recipes, "recipes", "NAMES", "recipes; all if none is named"),
     CLI_OPTION_HEADING("The layer whose tokens travel"),
     CLI_OPTION_INTEGER(settings, size.hidden, "hidden", "H", 16, 65536, "hidden size, a multiple of 16"),
@@ -32,13 +35,14 @@ static const cli_option comm_options[] = {
     CLI_OPTION_HEADING("Measuring"),
     CLI_OPTION_INTEGER(settings, megabytes, "megabytes", "N", 1, 16384,
                        "largest array of each rank; then a quarter of it, and so on"),
-    CLI_OPTION_CHOICE(settings, device, "device", CLI_DEVICE_NAMES,
-                      "whose memory; auto: Hopper GPUs where there are any, dealt out over the ranks"),
+    CLI_OPTION_DEVICE(settings, device),
     CLI_OPTION_CHOICE(settings, transport, "transport", "auto|nccl|staged",
                       "between GPUs; auto: NCCL where every rank has a GPU of its own, else through host memory"),
     CLI_OPTION_INTEGER(settings, repeats, "repeat", "N", 1, TIMING_MAX_REPEATS, "measurements, after two warm-ups"),
     CLI_OPTION_INTEGER(settings, num_threads, "threads", "N", 0, 1024,
-                       "threads of each rank; 0: the processors of this process dealt out"),
+                       "threads of each rank; 0: the processors dealt out"),
+    CLI_OPTION_INTEGER(settings, timeout, "timeout", "N", 1, 1000000,
+                       "under mpirun: how long a rank waits for another before the job ends, in seconds"),
     CLI_OPTION_FLAG(settings, is_json, "json", "print a JSON list of records instead of the tables"),
 };
 
@@ -155,32 +159,58 @@ static void print_json(const comm_bench *b)
 static int run_ranks(comm_bench *b, const settings *s)
 {
     static const char *const transports[] = { "auto", "nccl", "staged" };
+    int32_t failed_rank = s->rank;
     if (s->transport != TRANSPORT_AUTO) (void)setenv("FP8FLOW_TRANSPORT", transports[s->transport], 1);
-    fp8flow_status status = fp8flow_run_ranks((int32_t)b->num_ranks, comm_measure, b);
+    fp8flow_status status = s->is_job ? fp8flow_run_mpi_ranks((double)s->timeout, comm_measure, b, &failed_rank)
+                                      : fp8flow_run_ranks((int32_t)b->num_ranks, comm_measure, b);
+    if (status != FP8FLOW_OK && failed_rank != s->rank) return CLI_FAILED;
     if (status != FP8FLOW_OK) return cli_fail_status(&cli_bench_comm, status);
+    if (s->rank > 0) return CLI_DONE;
     if (s->is_json) print_json(b);
     else print_tables(b);
     return CLI_DONE;
 }
 
-static int run(int argc, char **argv)
+static int choose_ranks(settings *s)
+{
+    int32_t launched = s->is_job ? fp8flow_mpi_launched(NULL) : 0;
+    if (s->is_job && s->ranks != 0 && s->ranks != launched)
+        return cli_fail_usage(&cli_bench_comm, "--ranks %lld: mpirun has started %d ranks already", (long long)s->ranks,
+                              launched);
+    if (s->ranks == 0) s->ranks = s->is_job ? launched : 4;
+    if (s->num_threads == 0) s->num_threads = s->is_job ? cli_job_threads() : cli_num_processors() / s->ranks;
+    if (s->num_threads == 0) s->num_threads = 1;
+    return CLI_DONE;
+}
+
+static int choose(settings *s, bench_variants *variants)
 {
     static const char *const no_more[] = { NULL };
-    settings s = { .ranks = 4, .megabytes = 64, .repeats = 20, .backend = FP8FLOW_CPU };
+    int code = choose_ranks(s);
+    if (code == CLI_DONE) code = variants_choose_recipes(variants, &cli_bench_comm, &s->recipes, no_more);
+    if (code == CLI_DONE) code = cli_choose_backend(&cli_bench_comm, s->device, s->ranks, &s->backend);
+    if (code != CLI_DONE) return code;
+    if (variants->num_recipes > COMM_MAX_RECIPES)
+        return cli_fail_usage(&cli_bench_comm, "--recipes: %lld of them, at most %d", (long long)variants->num_recipes,
+                              COMM_MAX_RECIPES);
+    if (s->transport != TRANSPORT_AUTO && s->backend != (int32_t)FP8FLOW_CUDA)
+        return cli_fail_usage(&cli_bench_comm, "--transport is of GPUs, these ranks are on the CPU");
+    if (s->size.tokens == 0) s->size.tokens = s->backend == (int32_t)FP8FLOW_CUDA ? 4096 : 256;
+    return CLI_DONE;
+}
+
+static int run(int argc, char **argv)
+{
+    settings s = { .megabytes = 64, .repeats = 20, .timeout = 60, .backend = FP8FLOW_CPU };
     s.size = (layer_shape){ .hidden = 2048, .width = 128, .experts = 16, .top_k = 4 };
     bench_variants variants = { .num_recipes = 0 };
+    s.is_job = cli_is_job(&s.rank);
+    if (s.is_job) cli_hold_errors(s.rank);
     int code = cli_parse(&cli_bench_comm, argc, argv, &s);
-    if (code != CLI_GO_ON) return code;
-    code = variants_choose_recipes(&variants, &cli_bench_comm, &s.recipes, no_more);
-    if (code == CLI_DONE) code = cli_choose_backend(&cli_bench_comm, s.device, 1, &s.backend);
-    if (code != CLI_DONE) return code;
-    if (s.transport != TRANSPORT_AUTO && s.backend != (int32_t)FP8FLOW_CUDA)
-        return cli_fail_usage(&cli_bench_comm, "--transport is of GPUs, these ranks are on the CPU");
-    if (variants.num_recipes > COMM_MAX_RECIPES)
-        return cli_fail_usage(&cli_bench_comm, "--recipes: %lld of them, at most %d", (long long)variants.num_recipes,
-                              COMM_MAX_RECIPES);
-    if (s.size.tokens == 0) s.size.tokens = s.backend == (int32_t)FP8FLOW_CUDA ? 4096 : 256;
-    int64_t threads = s.num_threads > 0 ? s.num_threads : cli_num_processors() / s.ranks;
+    if (code == CLI_DONE) return code;
+    if (code == CLI_GO_ON) code = choose(&s, &variants);
+    if (code != CLI_DONE) return s.is_job ? cli_job_leave(&cli_bench_comm, (double)s.timeout, code) : code;
+    cli_release_errors();
     comm_bench *b = malloc(sizeof *b);
     if (!b) return cli_fail(&cli_bench_comm, "out of memory");
     *b = (comm_bench){ .shape = s.size,
@@ -190,7 +220,7 @@ static int run(int argc, char **argv)
                        .largest_bytes = s.megabytes << 20,
                        .repeats = s.repeats,
                        .backend = s.backend,
-                       .num_threads = threads > 0 ? (int32_t)threads : 1,
+                       .num_threads = (int32_t)s.num_threads,
                        .transport = "" };
     code = run_ranks(b, &s);
     free(b);
@@ -202,6 +232,7 @@ const cli_command cli_bench_comm = {
     .summary = "Measure what travels between ranks: bytes per token in every recipe, speed of the collectives",
     .options = comm_options,
     .num_options = sizeof comm_options / sizeof *comm_options,
+    .runs_under_mpirun = 1,
     .example = "fp8flow bench comm --ranks 4 --recipes bf16,flow",
     .run = run,
 };

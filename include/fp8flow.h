@@ -162,7 +162,7 @@ typedef struct {
 typedef struct fp8flow_moe fp8flow_moe;
 
 /* Collective over comm. Errors: EINVAL, ESHAPE (H, F and shared width must be multiples of 16; the message
- * names the rule), ENOMEM, ENOSYS (CUDA with more than one rank). */
+ * names the rule), ENOMEM. */
 FP8FLOW_API fp8flow_status fp8flow_moe_create(fp8flow_context *context, fp8flow_comm *comm,
                                               const fp8flow_moe_config *config, fp8flow_moe **moe);
 FP8FLOW_API void fp8flow_moe_destroy(fp8flow_moe *moe);
@@ -273,8 +273,8 @@ FP8FLOW_API const char *fp8flow_preset_json(int64_t index);
 typedef struct fp8flow_trainer fp8flow_trainer;
 
 /* Build model, data and optimiser state, from scratch or from a checkpoint. Collective. Errors: EINVAL (options),
- * EFORMAT (config, checkpoint: names file, key and value), EIO, ENOMEM, ESHAPE, ENOSYS (CUDA with more than one
- * rank). A checkpoint does not depend on the backend that wrote it. */
+ * EFORMAT (config, checkpoint: names file, key and value), EIO, ENOMEM, ESHAPE. A checkpoint does not depend on the
+ * backend that wrote it. */
 FP8FLOW_API fp8flow_status fp8flow_trainer_create(fp8flow_context *context, fp8flow_comm *comm,
                                                   const fp8flow_train_options *options, fp8flow_trainer **trainer);
 FP8FLOW_API void fp8flow_trainer_destroy(fp8flow_trainer *trainer);

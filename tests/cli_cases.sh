@@ -167,7 +167,7 @@ refuse "bench train of no recipe" 2 'flow' bench train --recipes bf16,fp4
 refuse "bench train of some operators" 2 'is not one of none|main|all' bench train --kernels some
 refuse "bench train of an odd batch" 2 '--batch 3 is not a multiple of --micro-batch 2' bench train --batch 3
 refuse "bench comm of no recipe" 2 'flow' bench comm --recipes bf16,fp4
-refuse "bench comm of no rank" 2 '--ranks: "0" is not in 1 .. 256' bench comm --ranks 0
+refuse "bench comm of too many ranks" 2 '--ranks: "257" is not in 0 .. 256' bench comm --ranks 257
 refuse "bench comm over a pigeon" 2 'is not one of auto|nccl|staged' bench comm --transport pigeon
 refuse "bench comm over NCCL on the CPU" 2 '--transport is of GPUs' bench comm --device cpu --transport nccl
 refuse "bench comm of an odd width" 1 'multiple of 16' bench comm --device cpu --hidden 24 --megabytes 1 --recipes bf16
@@ -183,7 +183,6 @@ refuse "bench of words that nothing has" 2 'nothing has the words "gemm quantize
 refuse "unknown checkpointing" 2 'is not one of none|moe_expert|full' train --data text.txt --checkpointing some
 refuse "unknown backend" 2 'is not one of cpu|reference' train --data text.txt --backend cuda
 refuse "unknown device" 2 'is not one of auto|cpu|cuda' train --data text.txt --device gpu
-refuse "ranks on a GPU" 2 'runs on one rank' train --data text.txt --device cuda --ranks 2
 refuse "reference operators on a GPU" 2 '--backend reference' compare --data text.txt --device cuda --backend reference
 refuse "unknown device to measure" 2 'is not one of cpu|cuda' bench --device gpu
 refuse "reference on a GPU" 2 '--backend reference' bench --device cuda --backend reference
@@ -200,6 +199,7 @@ refuse "bench without a GPU" 1 'cuda: ' bench --device cuda
 refuse "bench of products without a GPU" 1 'cuda: ' bench --device cuda --seconds 0 'gemm fprop1 v2-lite'
 refuse "bench without a GPU, JSON" 1 'cuda: ' bench --device cuda --json --repeat 1 add
 refuse "training without a GPU" 1 'cuda: ' train --data text.txt --device cuda
+refuse "ranks without a GPU" 1 'cuda: ' train --data text.txt --device cuda --ranks 2
 refuse "comparison without a GPU" 1 'cuda: ' compare --data text.txt --device cuda
 refuse "text without a GPU" 1 'cuda: ' generate --checkpoint folder --device cuda
 refuse "dataflow without a GPU" 1 'cuda: ' inspect --device cuda

@@ -64,7 +64,7 @@ const f8_device *f8_device_cpu(void);
 /* GPU `index`, made the current device of the calling thread. ENOSYS where the build or the machine has none. */
 fp8flow_status f8_device_cuda(int index, const f8_device **device);
 
-/* GPUs of this machine; 0 where the build has no CUDA. */
+/* GPUs of this machine, of any kind; 0 where the build or the machine has none. */
 int f8_device_cuda_count(void);
 
 /* One line for the user; *usable says whether f8_device_cuda(0, ...) would succeed. Static memory. */

@@ -89,13 +89,13 @@ void fp8flow_event_destroy(fp8flow_context *c, fp8flow_event *event)
     if (c && event) c->device->event_destroy(HANDLE(event));
 }
 
+int32_t fp8flow_device_count(void)
+{
+    return f8_device_cuda_count();
+}
+
 fp8flow_status fp8flow_device_describe(fp8flow_context *c, fp8flow_device_info *info)
 {
     F8_REQUIRE(c && info, EINVAL, "device_describe: NULL argument");
     return c->device->describe(info);
-}
-
-int32_t fp8flow_gpu_count(void)
-{
-    return f8_device_cuda_count();
 }
