@@ -1,7 +1,8 @@
 /* comm_staged.c - ranks whose data lie in memory of a device, over a transport that moves host memory.
  *
  * A collective waits for what is on the stream, copies what leaves this rank to host memory, runs there and copies
- * what came back. Rows that a rank sends to itself stay on the device. Host memory is kept for the next call.
+ * what came back. Rows that a rank sends to itself stay on the device. Host memory is kept for the next call. What a
+ * collective moved and took is entered here alone: the transport below is called past comm.c.
  */
 #include "comm/comm.h"
 
@@ -118,7 +119,7 @@ static fp8flow_status staged_all_reduce(fp8flow_comm *comm, f8_reduction reducti
         char *piece = (char *)data + at * width;
         F8_TRY(reserve(s, &s->out, elements * width));
         F8_TRY(copy(s, s->out.memory, piece, elements * width));
-        F8_TRY(f8_comm_all_reduce(s->host, reduction, s->out.memory, elements));
+        F8_TRY(s->host->ops->all_reduce(s->host, reduction, s->out.memory, elements));
         F8_TRY(copy(s, piece, s->out.memory, elements * width));
     }
     return FP8FLOW_OK;
@@ -132,7 +133,7 @@ static fp8flow_status staged_reduce_scatter(fp8flow_comm *comm, f8_reduction red
     int64_t end = offset[comm->rank + 1] * width, bytes = offset[comm->size] * width;
     F8_TRY(reserve(s, &s->out, bytes));
     F8_TRY(copy(s, s->out.memory, data, bytes));
-    F8_TRY(f8_comm_reduce_scatter(s->host, reduction, s->out.memory, offset));
+    F8_TRY(s->host->ops->reduce_scatter(s->host, reduction, s->out.memory, offset));
     return end > first ? copy(s, (char *)data + first, s->out.memory + first, end - first) : FP8FLOW_OK;
 }
 
@@ -144,7 +145,7 @@ static fp8flow_status staged_all_gather(fp8flow_comm *comm, void *data, const in
     F8_TRY(reserve(s, &s->out, bytes));
     char *out = s->out.memory, *to = data;
     F8_TRY(copy(s, out + first, to + first, end - first));
-    F8_TRY(f8_comm_all_gather(s->host, out, offset));
+    F8_TRY(s->host->ops->all_gather(s->host, out, offset));
     F8_TRY(copy(s, to, out, first));
     return copy(s, to + end, out + end, bytes - end);
 }
@@ -154,7 +155,7 @@ static fp8flow_status staged_broadcast(fp8flow_comm *comm, int32_t root, void *d
     staged *s = staged_of(comm);
     F8_TRY(reserve(s, &s->out, bytes));
     if (comm->rank == root) F8_TRY(copy(s, s->out.memory, data, bytes));
-    F8_TRY(f8_comm_broadcast(s->host, root, s->out.memory, bytes));
+    F8_TRY(s->host->ops->broadcast(s->host, root, s->out.memory, bytes));
     return comm->rank == root ? FP8FLOW_OK : copy(s, data, s->out.memory, bytes);
 }
 
@@ -186,6 +187,11 @@ static void staged_abort(fp8flow_comm *comm, const char *message)
     host->ops->abort(host, message);
 }
 
+static fp8flow_status staged_check(fp8flow_comm *comm)
+{
+    return f8_comm_check(staged_of(comm)->host);
+}
+
 static const f8_comm_ops staged_ops = {
     .name = "host memory",
     .exchange = staged_exchange,
@@ -196,6 +202,7 @@ static const f8_comm_ops staged_ops = {
     .split = staged_split,
     .free = staged_free,
     .abort = staged_abort,
+    .check = staged_check,
 };
 
 fp8flow_status f8_comm_staged_create(fp8flow_comm *host, const f8_device *device, void *stream, fp8flow_comm **comm)

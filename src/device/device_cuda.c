@@ -6,6 +6,10 @@
 #include "device/device.h"
 
 #include <cuda_runtime_api.h>
+#if __has_include(<nvtx3/nvToolsExt.h>)
+#include <nvtx3/nvToolsExt.h>
+#define HAS_NVTX 1
+#endif
 #include <stdio.h>
 
 /* A reported error is taken back from the runtime, which would show it again at the next launch. */
@@ -77,6 +81,12 @@ static fp8flow_status cuda_copy(void *stream, void *to, const void *from, size_t
     return FP8FLOW_OK;
 }
 
+static fp8flow_status cuda_copy_out(void *stream, void *to, const void *from, size_t bytes)
+{
+    if (bytes) CUDA_TRY("copy", cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream));
+    return FP8FLOW_OK;
+}
+
 static fp8flow_status cuda_copy_rows(void *stream, const f8_row_copy *c)
 {
     if (c->rows == 0 || c->row_bytes == 0) return FP8FLOW_OK;
@@ -120,6 +130,12 @@ static fp8flow_status cuda_event_record(void *event, void *stream)
     return FP8FLOW_OK;
 }
 
+static fp8flow_status cuda_event_wait(void *event)
+{
+    CUDA_TRY("event", cudaEventSynchronize(event));
+    return FP8FLOW_OK;
+}
+
 static fp8flow_status cuda_event_elapsed(void *start, void *stop, double *milliseconds)
 {
     float elapsed = 0;
@@ -158,6 +174,24 @@ static void cuda_graph_destroy(void *graph)
     (void)cudaGraphExecDestroy(graph);
 }
 
+/* ---- Ranges: NVTX, a header that looks for a profiler at run time and does nothing without one ---- */
+
+static void cuda_range_begin(const char *name)
+{
+#if defined(HAS_NVTX)
+    (void)nvtxRangePushA(name);
+#else
+    (void)name;
+#endif
+}
+
+static void cuda_range_end(void)
+{
+#if defined(HAS_NVTX)
+    (void)nvtxRangePop();
+#endif
+}
+
 /* ---- The device itself ---- */
 
 static fp8flow_status cuda_describe(fp8flow_device_info *info)
@@ -188,17 +222,21 @@ static const f8_device cuda_device = { .name = "cuda",
                                        .stream_create = cuda_stream_create,
                                        .stream_destroy = cuda_stream_destroy,
                                        .copy = cuda_copy,
+                                       .copy_out = cuda_copy_out,
                                        .copy_rows = cuda_copy_rows,
                                        .fill = cuda_fill,
                                        .synchronize = cuda_synchronize,
                                        .event_create = cuda_event_create,
                                        .event_destroy = cuda_event_destroy,
                                        .event_record = cuda_event_record,
+                                       .event_wait = cuda_event_wait,
                                        .event_elapsed = cuda_event_elapsed,
                                        .graph_begin = cuda_graph_begin,
                                        .graph_end = cuda_graph_end,
                                        .graph_launch = cuda_graph_launch,
                                        .graph_destroy = cuda_graph_destroy,
+                                       .range_begin = cuda_range_begin,
+                                       .range_end = cuda_range_end,
                                        .describe = cuda_describe };
 
 /* The kernels are machine code for compute capability 9.0 with no other version to fall back to. */
@@ -222,6 +260,14 @@ fp8flow_status f8_device_cuda(int index, const f8_device **device)
     CUDA_TRY("device", cudaSetDevice(index));
     *device = &cuda_device;
     return FP8FLOW_OK;
+}
+
+int f8_device_cuda_count(void)
+{
+    int count = 0;
+    if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
+    (void)cudaGetLastError();
+    return 0;
 }
 
 const char *f8_device_cuda_summary(int *usable)

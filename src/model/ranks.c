@@ -34,11 +34,15 @@ void f8_ranks_release(f8_ranks *ranks)
     *ranks = (f8_ranks){ 0 };
 }
 
+/* The program's own sums go over world itself. */
 f8_comm_spent f8_ranks_spent(const f8_ranks *ranks, f8_collective collective)
 {
-    f8_comm_spent sum = ranks->world_device->spent[collective];
-    if (ranks->dp_device == ranks->world_device) return sum;
-    sum.bytes += ranks->dp_device->spent[collective].bytes;
-    sum.seconds += ranks->dp_device->spent[collective].seconds;
+    const fp8flow_comm *const comm[] = { ranks->world, ranks->world_device, ranks->dp_device };
+    f8_comm_spent sum = { 0 };
+    for (int i = 0; i < 3; i++) {
+        if (i > 0 && (comm[i] == comm[i - 1] || comm[i] == comm[0])) continue;
+        sum.bytes += comm[i]->spent[collective].bytes;
+        sum.seconds += comm[i]->spent[collective].seconds;
+    }
     return sum;
 }

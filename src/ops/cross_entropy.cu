@@ -384,9 +384,8 @@ static fp8flow_status launch_staged(const entropy_call &a, int64_t pieces, int r
     config.dynamicSmemBytes = depth * STAGED_THREADS * sizeof(uint4);
     config.stream = stream;
     f8_use_clusters(&config, &attribute, ranks);
-    cudaError_t error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)config.dynamicSmemBytes);
-    if (error == cudaSuccess) error = cudaOccupancyMaxActiveClusters(&clusters, kernel, &config);
+    f8_allow_shared(kernel, (int)config.dynamicSmemBytes);
+    cudaError_t error = cudaOccupancyMaxActiveClusters(&clusters, kernel, &config);
     F8_REQUIRE(error == cudaSuccess && clusters > 0, EBACKEND, "cross_entropy: cuda: %s, room for %d clusters of %d",
                cudaGetErrorString(error), clusters, ranks);
     config.gridDim = dim3((unsigned)(a.num_tokens < clusters ? a.num_tokens : clusters) * ranks);

@@ -101,9 +101,6 @@ fp8flow_status fp8flow_trainer_create(fp8flow_context *context, fp8flow_comm *co
                                       const fp8flow_train_options *options, fp8flow_trainer **trainer)
 {
     F8_REQUIRE(context && comm && options && trainer, EINVAL, "trainer_create: NULL argument");
-    F8_REQUIRE(f8_on_host(context) || fp8flow_comm_size(comm) == 1, ENOSYS,
-               "trainer_create: %d ranks: training on %s runs on one rank", fp8flow_comm_size(comm),
-               context->device->name);
     F8_TRY(f8_train_options_check(options, fp8flow_comm_size(comm)));
     char *checkpoint = NULL;
     if (options->resume) F8_TRY(f8_checkpoint_find(options->resume, &checkpoint));
