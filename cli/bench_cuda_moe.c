@@ -185,6 +185,14 @@ static void prepare_router_dgrad(gpu_fixture *f)
     f->args.gemm = args;
 }
 
+/* As a layer has it: dx is read and written. */
+static void prepare_router_dgrad_accumulate(gpu_fixture *f)
+{
+    prepare_router_dgrad(f);
+    f->args.gemm.write = FP8FLOW_ACCUMULATE;
+    f->bytes += 2.0 * (double)(f->shape->rows * f->shape->cols);
+}
+
 /* The gradient is read and written. */
 static void prepare_router_wgrad(gpu_fixture *f)
 {
@@ -230,6 +238,8 @@ static const gpu_case cases[] = {
       GPU_AT(prepare_sigmoid_backward, run_router_backward, of_256) },
     { "gemm router fprop", GPU_NORMAL, { GPU_NO_GOAL, 0 }, GPU_AT(prepare_router_fprop, run_gemm, routers) },
     { "gemm router dgrad", GPU_NORMAL, { GPU_NO_GOAL, 0 }, GPU_AT(prepare_router_dgrad, run_gemm, routers) },
+    { "gemm router dgrad accumulate", GPU_NORMAL, { GPU_NO_GOAL, 0 },
+      GPU_AT(prepare_router_dgrad_accumulate, run_gemm, routers) },
     { "gemm router wgrad accumulate", GPU_NORMAL, { GPU_NO_GOAL, 0 },
       GPU_AT(prepare_router_wgrad, run_gemm, routers) },
 };

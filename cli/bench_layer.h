@@ -10,6 +10,7 @@
 #ifndef CLI_BENCH_LAYER_H
 #define CLI_BENCH_LAYER_H
 
+#include "bench_calls.h"
 #include "bench_cuda.h"
 
 /* "experts only", forward + backward, of other libraries on an H200, in milliseconds; 0: unknown. */
@@ -25,11 +26,6 @@ typedef struct {
 
 enum { LAYER_MAX_CALLS = 160, LAYER_RECIPE_BYTES = 48 };
 
-typedef struct {
-    fp8flow_trace_record record; /* milliseconds: median, without what the events cost */
-    double bound_ms;             /* at the speed of the bound; 0: unknown */
-} layer_call;
-
 /* Milliseconds. */
 typedef struct {
     const char *recipe;
@@ -37,7 +33,7 @@ typedef struct {
     timing forward, backward, total;
     gpu_sustained loop;
     int64_t num_calls;
-    layer_call calls[LAYER_MAX_CALLS];
+    bench_call calls[LAYER_MAX_CALLS];
     double event_ms;  /* what two events with nothing between them measure */
     double sum_ms;    /* of the calls */
     double router_ms; /* of the calls that belong to the router; the others are the experts' */
@@ -58,11 +54,6 @@ typedef struct {
     layer_base bf16, blockwise; /* of the mode that is being measured */
     int64_t num_rows;           /* printed for this shape */
 } layer_bench;
-
-/* What the bounds of the operators are taken from. FP8 and BF16: what cuBLASLt reaches on an H200 at 4096 x 4096 x 7168
- * (one scale per tensor) and at 8192^3, with a cold cache. */
-#define LAYER_FP8_TFLOPS  1381.0
-#define LAYER_BF16_TFLOPS 790.0
 
 /* Measure one variant; recipe and mode are set in *result. */
 fp8flow_status layer_measure(layer_bench *l, layer_result *result);

@@ -136,15 +136,6 @@ static fp8flow_status read_calls(layer_run *r, int64_t sample)
     return status;
 }
 
-/* Bytes at the speed of the copy, or FLOP at that of the products, whatever takes longer. */
-static double bound_of(const layer_bench *l, const fp8flow_trace_record *record)
-{
-    if (!l->g) return 0;
-    int32_t is_fp8 = record->dtype == FP8FLOW_E4M3 || record->dtype == FP8FLOW_E5M2;
-    double tflops = is_fp8 ? LAYER_FP8_TFLOPS : LAYER_BF16_TFLOPS;
-    return fmax(1e-9 * record->bytes / l->g->copy_tb_per_s, 1e-9 * record->flops / tflops);
-}
-
 /* The layer has no shared expert: products and sums that know no experts are the router's. */
 static int32_t is_routing(const fp8flow_trace_record *record)
 {
@@ -158,12 +149,13 @@ static fp8flow_status evaluate_calls(layer_run *r, layer_result *result)
     result->num_calls = r->num_calls;
     result->event_ms = r->l->g ? timing_summarize(series(r, PAUSE), r->l->b->repeats).median : 0;
     for (int64_t i = 0; i < r->num_calls; i++) {
-        layer_call *call = &result->calls[i];
+        bench_call *call = &result->calls[i];
         fp8flow_status status = fp8flow_trace_get(r->context, r->trace, i, shape->tokens * shape->top_k, &call->record);
         if (status != FP8FLOW_OK) return status;
         double median = timing_summarize(series(r, NUM_SERIES + i), r->l->b->repeats).median;
         call->record.milliseconds = fmax(median - result->event_ms, 0);
-        call->bound_ms = bound_of(r->l, &call->record);
+        call->bound_ms = r->l->g ? bench_call_bound(&call->record, r->l->g->copy_tb_per_s) : 0;
+        call->count = 1;
         result->sum_ms += call->record.milliseconds;
         if (is_routing(&call->record)) result->router_ms += call->record.milliseconds;
     }

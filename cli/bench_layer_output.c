@@ -60,13 +60,7 @@ static json_t *pair(layer_base values)
 static json_t *call_records(const layer_result *r)
 {
     json_t *list = json_array();
-    for (int64_t i = 0; i < r->num_calls; i++) {
-        const layer_call *call = &r->calls[i];
-        json_array_append_new(list, json_pack("{s:s, s:s, s:f, s:f, s:f, s:o}", "op", call->record.op, "shape",
-                                              call->record.label, "us", 1e3 * call->record.milliseconds, "bytes",
-                                              call->record.bytes, "flops", call->record.flops, "bound_us",
-                                              number_or_null(1e3 * call->bound_ms)));
-    }
+    for (int64_t i = 0; i < r->num_calls; i++) json_array_append_new(list, bench_call_json(&r->calls[i]));
     return list;
 }
 
@@ -107,17 +101,10 @@ static void append_record(const layer_bench *l, const layer_result *r, layer_det
 
 /* ---- Tables --------------------------------------------------------------------------------- */
 
-/* In columns; "-" for 0. */
-static void print_number(int width, int decimals, double value)
-{
-    if (value > 0) printf(" %*.*f", width, decimals, value);
-    else printf(" %*s", width, "-");
-}
-
 static void print_pair(layer_base values)
 {
-    print_number(6, 2, values.cold);
-    print_number(5, 2, values.loop);
+    bench_print_number(6, 2, values.cold);
+    bench_print_number(5, 2, values.loop);
 }
 
 static int32_t has_peers(const layer_bench *l)
@@ -156,9 +143,9 @@ static void print_result(const layer_bench *l, const layer_result *r)
     layer_ratios ratios = ratios_of(l, r);
     printf("%-14s %-10s %8.3f %8.3f %8.3f", r->recipe, variants_mode_names[r->mode], r->forward.median,
            r->backward.median, r->total.median);
-    print_number(8, 3, loop_ms(r));
-    print_number(5, 0, r->loop.megahertz);
-    print_number(4, 0, r->loop.watt);
+    bench_print_number(8, 3, loop_ms(r));
+    bench_print_number(5, 0, r->loop.megahertz);
+    bench_print_number(4, 0, r->loop.watt);
     printf(" %8.3f %8.3f %7.3f %6.3f %8.1f %8.1f %5lld", tokens_per_us(l, best), tflops(l, best), r->router_ms,
            r->total.median / r->sum_ms, 1e-6 * (double)r->report.saved_bytes, 1e-6 * (double)r->report.peak_bytes,
            (long long)r->report.explicit_casts);
@@ -170,15 +157,15 @@ static void print_result(const layer_bench *l, const layer_result *r)
     (void)fflush(stdout);
 }
 
-static void print_call(const layer_call *call, double sum_ms)
+static void print_call(const bench_call *call, double sum_ms)
 {
     const fp8flow_trace_record *record = &call->record;
     double us = 1e3 * record->milliseconds;
     printf("  %-18s %-60s %9.1f %9.1f", record->op, record->label, us, 1e-6 * record->bytes);
-    print_number(9, 1, 1e-9 * record->flops);
-    print_number(7, 3, us > 0 ? 1e-6 * record->bytes / us : 0);
-    print_number(8, 2, us > 0 ? 1e-6 * record->flops / us : 0);
-    print_number(7, 1, us > 0 ? 1e5 * call->bound_ms / us : 0);
+    bench_print_number(9, 1, 1e-9 * record->flops);
+    bench_print_number(7, 3, us > 0 ? 1e-6 * record->bytes / us : 0);
+    bench_print_number(8, 2, us > 0 ? 1e-6 * record->flops / us : 0);
+    bench_print_number(7, 1, us > 0 ? 1e5 * call->bound_ms / us : 0);
     printf(" %6.1f\n", 100 * record->milliseconds / sum_ms);
 }
 
@@ -196,7 +183,7 @@ static void print_calls(const layer_bench *l, const layer_result *r)
         bound_ms += r->calls[i].bound_ms;
     }
     printf("  %-79s %9.1f", "sum", 1e3 * r->sum_ms);
-    print_number(45, 1, 100 * bound_ms / r->sum_ms);
+    bench_print_number(45, 1, 100 * bound_ms / r->sum_ms);
     printf("\n  %-79s %9.1f\n\n", "total less the sum", 1e3 * (r->total.median - r->sum_ms));
     (void)fflush(stdout);
 }

@@ -2,6 +2,7 @@
  *
  *   cmd_bench_train.c      options, the order of the variants, one variant
  *   bench_train_model.c    models, how many layers fit, the files that a trainer reads
+ *   bench_train_trace.c    operators of one more step
  *   bench_train_output.c   table and JSON
  */
 #ifndef CLI_BENCH_TRAIN_H
@@ -9,6 +10,7 @@
 
 #include <jansson.h>
 
+#include "bench_calls.h"
 #include "bench_variants.h"
 #include "timing.h"
 
@@ -50,6 +52,7 @@ typedef struct {
     timing step;        /* milliseconds */
     int64_t used_bytes; /* of the GPU's memory after the steps, everybody's; 0: unknown */
     fp8flow_step_metrics last;
+    bench_calls calls; /* calls.calls NULL: not traced */
 } train_result;
 
 typedef struct {
@@ -61,6 +64,12 @@ typedef struct {
     json_t *records;              /* NULL: a table */
     int64_t num_rows;             /* emitted for this model */
 } train_bench;
+
+/* What a copy reaches on an H200: bound of the operators' bytes. */
+#define TRAIN_COPY_TB_PER_S 4.21
+
+/* Two more steps, one that counts the calls and one that is traced, into result->calls: free(calls.calls). */
+fp8flow_status train_trace(const train_bench *b, fp8flow_context *c, fp8flow_trainer *trainer, train_result *result);
 
 void train_emit(train_bench *b, const train_result *result);
 

@@ -48,6 +48,16 @@ static json_t *number_or_null(double value)
     return isfinite(value) && value != 0 ? json_real(value) : json_null();
 }
 
+/* null: not traced. */
+static json_t *calls_record(const train_result *r)
+{
+    if (!r->calls.calls) return json_null();
+    json_t *list = json_array();
+    for (int64_t i = 0; i < r->calls.num_shapes; i++) json_array_append_new(list, bench_call_json(&r->calls.calls[i]));
+    return json_pack("{s:I, s:f, s:f, s:o}", "num_calls", (json_int_t)r->calls.num_calls, "event_us",
+                     1e3 * r->calls.event_ms, "sum_ms", r->calls.sum_ms, "shapes", list);
+}
+
 static void append_record(const train_bench *b, const train_result *r)
 {
     json_t *record =
@@ -65,6 +75,7 @@ static void append_record(const train_bench *b, const train_result *r)
                   number_or_null(r->last.loss), "nonfinite", (json_int_t)r->last.nonfinite, "ratio_bf16",
                   number_or_null(ratio(b->bf16_ms, r)), "ratio_blockwise", number_or_null(ratio(b->blockwise_ms, r)));
     json_object_update(record, figures);
+    json_object_set_new(record, "calls", calls_record(r));
     json_decref(figures);
     json_array_append_new(b->records, record);
 }
@@ -88,26 +99,54 @@ static void print_columns(const train_bench *b, const train_result *r)
            "TFLOP/s", "MFU %", "GB", "GB in use", "MB saved", "casts", "loss", "to bf16", "blockwise");
 }
 
-/* In columns; "-" for 0. */
-static void print_number(int width, int decimals, double value)
-{
-    if (value > 0) printf(" %*.*f", width, decimals, value);
-    else printf(" %*s", width, "-");
-}
-
 static void print_result(const train_bench *b, const train_result *r)
 {
     printf("%-14s %-10s %10.2f %10.0f %8.2f", r->recipe, variants_mode_names[r->mode], r->step.median,
            tokens_per_s(b, r), tflops(b, r));
-    print_number(6, 2, percent_of_peak(b, r));
-    print_number(9, 3, 1e-9 * (double)r->info.memory_bytes);
-    print_number(9, 3, 1e-9 * (double)r->used_bytes);
-    print_number(9, 1, 1e-6 * (double)r->last.saved_bytes);
+    bench_print_number(6, 2, percent_of_peak(b, r));
+    bench_print_number(9, 3, 1e-9 * (double)r->info.memory_bytes);
+    bench_print_number(9, 3, 1e-9 * (double)r->used_bytes);
+    bench_print_number(9, 1, 1e-6 * (double)r->last.saved_bytes);
     printf(" %6lld %9.4f", (long long)r->last.explicit_casts, r->last.loss);
-    print_number(8, 2, ratio(b->bf16_ms, r));
-    print_number(9, 2, ratio(b->blockwise_ms, r));
+    bench_print_number(8, 2, ratio(b->bf16_ms, r));
+    bench_print_number(9, 2, ratio(b->blockwise_ms, r));
     if (r->last.nonfinite > 0) printf("  %llu non-finite values", (unsigned long long)r->last.nonfinite);
     putchar('\n');
+    (void)fflush(stdout);
+}
+
+static void print_call(const bench_call *call, double sum_ms)
+{
+    const fp8flow_trace_record *record = &call->record;
+    double ms = record->milliseconds;
+    printf("  %-18s %-62s %6lld %9.3f %6.1f", record->op, record->label, (long long)call->count, ms, 100 * ms / sum_ms);
+    bench_print_number(7, 3, ms > 0 ? 1e-9 * record->bytes / ms : 0);
+    bench_print_number(8, 2, ms > 0 ? 1e-9 * record->flops / ms : 0);
+    bench_print_number(7, 1, ms > 0 ? 100 * call->bound_ms / ms : 0);
+    putchar('\n');
+}
+
+/* Pauses between calls are in the step, and what events cost is in neither: the sum may be on either side of it. */
+static void print_calls(const train_bench *b, const train_result *r)
+{
+    const bench_calls *calls = &r->calls;
+    double bound_ms = 0;
+    printf("\n  %s, %s: operators of one more step, one after another with events around each, so their sum is not the "
+           "time of a step;\n  %lld calls",
+           r->recipe, variants_mode_names[r->mode], (long long)calls->num_calls);
+    if (b->device.memory_bytes)
+        printf(", %.1f us subtracted from each for the events; bound: bytes at %.2f TB/s, FLOP at %.0f (FP8) or %.0f "
+               "(BF16) TFLOP/s",
+               1e3 * calls->event_ms, TRAIN_COPY_TB_PER_S, LAYER_FP8_TFLOPS, LAYER_BF16_TFLOPS);
+    printf("\n  %-18s %-62s %6s %9s %6s %7s %8s %7s\n", "operator", "shape", "calls", "ms", "% sum", "TB/s", "TFLOP/s",
+           "% bound");
+    for (int64_t i = 0; i < calls->num_shapes; i++) {
+        print_call(&calls->calls[i], calls->sum_ms);
+        bound_ms += calls->calls[i].bound_ms;
+    }
+    printf("  %-88s %9.3f", "all calls", calls->sum_ms);
+    bench_print_number(31, 1, 100 * bound_ms / calls->sum_ms);
+    printf("\n  %-88s %9.3f\n\n", "a step as it is timed above", r->step.median);
     (void)fflush(stdout);
 }
 
@@ -120,4 +159,5 @@ void train_emit(train_bench *b, const train_result *result)
     }
     if (b->num_rows == 1) print_columns(b, result);
     print_result(b, result);
+    if (result->calls.calls) print_calls(b, result);
 }

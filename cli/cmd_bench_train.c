@@ -11,13 +11,15 @@
 #include "device.h"
 #include "train_loop.h"
 
-enum { WARM_UPS = 2 };
+enum { WARM_UPS = 2, TRACED_STEPS = 2 };
+
+enum { DETAIL_NONE, DETAIL_MAIN, DETAIL_ALL };
 
 typedef struct {
     cli_list models, recipes, modes;
     train_batch batch;
     int64_t layers, repeats, num_threads;
-    int32_t device, backend, is_json;
+    int32_t device, backend, detail, is_json;
 } settings;
 
 static const cli_option train_options[] = {
@@ -35,6 +37,8 @@ static const cli_option train_options[] = {
     CLI_OPTION_DEVICE(settings, device),
     CLI_OPTION_INTEGER(settings, repeats, "repeat", "N", 1, TIMING_MAX_REPEATS, "steps that are timed, after two"),
     CLI_OPTION_INTEGER(settings, num_threads, "threads", "N", 0, 1024, "threads; 0: all processors of this process"),
+    CLI_OPTION_CHOICE(settings, detail, "kernels", "none|main|all",
+                      "operators of one more step: none; bf16, blockwise and flow in the first mode; every variant"),
     CLI_OPTION_FLAG(settings, is_json, "json", "print a JSON list of records instead of the tables"),
 };
 
@@ -44,6 +48,7 @@ typedef struct {
     train_bench bench;
     train_files files;
     train_result result; /* of the variant that is measured */
+    int32_t is_first_mode;
     int64_t num_failed;
 } train_plan;
 
@@ -82,7 +87,7 @@ static fp8flow_status make_trainer(train_plan *p, fp8flow_context *context, fp8f
     options.num_data = 1;
     options.recipe = p->result.recipe;
     options.checkpointing = p->result.mode;
-    options.steps = WARM_UPS + p->settings->repeats;
+    options.steps = WARM_UPS + p->settings->repeats + TRACED_STEPS;
     options.batch = p->bench.batch.batch;
     options.micro_batch = p->bench.batch.micro_batch;
     options.sequence_length = p->bench.batch.sequence_length;
@@ -107,6 +112,13 @@ static fp8flow_status time_steps(train_plan *p, fp8flow_trainer *trainer)
     return status;
 }
 
+static int32_t wants_calls(const train_plan *p)
+{
+    static const char *const main_recipes[] = { "bf16", "blockwise", "flow" };
+    if (p->settings->detail != DETAIL_MAIN) return p->settings->detail == DETAIL_ALL;
+    return p->is_first_mode && variants_find(main_recipes, 3, p->result.recipe) >= 0;
+}
+
 static fp8flow_status run_rank(fp8flow_comm *comm, void *user)
 {
     train_plan *p = user;
@@ -118,6 +130,7 @@ static fp8flow_status run_rank(fp8flow_comm *comm, void *user)
     fp8flow_status status = fp8flow_context_create(&options, &context);
     if (status == FP8FLOW_OK) status = make_trainer(p, context, comm, &trainer);
     if (status == FP8FLOW_OK) status = time_steps(p, trainer);
+    if (status == FP8FLOW_OK && wants_calls(p)) status = train_trace(&p->bench, context, trainer, &p->result);
     if (status == FP8FLOW_OK) status = fp8flow_device_describe(context, &now);
     p->result.used_bytes = now.memory_bytes - now.free_bytes;
     p->result.info.ignored_keys = NULL; /* the trainer's */
@@ -150,13 +163,16 @@ static int run_variants(train_plan *p, int64_t layers)
 {
     const bench_variants *v = &p->variants;
     int code = CLI_DONE;
+    p->is_first_mode = 1;
     for (int mode = 0; mode < VARIANTS_NUM_MODES; mode++) {
         p->bench.bf16_ms = p->bench.blockwise_ms = 0;
         for (int64_t i = 0; code == CLI_DONE && v->has_mode[mode] && i < v->num_recipes && !cli_output_gone(); i++) {
             p->result =
                 (train_result){ .recipe = v->recipes[i], .mode = (fp8flow_checkpointing)mode, .layers = layers };
             code = run_variant(p);
+            free(p->result.calls.calls);
         }
+        if (v->has_mode[mode]) p->is_first_mode = 0;
     }
     return code;
 }

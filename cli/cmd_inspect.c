@@ -84,6 +84,7 @@ static int run_inspect(int argc, char **argv)
         .recipe = "flow", .shape = { .hidden = 512, .width = 256, .experts = 16, .top_k = 2, .tokens = 1024 }
     };
     cli_training_init(&settings.training);
+    settings.training.ranks = 1;
     settings.training.train.steps = 1;
     settings.training.train.warmup_steps = 0;
     int code = cli_parse(&cli_inspect, argc, argv, &settings);

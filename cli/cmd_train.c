@@ -61,7 +61,10 @@ static int print_start(void *user, const fp8flow_train_info *info)
     printf("checkpointing  %s\n", recomputed[settings->training.checkpointing]);
     printf("batch          %lld sequences of %lld tokens per step, %lld at a time on each rank\n",
            (long long)train->batch, (long long)train->sequence_length, (long long)train->micro_batch);
-    if (settings->training.ranks > 1) printf("ranks          %lld\n", (long long)settings->training.ranks);
+    if (settings->training.ranks > 1)
+        printf("ranks          %lld: experts over %lld, %lld such group%s\n", (long long)settings->training.ranks,
+               (long long)settings->training.ep, (long long)settings->training.dp,
+               settings->training.dp > 1 ? "s" : "");
     printf("memory         %s per rank\n", cli_format_bytes(size, (double)info->memory_bytes));
     if (info->first_step > 0) printf("resumed        after step %lld\n", (long long)info->first_step);
     if (*info->ignored_keys)

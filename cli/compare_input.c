@@ -36,23 +36,25 @@ static int64_t integer_of(const json_t *object, const char *key)
 static int check_training(const compare_study *study, const json_t *root, const char *path,
                           char message[COMPARE_MESSAGE_BYTES])
 {
-    json_t *here = compare_training_object(study), *value;
-    const json_t *there = json_object_get(root, "training");
+    json_t *here = compare_training_object(study), *there = json_object_get(root, "training"), *either;
+    json_t *all = json_copy(here);
     const char *key;
     int status = 0;
-    json_object_foreach(here, key, value)
+    (void)json_object_update_missing(all, there);
+    json_object_foreach(all, key, either)
     {
-        const json_t *other = json_object_get(there, key);
+        const json_t *other = json_object_get(there, key), *value = json_object_get(here, key);
         if (is_same(other, value)) continue;
         char *texts[2] = { json_dumps(other, JSON_ENCODE_ANY | JSON_REAL_PRECISION(9)),
                            json_dumps(value, JSON_ENCODE_ANY | JSON_REAL_PRECISION(9)) };
         snprintf(message, COMPARE_MESSAGE_BYTES, "%.200s: %s is %.90s there and %.90s here", path, key,
-                 texts[0] ? texts[0] : "missing", texts[1] ? texts[1] : "?");
+                 texts[0] ? texts[0] : "missing", texts[1] ? texts[1] : "missing");
         free(texts[0]);
         free(texts[1]);
         status = -1;
         break;
     }
+    json_decref(all);
     json_decref(here);
     return status;
 }

@@ -174,6 +174,8 @@ json_t *compare_training_object(const compare_study *study)
                                   "eps", o->eps, "weight_decay", o->weight_decay, "clip", o->clip);
     json_object_update(object, optimiser);
     json_decref(optimiser);
+    if (o->expert_parallel && o->expert_parallel != study->num_ranks) /* otherwise all ranks: what there was before */
+        json_object_set_new(object, "expert_parallel", json_integer((json_int_t)o->expert_parallel));
     return object;
 }
 

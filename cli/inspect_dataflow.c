@@ -139,7 +139,9 @@ static fp8flow_status run_rank(fp8flow_comm *comm, void *user)
     fp8flow_context *context = NULL;
     fp8flow_moe *moe = NULL;
     layer_data data = { .memory = NULL };
-    fp8flow_status status = fp8flow_context_create(&view->layer->context, &context);
+    fp8flow_context_options options = view->layer->context;
+    if (options.backend == FP8FLOW_CUDA) options.device = cli_gpu_of_rank(fp8flow_comm_rank(comm));
+    fp8flow_status status = fp8flow_context_create(&options, &context);
     if (status == FP8FLOW_OK) status = layer_data_create(&data, context, &view->layer->shape, comm);
     if (status == FP8FLOW_OK) status = layer_open(&data, comm, view->layer->recipe, FP8FLOW_KEEP_ALL, &moe);
     if (status == FP8FLOW_OK) status = layer_step(moe, &data);

@@ -102,6 +102,12 @@ static void write_step(FILE *stream, const fp8flow_step_metrics *step, const dou
     write_integer(stream, "explicit_casts", step->explicit_casts);
     write_real(stream, "wire_bytes_per_token", step->wire_bytes_per_token);
     write_real(stream, "dispatch_bytes_per_token", step->dispatch_bytes_per_token);
+    write_integer(stream, "reduce_bytes", step->reduce_bytes);
+    write_integer(stream, "gather_bytes", step->gather_bytes);
+    write_real(stream, "reduce_seconds", step->reduce_seconds);
+    write_real(stream, "gather_seconds", step->gather_seconds);
+    write_real(stream, "dispatch_seconds", step->dispatch_seconds);
+    write_real(stream, "combine_seconds", step->combine_seconds);
     if (validation_loss) write_real(stream, "validation_loss", *validation_loss);
 }
 

@@ -13,6 +13,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "device.h"
 #include "job.h"
 #include "metrics.h"
 #include "progress.h"
@@ -351,6 +352,7 @@ static fp8flow_status run_rank(fp8flow_comm *comm, void *user)
     int32_t shared = cli_num_processors() / settings->num_ranks;
     int32_t num_threads = settings->num_threads > 0 ? settings->num_threads : shared > 0 ? shared : 1;
     fp8flow_context_options options = { .backend = settings->backend, .num_threads = num_threads };
+    if (options.backend == FP8FLOW_CUDA) options.device = cli_gpu_of_rank(run.rank);
     fp8flow_context *context = NULL;
     fp8flow_status status = fp8flow_context_create(&options, &context);
     if (status == FP8FLOW_OK) status = run_trainer(&run, context);

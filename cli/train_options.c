@@ -5,9 +5,31 @@
 
 void cli_training_init(cli_training *training)
 {
-    *training = (cli_training){ .ranks = 1, .log_every = 10, .timeout = 60, .validate_every = 100 };
+    *training = (cli_training){ .log_every = 10, .timeout = 60, .validate_every = 100 };
     fp8flow_train_options_init(&training->train);
     training->checkpointing = (int32_t)training->train.checkpointing;
+}
+
+/* Of ranks = ep x dp, those that are given call for the others; with ranks alone, all of them share the experts out. */
+static int settle_ranks(const cli_command *command, cli_training *t)
+{
+    int64_t ranks = t->ranks, given = (t->ep ? t->ep : 1) * (t->dp ? t->dp : 1);
+    if (ranks == 0) ranks = given;
+    if (ranks > CLI_MOST_RANKS)
+        return cli_fail_usage(command, "--ep %lld --dp %lld: %lld ranks, at most %d", (long long)t->ep,
+                              (long long)t->dp, (long long)ranks, CLI_MOST_RANKS);
+    if (t->ep && t->dp && ranks != given)
+        return cli_fail_usage(command, "--ep %lld --dp %lld: %lld ranks, not %lld", (long long)t->ep, (long long)t->dp,
+                              (long long)given, (long long)ranks);
+    if (ranks % given != 0)
+        return cli_fail_usage(command, "--%s %lld does not divide %lld ranks", t->ep ? "ep" : "dp", (long long)given,
+                              (long long)ranks);
+    if (t->dp && !t->ep) t->ep = ranks / t->dp;
+    t->train.expert_parallel = (int32_t)t->ep; /* 0: neither was given, and ranks may be without experts */
+    t->ranks = ranks;
+    if (!t->ep) t->ep = ranks;
+    t->dp = ranks / t->ep;
+    return CLI_DONE;
 }
 
 int cli_training_finish(const cli_command *command, cli_training *training)
@@ -19,7 +41,8 @@ int cli_training_finish(const cli_command *command, cli_training *training)
     fp8flow_train_options_init(&defaults);
     if (training->train.resume && training->train.model == defaults.model) training->train.model = NULL;
     training->train.checkpointing = (fp8flow_checkpointing)training->checkpointing;
-    return cli_choose_backend(command, training->device, training->ranks, &training->backend);
+    int code = settle_ranks(command, training);
+    return code != CLI_DONE ? code : cli_choose_backend(command, training->device, training->ranks, &training->backend);
 }
 
 int cli_training_join(const cli_command *command, cli_training *training)
@@ -27,7 +50,7 @@ int cli_training_join(const cli_command *command, cli_training *training)
     training->is_mpi = cli_is_job(&training->mpi_rank);
     if (!training->is_mpi) return CLI_DONE;
     int32_t launched = fp8flow_mpi_launched(NULL);
-    if (training->ranks > 1)
+    if (training->ranks > 0 && training->ranks != launched)
         return cli_fail_usage(command, "--ranks %lld: mpirun has started %d ranks already", (long long)training->ranks,
                               launched);
     training->ranks = launched;

@@ -14,7 +14,8 @@ typedef struct {
     fp8flow_train_options train;
     cli_list data;
     int32_t checkpointing, device, backend; /* backend: an fp8flow_backend when the training is finished */
-    int64_t ranks, threads, log_every, validate_every, timeout;
+    int64_t ranks, ep, dp; /* as given; 0: by the others. When the training is finished, ranks = ep x dp */
+    int64_t threads, log_every, validate_every, timeout;
     int32_t is_mpi, mpi_rank; /* the ranks are processes that mpirun started; this one's, else 0 */
 } cli_training;
 
@@ -24,8 +25,8 @@ void cli_training_init(cli_training *training);
 /* Before cli_training_finish: where mpirun has started this process, its ranks are the run's. */
 int cli_training_join(const cli_command *command, cli_training *training);
 
-/* After parsing: put lists and choices where the library looks for them, choose the device. The training is borrowed.
- * CLI_DONE, or an exit code with the error already printed. */
+/* After parsing: put lists and choices where the library looks for them, settle the ranks, choose the device. The
+ * training is borrowed. CLI_DONE, or an exit code with the error already printed. */
 int cli_training_finish(const cli_command *command, cli_training *training);
 
 /* What a run needs of the settings; the caller adds output, callbacks and label. */
@@ -36,6 +37,7 @@ int64_t cli_training_threads(const cli_training *training);
 
 #define CLI_MOST_STEPS  1000000000
 #define CLI_MOST_TOKENS 1000000
+#define CLI_MOST_RANKS  256
 
 /* Names in the order of fp8flow_checkpointing. */
 #define CLI_CHECKPOINTING_NAMES "none|moe_expert|full"
@@ -74,16 +76,20 @@ int64_t cli_training_threads(const cli_training *training);
                         "decoupled weight decay per unit of learning rate"),                                     \
         CLI_OPTION_REAL(type, member.train.clip, "clip", "X", 0, 1e9, "largest global gradient norm; 0: no clipping")
 
-#define CLI_TRAINING_MACHINE(type, member)                                                            \
-    CLI_OPTION_HEADING("Machine"),                                                                    \
-        CLI_OPTION_INTEGER(type, member.ranks, "ranks", "N", 1, 256,                                  \
-                           "ranks over which experts and batch are spread; threads of this process"), \
-        CLI_OPTION_INTEGER(type, member.threads, "threads", "N", 0, 4096,                             \
-                           "processor threads per rank; 0: all processors, shared by the ranks"),     \
-        CLI_OPTION_CHOICE(type, member.checkpointing, "checkpointing", CLI_CHECKPOINTING_NAMES,       \
-                          "what a MoE layer recomputes in backward"),                                 \
-        CLI_OPTION_DEVICE(type, member.device),                                                       \
-        CLI_OPTION_CHOICE(type, member.backend, "backend", CLI_BACKEND_NAMES,                         \
+#define CLI_TRAINING_MACHINE(type, member)                                                          \
+    CLI_OPTION_HEADING("Machine"),                                                                  \
+        CLI_OPTION_INTEGER(type, member.ranks, "ranks", "N", 0, CLI_MOST_RANKS,                     \
+                           "ranks: threads of this process; 0: as many as --ep and --dp call for"), \
+        CLI_OPTION_INTEGER(type, member.ep, "ep", "N", 0, CLI_MOST_RANKS,                           \
+                           "expert parallelism: ranks that share the experts out; 0: ranks / dp"),  \
+        CLI_OPTION_INTEGER(type, member.dp, "dp", "N", 0, CLI_MOST_RANKS,                           \
+                           "data parallelism: groups of such ranks; 0: ranks / ep"),                \
+        CLI_OPTION_INTEGER(type, member.threads, "threads", "N", 0, 4096,                           \
+                           "processor threads per rank; 0: all processors, shared by the ranks"),   \
+        CLI_OPTION_CHOICE(type, member.checkpointing, "checkpointing", CLI_CHECKPOINTING_NAMES,     \
+                          "what a MoE layer recomputes in backward"),                               \
+        CLI_OPTION_DEVICE(type, member.device),                                                     \
+        CLI_OPTION_CHOICE(type, member.backend, "backend", CLI_BACKEND_NAMES,                       \
                           "operators on the CPU; reference: plain scalar code, slow")
 
 #define CLI_TRAINING_DISPLAY(type, member)                                                                           \

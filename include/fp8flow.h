@@ -17,6 +17,7 @@
 
 #include "fp8flow_device.h"
 #include "fp8flow_ops.h"
+#include "fp8flow_ops_ranks.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -91,11 +92,38 @@ FP8FLOW_API int32_t fp8flow_mpi_launched(int32_t *rank);
 FP8FLOW_API fp8flow_status fp8flow_run_mpi_ranks(double timeout, fp8flow_status (*body)(fp8flow_comm *comm, void *user),
                                                  void *user, int32_t *failed_rank);
 
+/* The ranks of `comm` as a communicator for arrays in the context's memory: the collectives below happen in the order
+ * of its operator calls, and under CUDA return before they are done. There they go through NCCL where it is found and
+ * every rank has a GPU of its own, else through host memory; FP8FLOW_TRANSPORT=nccl or staged in the environment
+ * insists on one. close it before the context and `comm` end, after fp8flow_synchronize. Collective, also over those
+ * that were made so. Errors: EINVAL, ENOMEM, ECOMM, EBACKEND, ENOSYS (a transport that cannot be had). */
+FP8FLOW_API fp8flow_status fp8flow_comm_open(fp8flow_comm *comm, fp8flow_context *context, fp8flow_comm **opened);
+FP8FLOW_API void fp8flow_comm_close(fp8flow_comm *opened);
+
+/* "threads", "nccl", ...; static. */
+FP8FLOW_API const char *fp8flow_comm_transport(const fp8flow_comm *comm);
+
+/* Send rows of row_bytes bytes: send_rows[r] to rank r, those for rank 0 first; recv_rows[r] come from rank r, in the
+ * order of the ranks. Both are the program's memory, and what one rank sends the other must expect. Collective. */
+FP8FLOW_API fp8flow_status fp8flow_comm_exchange(fp8flow_comm *comm, int64_t row_bytes, const void *send,
+                                                 const int32_t *send_rows, void *recv, const int32_t *recv_rows);
+
+/* In place, over `count` numbers: the sum over the ranks, the same bits on all of them. Ranks ascending, but for NCCL,
+ * whose order depends on the GPUs and the count. Collective. */
+FP8FLOW_API fp8flow_status fp8flow_comm_sum(fp8flow_comm *comm, float *data, int64_t count);
+
+/* The two halves of it. Slice r is elements offset[r] to offset[r + 1], ascending from 0 and the same on every rank
+ * (offset [size + 1] is the program's memory). After sum_slices this rank's slice has the sum, the others are
+ * undefined; gather_slices brings every rank the other ranks' slices. Collective. */
+FP8FLOW_API fp8flow_status fp8flow_comm_sum_slices(fp8flow_comm *comm, float *data, const int64_t *offset);
+FP8FLOW_API fp8flow_status fp8flow_comm_gather_slices(fp8flow_comm *comm, float *data, const int64_t *offset);
+
 /* ---- MoE layer ------------------------------------------------------------------------------
  *
  * Weights, gradients and the data of x, y, dy and dx are memory of the context: under CUDA device memory, and calls
  * return before the work is done (fp8flow_ops.h). The get_* calls that read what the layer counted, and an observer,
- * wait for it. A layer on a GPU runs on one rank. */
+ * wait for it; so does a layer of several ranks, in forward and backward, and a graph cannot record it (ENOSYS). Ranks
+ * may share a GPU, each with a context of its own. Destroy a layer before its comm ends. */
 
 /* What forward keeps for backward. */
 typedef enum {
@@ -134,7 +162,7 @@ typedef struct {
 typedef struct fp8flow_moe fp8flow_moe;
 
 /* Collective over comm. Errors: EINVAL, ESHAPE (H, F and shared width must be multiples of 16; the message
- * names the rule), ENOMEM, ENOSYS (CUDA with more than one rank). */
+ * names the rule), ENOMEM. */
 FP8FLOW_API fp8flow_status fp8flow_moe_create(fp8flow_context *context, fp8flow_comm *comm,
                                               const fp8flow_moe_config *config, fp8flow_moe **moe);
 FP8FLOW_API void fp8flow_moe_destroy(fp8flow_moe *moe);
@@ -233,6 +261,8 @@ typedef struct {
     double clip;                  /* global gradient norm; 0: off */
     int64_t validation_sequences; /* per validation, fixed set */
     int64_t keep_checkpoints;     /* older ones are removed after a complete save; 0: keep all */
+    int32_t expert_parallel;      /* ranks that share the experts out, a divisor of their number; each such group of
+                                   * consecutive ranks is one of the replicas of data parallelism. 0: all ranks */
 } fp8flow_train_options;
 FP8FLOW_API void fp8flow_train_options_init(fp8flow_train_options *options);
 
@@ -243,8 +273,8 @@ FP8FLOW_API const char *fp8flow_preset_json(int64_t index);
 typedef struct fp8flow_trainer fp8flow_trainer;
 
 /* Build model, data and optimiser state, from scratch or from a checkpoint. Collective. Errors: EINVAL (options),
- * EFORMAT (config, checkpoint: names file, key and value), EIO, ENOMEM, ESHAPE, ENOSYS (CUDA with more than one
- * rank). A checkpoint does not depend on the backend that wrote it. */
+ * EFORMAT (config, checkpoint: names file, key and value), EIO, ENOMEM, ESHAPE. A checkpoint does not depend on the
+ * backend that wrote it. */
 FP8FLOW_API fp8flow_status fp8flow_trainer_create(fp8flow_context *context, fp8flow_comm *comm,
                                                   const fp8flow_train_options *options, fp8flow_trainer **trainer);
 FP8FLOW_API void fp8flow_trainer_destroy(fp8flow_trainer *trainer);
@@ -277,6 +307,11 @@ typedef struct {
     double wire_bytes_per_token;     /* dispatch + combine, forward + backward, per token and MoE layer */
     double dispatch_bytes_per_token; /* forward and backward dispatch: payload + scales */
     uint64_t nonfinite;              /* NaN and Inf seen by quantisers, all layers, this rank */
+    /* Between ranks, on this one; 0 where it is alone. Bytes are those of the arrays; seconds are those of the program
+     * in the calls, with the wait for slower ranks; NaN on a GPU, which does the work later. */
+    int64_t reduce_bytes, gather_bytes; /* sums over ranks (gradients, loads, norm); new weights */
+    double reduce_seconds, gather_seconds;
+    double dispatch_seconds, combine_seconds; /* of all MoE layers, forward and backward */
 } fp8flow_step_metrics;
 
 /* One optimiser step. If the loss, a gradient or a quantised tensor is not finite, the step still returns OK with

@@ -70,6 +70,9 @@ FP8FLOW_API fp8flow_status fp8flow_trace_get(fp8flow_context *c, const fp8flow_t
                                              int64_t rows, fp8flow_trace_record *record);
 FP8FLOW_API void fp8flow_trace_destroy(fp8flow_context *c, fp8flow_trace *trace);
 
+/* GPUs of this machine, numbered from 0 (fp8flow_context_options.device); 0 where there is none or no CUDA. */
+FP8FLOW_API int32_t fp8flow_device_count(void);
+
 /* What a context runs on. Figures are 0 for the CPU, bus_id is empty. */
 typedef struct {
     char name[128];

@@ -462,7 +462,7 @@ typedef enum { FP8FLOW_OVERWRITE = 0, FP8FLOW_ACCUMULATE = 1 } fp8flow_write;
  *   a, b   F32 or BF16 unscaled, or FP8; FP8 pairs: ROW128 x TILE128 (FPROP, DGRAD),
  *          TILE128 x TILE128, COL128 x COL128 (WGRAD), TENSOR x TENSOR (all). F32 mixes with BF16.
  *   c      BF16 or F32 (FPROP, DGRAD); F32 (WGRAD).  b (WGRAD: c) has group_rows = N when groups is given.
- *   write  ACCUMULATE adds to c (F32 only); OVERWRITE replaces it.
+ *   write  OVERWRITE: c = product. ACCUMULATE: c + product in FP32, rounded once (of FP8: F32 c only).
  * Rows of c in padding are written as 0 (OVERWRITE). An empty expert's gradient is 0 (OVERWRITE) or
  * untouched (ACCUMULATE). Any M, N, K >= 0.
  * Products of the dequantised operands, FP32 accumulation. Exactness R: |error| <= 4 * 2^-13 * sum|a*b| before the

@@ -96,12 +96,13 @@ static void measure(const char *name, const fixture &f, const f8_gemm_config &co
     c = f.gradient() ? tensor(weight_rows, s.k, s.n, FP8FLOW_F32, f.c)
                      : tensor(f.capacity, fprop ? s.n : s.k, 0, FP8FLOW_BF16, f.c);
     fp8flow_gemm_args args = { s.product, s.write, &groups, &a, &b, &c };
+    f8_gemm_desc desc = f8_gemm_describe(&args);
     if (fp8flow_context_create(&options, &context) != FP8FLOW_OK)
         std::printf("%s\n", fp8flow_last_error()), std::exit(1);
     void *own_stream = context->stream;
     auto once = [&](cudaStream_t stream) {
         context->stream = stream;
-        if (f8_cuda_gemm_bf16(context, &args, &config) != FP8FLOW_OK)
+        if (f8_cuda_gemm_bf16(context, &args, &desc, &config) != FP8FLOW_OK)
             std::printf("%s\n", fp8flow_last_error()), std::exit(1);
     };
     LAB_TRY(cudaMemset(f.c, s.write == FP8FLOW_ACCUMULATE ? 0 : 0xFF, f.c_bytes));

@@ -101,11 +101,12 @@ static void measure(const char *name, const fixture &f, const f8_gemm_config &co
                               p.b_scale);
     fp8flow_tensor c = tensor(f.capacity, p.n, 0, { FP8FLOW_BF16, FP8FLOW_UNSCALED, FP8FLOW_ROWS }, p.c, NULL);
     fp8flow_gemm_args args = { FP8FLOW_FPROP, FP8FLOW_OVERWRITE, &groups, &a, &b, &c };
+    f8_gemm_desc desc = f8_gemm_describe(&args);
     if (fp8flow_context_create(&options, &context) != FP8FLOW_OK)
         std::printf("%s\n", fp8flow_last_error()), std::exit(1);
     auto once = [&](cudaStream_t s) {
         context->stream = s;
-        if (f8_cuda_gemm_fp8_rows(context, &args, &config) != FP8FLOW_OK)
+        if (f8_cuda_gemm_fp8_rows(context, &args, &desc, &config) != FP8FLOW_OK)
             std::printf("%s\n", fp8flow_last_error()), std::exit(1);
     };
     LAB_TRY(cudaMemset(p.c, 0xFF, f.capacity * p.n * 2));

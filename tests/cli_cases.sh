@@ -133,10 +133,16 @@ refuse "blank before a number" 2 '" 1" is not a whole number' train --data text.
 refuse "hexadecimal" 2 '"0x10" is not a whole number' train --data text.txt --batch 0x10
 refuse "beyond 64 bits" 2 'is not in' train --data text.txt --steps 99999999999999999999999
 refuse "wraps to 1 in 64 bits" 2 'is not in' train --data text.txt --steps 18446744073709551617
-refuse "wraps to 1 in 32 bits" 2 'is not in 1 .. 256' train --data text.txt --ranks 4294967297
+refuse "wraps to 1 in 32 bits" 2 'is not in 0 .. 256' train --data text.txt --ranks 4294967297
 refuse "seed beyond 64 bits" 2 '--seed:' train --data text.txt --seed 9223372036854775808
 refuse "suffix overflows" 2 'is not in' train --data text.txt --steps 9999999999999999G
-refuse "too many ranks" 2 '"257" is not in 1 .. 256' train --data text.txt --ranks 257
+refuse "too many ranks" 2 '"257" is not in 0 .. 256' train --data text.txt --ranks 257
+refuse "experts over ranks that are not there" 2 '--ep 3 does not divide 4 ranks' train --data text.txt --ranks 4 --ep 3
+refuse "groups of ranks that are not there" 2 '--dp 3 does not divide 4 ranks' train --data text.txt --ranks 4 --dp 3
+refuse "groups of other ranks" 2 '--ep 2 --dp 2: 4 ranks, not 8' train --data text.txt --ranks 8 --ep 2 --dp 2
+refuse "groups of too many ranks" 2 '--ep 16 --dp 17: 272 ranks, at most 256' train --data text.txt --ep 16 --dp 17
+refuse "more ranks than experts" 2 'expert_parallel = 32, the model has 16 experts' train --data text.txt --batch 32 \
+    --micro-batch 1 --ep 32
 refuse "not a number" 2 '--lr: "nan" is not a number' train --data text.txt --lr nan
 refuse "infinite" 2 '--lr: "inf" is not a number' train --data text.txt --lr inf
 refuse "real overflow" 2 '--lr: "1e999" is not in' train --data text.txt --lr 1e999
@@ -158,11 +164,18 @@ refuse "bench layer of a width that is refused" 1 'layer bf16 at demo: ' bench l
 refuse "bench train of no model" 2 'is none of v2-lite-cut' bench train --models tiny
 refuse "bench train in no mode" 2 'is not one of none|moe_expert|full' bench train --checkpointing some
 refuse "bench train of no recipe" 2 'flow' bench train --recipes bf16,fp4
+refuse "bench train of some operators" 2 'is not one of none|main|all' bench train --kernels some
 refuse "bench train of an odd batch" 2 '--batch 3 is not a multiple of --micro-batch 2' bench train --batch 3
+refuse "bench comm of no recipe" 2 'flow' bench comm --recipes bf16,fp4
+refuse "bench comm of too many ranks" 2 '--ranks: "257" is not in 0 .. 256' bench comm --ranks 257
+refuse "bench comm over a pigeon" 2 'is not one of auto|nccl|staged' bench comm --transport pigeon
+refuse "bench comm over NCCL on the CPU" 2 '--transport is of GPUs' bench comm --device cpu --transport nccl
+refuse "bench comm of an odd width" 1 'multiple of 16' bench comm --device cpu --hidden 24 --megabytes 1 --recipes bf16
 export TMPDIR=/no/such/place
 refuse "bench train without a place" 1 'temporary folder: No such file' bench train --layers 1
 unset TMPDIR
 accept "bench train --help" 'Usage: fp8flow bench train' bench train --help
+accept "bench comm --help" 'Usage: fp8flow bench comm' bench comm --help
 accept "bench layer --help" 'Usage: fp8flow bench layer' bench layer --help
 refuse "bench of words that nothing has" 2 'nothing has the words "gemm quantize"' bench 'gemm quantize'
 
@@ -170,7 +183,6 @@ refuse "bench of words that nothing has" 2 'nothing has the words "gemm quantize
 refuse "unknown checkpointing" 2 'is not one of none|moe_expert|full' train --data text.txt --checkpointing some
 refuse "unknown backend" 2 'is not one of cpu|reference' train --data text.txt --backend cuda
 refuse "unknown device" 2 'is not one of auto|cpu|cuda' train --data text.txt --device gpu
-refuse "ranks on a GPU" 2 'runs on one rank' train --data text.txt --device cuda --ranks 2
 refuse "reference operators on a GPU" 2 '--backend reference' compare --data text.txt --device cuda --backend reference
 refuse "unknown device to measure" 2 'is not one of cpu|cuda' bench --device gpu
 refuse "reference on a GPU" 2 '--backend reference' bench --device cuda --backend reference
@@ -187,11 +199,13 @@ refuse "bench without a GPU" 1 'cuda: ' bench --device cuda
 refuse "bench of products without a GPU" 1 'cuda: ' bench --device cuda --seconds 0 'gemm fprop1 v2-lite'
 refuse "bench without a GPU, JSON" 1 'cuda: ' bench --device cuda --json --repeat 1 add
 refuse "training without a GPU" 1 'cuda: ' train --data text.txt --device cuda
+refuse "ranks without a GPU" 1 'cuda: ' train --data text.txt --device cuda --ranks 2
 refuse "comparison without a GPU" 1 'cuda: ' compare --data text.txt --device cuda
 refuse "text without a GPU" 1 'cuda: ' generate --checkpoint folder --device cuda
 refuse "dataflow without a GPU" 1 'cuda: ' inspect --device cuda
 refuse "bench layer without a GPU" 1 'cuda: ' bench layer --device cuda
 refuse "bench train without a GPU" 1 'cuda: ' bench train --device cuda
+refuse "bench comm without a GPU" 1 'cuda: ' bench comm --device cuda
 unset CUDA_VISIBLE_DEVICES
 
 # ---- Long and odd arguments (one argument may have 128 KiB on Linux; a megabyte comes in pieces) ----

@@ -73,7 +73,7 @@ check "metrics have every step once" awk -F '[:,]' '$2 + 0 != NR { exit 1 } END 
 head -n 1 run/metrics.jsonl >line.json
 check "a line of the metrics is JSON" is_object line.json
 check "the checkpoint is complete" [ -e run/step-00000004/COMPLETE ]
-sed 's/ "tokens_per_second": [^,]*,//; s/, "elapsed_seconds": [^}]*//' run/metrics.jsonl >"$logs/wanted"
+sed 's/ "tokens_per_second": [^,]*,//; s/, "[a-z]*_seconds": [^,}]*//g' run/metrics.jsonl >"$logs/wanted"
 
 # shellcheck disable=SC2086
 run train $small --model run/step-00000004/config.json --steps 1
@@ -81,7 +81,7 @@ check "the checkpoint's configuration is a model" [ $code -eq 0 ]
 
 same_run() # FOLDER: the steps and the weights of the first run
 {
-    sed 's/ "tokens_per_second": [^,]*,//; s/, "elapsed_seconds": [^}]*//' "$1/metrics.jsonl" | cmp -s - "$logs/wanted" &&
+    sed 's/ "tokens_per_second": [^,]*,//; s/, "[a-z]*_seconds": [^,}]*//g' "$1/metrics.jsonl" | cmp -s - "$logs/wanted" &&
         cmp -s run/step-00000004/model-00001-of-00001.safetensors "$1/step-00000004/model-00001-of-00001.safetensors"
 }
 
@@ -115,6 +115,20 @@ check "decimal comma: the same run" same_run german
 run train --data text.txt --lr 0,003
 check "decimal comma: refused in an option" [ $code -eq 2 ]
 unset LOCPATH LC_ALL
+
+# ---- Many ranks ----
+split="train --data text.txt --batch 4 --micro-batch 1 --sequence-length 64 --threads 1 --validate-every 0"
+# shellcheck disable=SC2086
+run $split --ep 2 --dp 2 --steps 2 --output split
+check "ep and dp call for ranks" grep -q '^ranks  *4: experts over 2, 2 such groups' "$logs/out"
+check "every rank stores a part" [ "$(ls split/step-00000002/model-*-of-00004.safetensors | wc -l)" -eq 4 ]
+check "the metrics have what went between ranks" grep -q '"reduce_bytes": [1-9].*"combine_seconds": [0-9]' split/metrics.jsonl
+# shellcheck disable=SC2086
+run $split --ranks 4 --dp 4 --steps 3 --output split --resume split
+check "another split goes on" grep -q '^resumed  *after step 2' "$logs/out"
+check "and saves" [ -e split/step-00000003/COMPLETE ]
+run generate --checkpoint split --prompt 'line ' --max-tokens 5
+check "one rank generates from it" [ $code -eq 0 ]
 
 # ---- Generate ----
 run generate --checkpoint run --prompt 'line ' --max-tokens 40 --seed 3
@@ -170,6 +184,11 @@ check "other trainings are refused" grep -q -- '--from: piece2/compare.json: mod
 # shellcheck disable=SC2086
 run $pieces --recipes bf16,flow --lr 0.01 --from piece1
 check "another learning rate is refused" grep -q 'lr is 0.003 there and 0.01 here' "$logs/err"
+# shellcheck disable=SC2086
+run $pieces --recipes bf16 --batch 4 --ep 2 --dp 2 --out piece3
+# shellcheck disable=SC2086
+run $pieces --recipes bf16,flow --batch 4 --ranks 4 --from piece3
+check "another split of as many ranks is refused" grep -q 'expert_parallel is 2 there and missing here' "$logs/err"
 cp text.txt kept.txt
 cat kept.txt kept.txt >text.txt
 # shellcheck disable=SC2086
@@ -222,10 +241,26 @@ check "bench train compares with bf16" sh -c "grep -E '^bf16 +moe_expert ' $logs
 check "bench train says what MFU is" says '6 x active parameters'
 check "bench train leaves no files" rmdir bench_tmp
 unset TMPDIR
-run bench train --device cpu --repeat 2 --layers 1 --batch 1 --micro-batch 1 --sequence-length 32 --recipes blockwise --json
+run bench train --device cpu --repeat 1 --layers 1 --batch 1 --micro-batch 1 --sequence-length 32 \
+    --recipes flow,deepseek --kernels main
+check "bench train lists the operators" grep -qE '^  adamw +[^ ].* [0-9]+ +[0-9.]+ +[0-9.]+' "$logs/out"
+check "bench train lists them for the main recipes in the first mode" [ "$(grep -c '% bound' "$logs/out")" -eq 1 ]
+check "bench train says that their sum is not the step" says 'their sum is not the time of a step'
+check "bench train adds them up" grep -qE '^  all calls +[0-9.]+ ' "$logs/out"
+run bench train --device cpu --repeat 2 --layers 1 --batch 1 --micro-batch 1 --sequence-length 32 --recipes blockwise \
+    --json --kernels all
 check "bench train --json is a list" is_list "$logs/out"
 check "bench train --json has every key in every record" every_record_has "$logs/out" model recipe checkpointing layers \
-    step_ms tokens_per_s mfu_percent memory_bytes used_bytes loss ratio_bf16
+    step_ms tokens_per_s mfu_percent memory_bytes used_bytes loss ratio_bf16 calls
+check "bench train --json lists the operators of every mode" [ "$(grep -c '"op": "adamw"' "$logs/out")" -ge 2 ]
+run bench comm --device cpu --repeat 1 --megabytes 1 --tokens 64 --ranks 3 --recipes flow,bf16
+check "bench comm prints a table" grep -qE '^flow +[0-9]+ +[0-9]+ ' "$logs/out"
+check "bench comm sends at most 0.51 of the bytes of bf16" \
+    awk '$1 == "flow" { found = $7 > 0 && $7 <= 0.51 } END { exit !found }' "$logs/out"
+run bench comm --device cpu --repeat 2 --megabytes 1 --tokens 16 --ranks 2 --recipes flow --json
+check "bench comm --json is a list" is_list "$logs/out"
+check "bench comm --json has every key in every record" every_record_has "$logs/out" ranks transport device bytes exchange
+check "bench comm --json knows no ratio without bf16" says '"dispatch_to_bf16": null'
 run bench no-such-operator
 check "bench of nothing is refused" [ $code -ne 0 ]
 if "$program" doctor | grep -q '^CUDA *yes'; then

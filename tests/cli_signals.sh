@@ -43,7 +43,7 @@ end() # SIGNAL: sent to the owner; its exit code in `code`
 # The metrics without what a clock says.
 without_times() # FILE
 {
-    sed 's/ "tokens_per_second": [^,]*,//; s/, "elapsed_seconds": [^}]*//' "$1"
+    sed 's/ "tokens_per_second": [^,]*,//; s/, "[a-z]*_seconds": [^,}]*//g' "$1"
 }
 same_metrics() # FOLDER: as those of the reference run
 {

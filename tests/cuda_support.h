@@ -7,19 +7,53 @@
 
 #include "support.h"
 
+#include <pthread.h>
+
 #include "fp8flow_device.h"
 #include "ops/block.h"
+#include "ops/ops.h"
 
 static inline int has_gpu(void)
 {
     return tested_device() != TEST_ON_MIRROR;
 }
 
+static inline fp8flow_backend device_backend(void)
+{
+    return has_gpu() ? FP8FLOW_CUDA : FP8FLOW_CPU;
+}
+
+static f8_device far_device;
+
+static inline fp8flow_status describe_far_device(fp8flow_device_info *info)
+{
+    *info = (fp8flow_device_info){ .name = "far", .memory_bytes = 1LL << 40, .free_bytes = 1LL << 40 };
+    return FP8FLOW_OK;
+}
+
+static inline void make_far_device(void)
+{
+    far_device = *f8_device_cpu();
+    far_device.is_host = 0;
+    far_device.describe = describe_far_device;
+}
+
+/* A context of a rank, for any thread. Without a GPU: the CPU's operators, on memory that whoever works with the context
+ * must take for that of a device. */
+static inline fp8flow_status create_device_context(const fp8flow_context_options *options, fp8flow_context **context)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    F8_TRY(fp8flow_context_create(options, context));
+    pthread_once(&once, make_far_device);
+    if (!has_gpu()) (*context)->device = &far_device;
+    return FP8FLOW_OK;
+}
+
 /* The context that is tested; destroyed with the program. */
 static inline fp8flow_context *device_context(void)
 {
     static fp8flow_context *context;
-    fp8flow_context_options options = { .backend = has_gpu() ? FP8FLOW_CUDA : FP8FLOW_CPU, .num_threads = 1 };
+    fp8flow_context_options options = { .backend = device_backend(), .num_threads = 1 };
     if (!context) assert_ok(fp8flow_context_create(&options, &context));
     return context;
 }
@@ -83,6 +117,25 @@ static inline void assert_device_tensor(fp8flow_context *c, const fp8flow_tensor
 {
     assert_device_bytes(c, t->data, expected->data, fp8flow_tensor_data_bytes(expected));
     if (t->scale) assert_device_bytes(c, t->scale, expected->scale, fp8flow_tensor_scale_bytes(expected, 1));
+}
+
+/* Norm of the difference over that of `expected`; BF16 or F32 numbers in host memory. */
+static inline double relative_distance(const void *got, const void *expected, int64_t bytes, fp8flow_dtype dtype)
+{
+    double difference = 0, size = 0;
+    for (int64_t i = 0; i < bytes / (int64_t)f8_dtype_bytes(dtype); i++) {
+        double a, b;
+        if (dtype == FP8FLOW_BF16) {
+            a = (double)f8_bf16_decode(((const uint16_t *)got)[i]);
+            b = (double)f8_bf16_decode(((const uint16_t *)expected)[i]);
+        } else {
+            a = (double)((const float *)got)[i];
+            b = (double)((const float *)expected)[i];
+        }
+        difference += (a - b) * (a - b);
+        size += b * b;
+    }
+    return size > 0 ? sqrt(difference / size) : sqrt(difference);
 }
 
 /* Bits of BF16 numbers between 2^-20 and 2^11, now and then 0, NaN or Inf: cheap, for large tensors. */

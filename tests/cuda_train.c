@@ -20,7 +20,7 @@ static run gpu_run(const char *json)
     corpus_data[0] = corpus_path;
     run r = make_run(model_path, corpus_data);
     r.create_context = fp8flow_context_create;
-    r.backend = has_gpu() ? FP8FLOW_CUDA : FP8FLOW_CPU;
+    r.backend = device_backend();
     r.options.micro_batch = 2;
     r.until = 4;
     return r;
@@ -29,6 +29,7 @@ static run gpu_run(const char *json)
 static run on_cpu(run r)
 {
     r.backend = FP8FLOW_CPU;
+    r.create_context = fp8flow_context_create;
     return r;
 }
 
@@ -332,14 +333,67 @@ static void test_generated_text(void **state)
 
 /* ---- More than one rank ---- */
 
-static void test_ranks_are_refused(void **state)
+typedef struct {
+    int32_t ranks, ep;
+} split;
+
+/* On one GPU, each rank with a context of its own; a sequence for each rank. */
+static run gpu_ranks(const char *json, split s)
+{
+    run r = gpu_run(json);
+    r.create_context = create_device_context;
+    spread(&r, s.ranks);
+    r.options.expert_parallel = s.ep;
+    return r;
+}
+
+static void check_ranks(const char *json, const char *recipe, split s)
+{
+    run gpu = gpu_ranks(json, s);
+    gpu.options.recipe = recipe;
+    run again = gpu, cpu = on_cpu(gpu);
+    gpu.options.output = in_folder("once");
+    again.options.output = in_folder("again");
+    assert_ok(try_run(&gpu));
+    assert_ok(try_run(&again));
+    assert_ok(try_run(&cpu));
+    assert_same_metrics(&gpu, &again);
+    assert_same_files(step_folder("once", gpu.until), step_folder("again", again.until));
+    for (int64_t step = 1; step <= gpu.until; step++) {
+        const fp8flow_step_metrics *a = &gpu.metrics[step], *b = &cpu.metrics[step];
+        if (!(fabs(a->loss - b->loss) <= (step == 1 ? 2e-3 : 5e-2) * b->loss))
+            fail_msg("%s, %d ranks, EP %d, step %d: loss %.6f, on the CPU %.6f", recipe, s.ranks, s.ep, (int)step,
+                     a->loss, b->loss);
+    }
+    const fp8flow_step_metrics *a = &gpu.metrics[1], *b = &cpu.metrics[1];
+    assert_true(fabs(a->gradient_norm - b->gradient_norm) <= 2e-2 * b->gradient_norm);
+    assert_int_equal(a->explicit_casts, b->explicit_casts);
+    assert_int_equal(a->reduce_bytes, b->reduce_bytes);
+    assert_int_equal(a->gather_bytes, b->gather_bytes);
+    assert_true(a->wire_bytes_per_token == b->wire_bytes_per_token);
+    assert_int_equal(remove_folder(NULL), 0);
+    assert_int_equal(make_folder(NULL), 0);
+}
+
+static void test_ranks_train_as_on_the_cpu(void **state)
+{
+    (void)state;
+    static const split others[] = { { 2, 2 }, { 4, 2 }, { 4, 1 } };
+    skip_without_a_gpu();
+    for (int m = 0; m < NUM_MODELS; m++) {
+        for (int i = 0; i < NUM_RECIPES; i++) check_ranks(models[m], recipes[i], (split){ 4, 4 });
+        for (int i = 0; i < 3; i++) check_ranks(models[m], "flow", others[i]);
+    }
+}
+
+static void test_checkpoints_of_ranks_go_to_the_cpu_and_back(void **state)
 {
     (void)state;
     skip_without_a_gpu();
-    if (!has_gpu()) skip();
-    run r = gpu_run(MICRO_SOFTMAX);
-    spread(&r, 2);
-    assert_fails(try_run(&r), FP8FLOW_ENOSYS, "2 ranks");
+    run gpu = gpu_ranks(MICRO_SIGMOID, (split){ 4, 2 });
+    check_move(gpu, on_cpu(gpu), MICRO_SIGMOID);
+    gpu = gpu_ranks(MICRO_SIGMOID, (split){ 4, 2 });
+    check_move(on_cpu(gpu), gpu, MICRO_SIGMOID);
 }
 
 int main(void)
@@ -354,7 +408,8 @@ int main(void)
         folder_test(test_a_resumed_run_has_the_same_bits),
         folder_test(test_nonfinite_gradients_skip_the_update),
         folder_test(test_generated_text),
-        folder_test(test_ranks_are_refused),
+        folder_test(test_ranks_train_as_on_the_cpu),
+        folder_test(test_checkpoints_of_ranks_go_to_the_cpu_and_back),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -110,6 +110,33 @@ DESCRIBE(unpermute)
     ARRAY(gate, plan->num_tokens * plan->top_k * 4, MIRROR_OUT);
 }
 
+DESCRIBE(rank_destinations)
+{
+    ARRAY(expert, d->num_tokens * d->top_k * 4, MIRROR_IN);
+    ARRAY(destination, d->num_tokens * d->num_ranks * 4, MIRROR_OUT);
+}
+
+DESCRIBE(rank_routing)
+{
+    const fp8flow_plan *plan = d->plan;
+    int64_t slots = plan->num_tokens * d->top_k, sent = f8_plan_rows(plan) * d->top_k;
+    ARRAY(expert, slots * 4, MIRROR_IN);
+    ARRAY(gate, slots * 4, MIRROR_IN);
+    ARRAY(sent_expert, sent * 4, MIRROR_OUT);
+    ARRAY(sent_gate, sent * 4, MIRROR_OUT);
+    d->plan = device_plan(c, plan, MIRROR_IN);
+}
+
+DESCRIBE(rank_gates)
+{
+    const fp8flow_plan *plan = d->plan;
+    int64_t slots = plan->num_tokens * d->top_k;
+    ARRAY(expert, slots * 4, MIRROR_IN);
+    ARRAY(returned, f8_plan_rows(plan) * d->top_k * 4, MIRROR_IN);
+    ARRAY(gate, slots * 4, MIRROR_OUT);
+    d->plan = device_plan(c, plan, MIRROR_IN);
+}
+
 DESCRIBE(swiglu)
 {
     ARRAY(gate, padded_rows(d->h, d->groups) * 4, MIRROR_IN);

@@ -95,7 +95,7 @@ static inline void moe_free_data(moe_data *d)
 }
 
 /* Operators whose calls are counted. */
-#define MOE_COUNTED_OPS(X) X(quantize) X(dequantize) X(transpose) X(gemm) X(swiglu) X(permute)
+#define MOE_COUNTED_OPS(X) X(quantize) X(dequantize) X(transpose) X(gemm) X(swiglu) X(permute) X(add)
 enum {
 #define MOE_X(op) MOE_CALLS_##op,
     MOE_COUNTED_OPS(MOE_X)
@@ -232,8 +232,10 @@ static inline void moe_add(float *sum, const float *part, int64_t count)
     for (int64_t i = 0; i < count; i++) sum[i] += part[i];
 }
 
-/* Run the case; the status is in the result. y and dx are poisoned, gradients 0 beforehand. */
-static inline moe_result moe_try(const moe_case *c, const moe_data *data)
+/* Run the case with `body` on its ranks, which gets a moe_job; the status is in the result. y and dx are poisoned,
+ * gradients 0 beforehand. */
+static inline moe_result moe_try_body(const moe_case *c, const moe_data *data,
+                                      fp8flow_status (*body)(fp8flow_comm *comm, void *user))
 {
     int64_t experts = c->router.num_experts, matrix = c->hidden * c->width, shared = c->hidden * c->shared_width;
     moe_result result = { .y = poisoned(c->tokens * c->hidden * 2),
@@ -249,7 +251,7 @@ static inline moe_result moe_try(const moe_case *c, const moe_data *data)
         result.rank[r].shared_fc2 = moe_zeros(shared);
     }
     moe_job job = { c, data, &result };
-    result.status = fp8flow_run_ranks(c->num_ranks, moe_body, &job);
+    result.status = fp8flow_run_ranks(c->num_ranks, body, &job);
     for (int32_t r = 0; r < c->num_ranks; r++) {
         moe_add(result.router, result.rank[r].router, experts * c->hidden);
         moe_add(result.shared_fc1, result.rank[r].shared_fc1, 2 * shared);
@@ -257,6 +259,11 @@ static inline moe_result moe_try(const moe_case *c, const moe_data *data)
         free(result.rank[r].router), free(result.rank[r].shared_fc1), free(result.rank[r].shared_fc2);
     }
     return result;
+}
+
+static inline moe_result moe_try(const moe_case *c, const moe_data *data)
+{
+    return moe_try_body(c, data, moe_body);
 }
 
 static inline moe_result moe_run(const moe_case *c, const moe_data *data)

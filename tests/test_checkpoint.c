@@ -57,7 +57,7 @@ static fp8flow_status load_with(loader *l, fp8flow_comm *comm)
     F8_REQUIRE(config, ENOMEM, "test");
     fp8flow_status status = f8_checkpoint_open(l->path, &state, &text);
     if (status == FP8FLOW_OK) status = f8_model_config_parse(l->path, text.data, text.size, config, NULL);
-    f8_model_options options = { "bf16", FP8FLOW_FULL, 8, 8, F8_FOR_TRAINING };
+    f8_model_options options = { "bf16", FP8FLOW_FULL, 8, 8, F8_FOR_TRAINING, 0 };
     if (status == FP8FLOW_OK && !l->model) status = f8_model_create(l->context, comm, config, &options, &l->model);
     if (status == FP8FLOW_OK) status = f8_checkpoint_load(l->path, &state, l->model);
     f8_buffer_free(&text);

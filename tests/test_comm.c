@@ -1,15 +1,56 @@
-/* test_comm.c - the thread transport: what arrives, in which order sums are taken, and what failure looks like. */
+/* test_comm.c - the thread transport: what arrives, in which order sums are taken, and what failure looks like.
+ *
+ * All but the lives of teams run twice: over the transport itself, and over its views for memory of a device.
+ */
 #include "comm_bodies.h"
+
+#include <sched.h>
+
+#include "fake_device.h"
 
 static const int32_t team_sizes[] = { 1, 2, 3, 8 };
 enum { NUM_TEAMS = 4 };
+
+/* ---- Ranks ---- */
+
+static int over_views;
+
+typedef struct {
+    fp8flow_status (*body)(fp8flow_comm *, void *);
+    void *user;
+} body_of_views;
+
+static fp8flow_status run_over_view(fp8flow_comm *host, void *user)
+{
+    const body_of_views *inner = user;
+    fp8flow_comm *view;
+    F8_TRY(f8_comm_for_device(host, fake_device(), NULL, &view));
+    CHECK(view != host && view->rank == host->rank && view->size == host->size);
+    fp8flow_status status = inner->body(view, inner->user);
+    f8_comm_release(view);
+    return status;
+}
+
+static fp8flow_status run_ranks(int32_t num_ranks, fp8flow_status (*body)(fp8flow_comm *, void *), void *user)
+{
+    if (!over_views) return fp8flow_run_ranks(num_ranks, body, user);
+    body_of_views inner = { body, user };
+    return fp8flow_run_ranks(num_ranks, run_over_view, &inner);
+}
+
+static int use_views(void **state)
+{
+    (void)state;
+    over_views = 1;
+    return 0;
+}
 
 /* ---- Exchange ---- */
 
 static void test_exchange_delivers_every_row_in_the_order_of_senders(void **state)
 {
     (void)state;
-    for (int i = 0; i < NUM_TEAMS; i++) assert_ok(fp8flow_run_ranks(team_sizes[i], exchange_body, NULL));
+    for (int i = 0; i < NUM_TEAMS; i++) assert_ok(run_ranks(team_sizes[i], exchange_body, NULL));
 }
 
 /* ---- Reductions and broadcast ---- */
@@ -19,7 +60,7 @@ static void test_all_reduce_sums_in_rank_order(void **state)
     (void)state;
     for (int i = 0; i < NUM_TEAMS; i++) {
         int order_matters = 0;
-        assert_ok(fp8flow_run_ranks(team_sizes[i], reduce_body, &order_matters));
+        assert_ok(run_ranks(team_sizes[i], reduce_body, &order_matters));
         assert_true(team_sizes[i] < 3 || order_matters > 20);
     }
 }
@@ -27,13 +68,13 @@ static void test_all_reduce_sums_in_rank_order(void **state)
 static void test_max_takes_the_extremes_of_its_type(void **state)
 {
     (void)state;
-    for (int i = 0; i < NUM_TEAMS; i++) assert_ok(fp8flow_run_ranks(team_sizes[i], extremes_body, NULL));
+    for (int i = 0; i < NUM_TEAMS; i++) assert_ok(run_ranks(team_sizes[i], extremes_body, NULL));
 }
 
 static void test_broadcast_from_every_root(void **state)
 {
     (void)state;
-    for (int i = 0; i < NUM_TEAMS; i++) assert_ok(fp8flow_run_ranks(team_sizes[i], broadcast_body, NULL));
+    for (int i = 0; i < NUM_TEAMS; i++) assert_ok(run_ranks(team_sizes[i], broadcast_body, NULL));
 }
 
 /* ---- Slices ---- */
@@ -41,7 +82,7 @@ static void test_broadcast_from_every_root(void **state)
 static void test_reduce_scatter_and_all_gather_are_the_halves_of_all_reduce(void **state)
 {
     (void)state;
-    for (int i = 0; i < NUM_TEAMS; i++) assert_ok(fp8flow_run_ranks(team_sizes[i], slices_body, NULL));
+    for (int i = 0; i < NUM_TEAMS; i++) assert_ok(run_ranks(team_sizes[i], slices_body, NULL));
 }
 
 /* ---- Groups ---- */
@@ -51,13 +92,13 @@ static void test_groups_work_beside_each_other(void **state)
     (void)state;
     for (int i = 0; i < NUM_TEAMS; i++)
         for (int32_t width = 1; width <= 4; width++)
-            assert_ok(fp8flow_run_ranks(team_sizes[i], groups_body, (void *)(uintptr_t)&width));
+            assert_ok(run_ranks(team_sizes[i], groups_body, (void *)(uintptr_t)&width));
 }
 
 static void test_a_failure_ends_all_groups(void **state)
 {
     (void)state;
-    assert_fails(fp8flow_run_ranks(4, failing_group_body, NULL), FP8FLOW_EIO, "disk of rank 3 is full");
+    assert_fails(run_ranks(4, failing_group_body, NULL), FP8FLOW_EIO, "disk of rank 3 is full");
 }
 
 /* ---- Failure ---- */
@@ -71,7 +112,7 @@ static void test_others_get_ecomm_when_one_rank_fails(void **state)
                 failure_case f = { .failing = failing, .after = after };
                 char text[64];
                 snprintf(text, sizeof text, "disk of rank %d is full", failing);
-                assert_fails(fp8flow_run_ranks(team_sizes[i], failing_body, &f), FP8FLOW_EIO, text);
+                assert_fails(run_ranks(team_sizes[i], failing_body, &f), FP8FLOW_EIO, text);
                 for (int32_t r = 0; r < team_sizes[i]; r++) {
                     if (r == failing) continue;
                     assert_int_equal(f.seen[r], FP8FLOW_ECOMM);
@@ -85,8 +126,28 @@ static void test_lowest_of_several_failing_ranks_is_reported(void **state)
     (void)state;
     for (int repeat = 0; repeat < 50; repeat++) {
         failure_case f = { .failing = -1, .after = repeat % 3 };
-        assert_fails(fp8flow_run_ranks(8, failing_body, &f), FP8FLOW_EIO, "disk of rank 0 is full");
+        assert_fails(run_ranks(8, failing_body, &f), FP8FLOW_EIO, "disk of rank 0 is full");
     }
+}
+
+/* Rank 0 waits for nobody, and learns it all the same. */
+static fp8flow_status asking_body(fp8flow_comm *comm, void *user)
+{
+    int64_t value = 0;
+    F8_TRY(f8_comm_check(comm));
+    F8_TRY(fp8flow_comm_max(comm, &value));
+    if (comm->rank == 1) return F8_FAIL(ENOMEM, "no memory on rank 1");
+    while (f8_comm_check(comm) == FP8FLOW_OK) sched_yield();
+    snprintf(user, 256, "%s", fp8flow_last_error());
+    return FP8FLOW_ECOMM;
+}
+
+static void test_check_tells_a_failure_without_waiting(void **state)
+{
+    char message[256] = "";
+    (void)state;
+    assert_fails(run_ranks(2, asking_body, message), FP8FLOW_ENOMEM, "no memory on rank 1");
+    assert_string_equal(message, "rank 0: rank 1 has failed: no memory on rank 1");
 }
 
 /* Rank 0 hands on the failure of rank 1, in words of its own: it did not fail by itself. */
@@ -102,7 +163,7 @@ static fp8flow_status wrapping_body(fp8flow_comm *comm, void *user)
 static void test_failure_that_was_handed_on_is_not_the_cause(void **state)
 {
     (void)state;
-    assert_fails(fp8flow_run_ranks(2, wrapping_body, NULL), FP8FLOW_ENOMEM, "no memory");
+    assert_fails(run_ranks(2, wrapping_body, NULL), FP8FLOW_ENOMEM, "no memory");
 }
 
 static fp8flow_status single_body(fp8flow_comm *comm, void *user)
@@ -115,20 +176,19 @@ static fp8flow_status single_body(fp8flow_comm *comm, void *user)
 static void test_one_rank_returns_its_own_failure(void **state)
 {
     (void)state;
-    assert_fails(fp8flow_run_ranks(1, single_body, NULL), FP8FLOW_ENOSYS, "alone");
+    assert_fails(run_ranks(1, single_body, NULL), FP8FLOW_ENOSYS, "alone");
 }
 
 static void test_exchange_with_different_counts_is_refused(void **state)
 {
     (void)state;
-    assert_fails(fp8flow_run_ranks(3, mismatch_body, NULL), FP8FLOW_ECOMM,
-                 "rank 1 expects 2 rows from rank 0, which sends 1");
+    assert_fails(run_ranks(3, mismatch_body, NULL), FP8FLOW_ECOMM, "rank 1 expects 2 rows from rank 0, which sends 1");
 }
 
 static void test_bad_arguments_are_refused_before_anybody_waits(void **state)
 {
     (void)state;
-    assert_ok(fp8flow_run_ranks(2, argument_body, NULL));
+    assert_ok(run_ranks(2, argument_body, NULL));
     assert_fails(fp8flow_run_ranks(0, argument_body, NULL), FP8FLOW_EINVAL, "0 ranks, expected 1 to 256");
     assert_fails(fp8flow_run_ranks(-1, argument_body, NULL), FP8FLOW_EINVAL, "-1 ranks");
     assert_fails(fp8flow_run_ranks(257, argument_body, NULL), FP8FLOW_EINVAL, "257 ranks");
@@ -174,7 +234,7 @@ static void test_256_ranks(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {
+    const struct CMUnitTest any_memory[] = {
         cmocka_unit_test(test_exchange_delivers_every_row_in_the_order_of_senders),
         cmocka_unit_test(test_all_reduce_sums_in_rank_order),
         cmocka_unit_test(test_max_takes_the_extremes_of_its_type),
@@ -184,13 +244,18 @@ int main(void)
         cmocka_unit_test(test_a_failure_ends_all_groups),
         cmocka_unit_test(test_others_get_ecomm_when_one_rank_fails),
         cmocka_unit_test(test_lowest_of_several_failing_ranks_is_reported),
+        cmocka_unit_test(test_check_tells_a_failure_without_waiting),
         cmocka_unit_test(test_failure_that_was_handed_on_is_not_the_cause),
         cmocka_unit_test(test_one_rank_returns_its_own_failure),
         cmocka_unit_test(test_exchange_with_different_counts_is_refused),
         cmocka_unit_test(test_bad_arguments_are_refused_before_anybody_waits),
+    };
+    const struct CMUnitTest teams[] = {
         cmocka_unit_test(test_ranks_may_start_teams_of_their_own),
         cmocka_unit_test(test_a_team_after_a_failed_one_works),
         cmocka_unit_test(test_256_ranks),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    int failed = cmocka_run_group_tests(teams, NULL, NULL);
+    failed += cmocka_run_group_tests(any_memory, NULL, NULL);
+    return failed + cmocka_run_group_tests_name("over views", any_memory, use_views, NULL);
 }

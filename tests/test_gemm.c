@@ -249,7 +249,11 @@ static void assert_padding_is_zero(const problem *p)
 static void set_all(fp8flow_tensor *c, float value)
 {
     for (int64_t r = 0; r < c->rows; r++)
-        for (int64_t j = 0; j < c->cols; j++) ((float *)c->data)[f8_element(c, r, j)] = value;
+        for (int64_t j = 0; j < c->cols; j++) {
+            int64_t at = f8_element(c, r, j);
+            if (c->dtype == FP8FLOW_F32) ((float *)c->data)[at] = value;
+            else ((uint16_t *)c->data)[at] = f8_bf16_encode(value);
+        }
 }
 
 /* ---- Values ---- */
@@ -395,22 +399,29 @@ static void test_dense_product_needs_no_groups(void **state)
 
 /* ---- Write modes, edges ---- */
 
+static void check_accumulate(fp8flow_context *context, fp8flow_product product, pair pairing, fp8flow_dtype c_dtype)
+{
+    problem p = make_problem((spec){ product, pairing, c_dtype, DATA_SMALL_INTEGERS, 40, 72 }, few_sizes, 4);
+    set_all(&p.c, 5.0f);
+    assert_ok(run(context, &p, FP8FLOW_ACCUMULATE));
+    assert_exact(&p, FP8FLOW_ACCUMULATE, 5.0f);
+    if (product != FP8FLOW_WGRAD)
+        for (int64_t r = p.groups.offset[0] + p.groups.rows[0]; r < p.groups.offset[1]; r++)
+            for (int64_t j = 0; j < p.c.cols; j++) assert_true(c_at(&p, r, j) == 5.0f);
+    free_problem(&p);
+}
+
+/* To BF16 too: c and the product are added in FP32, and there is one rounding. */
 static void test_accumulate_adds_and_leaves_padding_and_empty_experts(void **state)
 {
     (void)state;
+    static const pair unscaled[] = { PAIR_F32, PAIR_MIXED, PAIR_BF16 };
     for (int backend = FP8FLOW_CPU; backend <= FP8FLOW_REFERENCE; backend++) {
         fp8flow_context *context = make_context((fp8flow_backend)backend, 2);
-        for (int product = FP8FLOW_FPROP; product <= FP8FLOW_WGRAD; product++) {
-            problem p = make_problem(
-                (spec){ (fp8flow_product)product, PAIR_BLOCK, FP8FLOW_F32, DATA_SMALL_INTEGERS, 40, 72 }, few_sizes, 4);
-            set_all(&p.c, 5.0f);
-            assert_ok(run(context, &p, FP8FLOW_ACCUMULATE));
-            assert_exact(&p, FP8FLOW_ACCUMULATE, 5.0f);
-            if (product != FP8FLOW_WGRAD)
-                for (int64_t r = p.groups.offset[0] + p.groups.rows[0]; r < p.groups.offset[1]; r++)
-                    for (int64_t j = 0; j < p.c.cols; j++) assert_true(c_at(&p, r, j) == 5.0f);
-            free_problem(&p);
-        }
+        for (int product = FP8FLOW_FPROP; product <= FP8FLOW_WGRAD; product++)
+            check_accumulate(context, (fp8flow_product)product, PAIR_BLOCK, FP8FLOW_F32);
+        for (int product = FP8FLOW_FPROP; product <= FP8FLOW_DGRAD; product++)
+            for (int i = 0; i < 3; i++) check_accumulate(context, (fp8flow_product)product, unscaled[i], FP8FLOW_BF16);
         fp8flow_context_destroy(context);
     }
 }
@@ -573,7 +584,7 @@ static void test_bad_arguments_are_named(void **state)
     p = good;
     assert_fails(run(context, &p, (fp8flow_write)2), FP8FLOW_EINVAL, "gemm: unknown write mode 2");
     p.c.dtype = FP8FLOW_BF16;
-    assert_fails(run(context, &p, FP8FLOW_ACCUMULATE), FP8FLOW_EINVAL, "accumulation need f32");
+    assert_fails(run(context, &p, FP8FLOW_ACCUMULATE), FP8FLOW_EINVAL, "adding a product of fp8 need f32");
     p = good;
     p.b.scaling = FP8FLOW_TENSOR;
     assert_fails(run(context, &p, FP8FLOW_OVERWRITE), FP8FLOW_EINVAL, "a (e4m3, row128) and b (e4m3, tensor)");

@@ -89,7 +89,7 @@ static fp8flow_status replay_model(fp8flow_comm *comm, replay *r, fp8flow_contex
     F8_TRY(f8_checkpoint_find(output_path, &path));
     F8_TRY(f8_checkpoint_open(path, &state, &json));
     F8_TRY(f8_model_config_parse("config.json", json.data, json.size, config, NULL));
-    f8_model_options options = { state.recipe, FP8FLOW_FULL, 300, 1, F8_FOR_INFERENCE };
+    f8_model_options options = { state.recipe, FP8FLOW_FULL, 300, 1, F8_FOR_INFERENCE, 0 };
     config->router.sequence_coef = 0.0f;
     F8_TRY(f8_model_create(context, comm, config, &options, &m));
     F8_TRY(f8_checkpoint_load(path, &state, m));

@@ -225,7 +225,7 @@ static fp8flow_status evaluate_on_rank(fp8flow_comm *comm, void *user)
     f8_model_config *config = calloc(1, sizeof *config);
     assert_non_null(config);
     assert_ok(f8_model_config_parse("test", e->json, strlen(e->json), config, NULL));
-    f8_model_options options = { e->recipe, e->checkpointing, S, S, F8_FOR_TRAINING };
+    f8_model_options options = { e->recipe, e->checkpointing, S, S, F8_FOR_TRAINING, 0 };
     f8_model *m = NULL;
     assert_ok(f8_model_create(context, comm, config, &options, &m));
     set_weights(m, e->seed);

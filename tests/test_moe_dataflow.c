@@ -106,6 +106,21 @@ static void test_only_what_is_needed_is_recomputed(void **state)
     moe_free_data(&data);
 }
 
+/* The shared expert's parts of y and dx and the router's part of dx: added, and rounded once, by the products. */
+static void test_products_add_to_y_and_dx(void **state)
+{
+    (void)state;
+    moe_case c = moe_default_case();
+    c.shared_width = 16;
+    moe_data data = moe_make_data(&c, 3);
+    moe_result r = moe_run(&c, &data);
+    assert_int_equal(r.rank[0].forward_calls[MOE_CALLS_gemm], 3 + 2);
+    assert_int_equal(r.rank[0].backward_calls[MOE_CALLS_gemm], 6 + 4);
+    assert_int_equal(r.rank[0].forward_calls[MOE_CALLS_add] + r.rank[0].backward_calls[MOE_CALLS_add], 0);
+    moe_free_result(&r);
+    moe_free_data(&data);
+}
+
 static void test_saved_tensors_sum_to_saved_bytes(void **state)
 {
     (void)state;
@@ -467,6 +482,7 @@ int main(void)
         cmocka_unit_test(test_transposes_are_the_recipes_own),
         cmocka_unit_test(test_checkpointing_changes_no_bit),
         cmocka_unit_test(test_only_what_is_needed_is_recomputed),
+        cmocka_unit_test(test_products_add_to_y_and_dx),
         cmocka_unit_test(test_saved_tensors_sum_to_saved_bytes),
         cmocka_unit_test(test_peak_bytes_are_the_layers_own),
         cmocka_unit_test(test_flow_saves_about_half_of_bf16),

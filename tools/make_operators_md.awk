@@ -1,6 +1,6 @@
-# make_operators_md.awk - docs/OPERATORS.md from the contract comments of include/fp8flow_ops.h.
+# make_operators_md.awk - docs/OPERATORS.md from the contract comments of include/fp8flow_ops*.h.
 #
-# Takes the header comment as introduction, a heading from every "---- Title ----" line, and of every operator its
+# Takes the header comments as introduction, a heading from every "---- Title ----" line, and of every operator its
 # comment and the declarations that stand in the same paragraph. The table comes first, so all of it waits for the end.
 
 function strip(line) { # comment decoration
@@ -33,10 +33,13 @@ function end_paragraph() {
     op = comment = code = summary = ""
 }
 
-NR == 1 { header = 1 }
+FNR == 1 {
+    header = 1
+    if (NR > 1) intro = intro "\n"
+}
 header {
     if (/^ \*\//) header = 0
-    else if (NR > 2) intro = intro strip($0) "\n"
+    else if (FNR > 2) intro = intro strip($0) "\n"
     next
 }
 /^\/\* ---- / {
@@ -67,7 +70,7 @@ inside {
 END {
     end_paragraph()
     print "# Operators\n"
-    print "Generated from `include/fp8flow_ops.h` by `make docs`; edit the header, not this file.\n"
+    print "Generated from `include/fp8flow_ops.h` and `include/fp8flow_ops_ranks.h` by `make docs`; edit the headers, not this file.\n"
     print "```\n" intro "```\n"
     print "| operator | computes | exactness |\n|---|---|---|"
     printf "%s%s", table, body

@@ -1,6 +1,8 @@
 /* comm.c - the checked and counted entries of comm.h. */
 #include "comm/comm.h"
 
+#include <time.h>
+
 int32_t fp8flow_comm_rank(const fp8flow_comm *comm)
 {
     return comm ? comm->rank : -1;
@@ -11,6 +13,26 @@ int32_t fp8flow_comm_size(const fp8flow_comm *comm)
     return comm ? comm->size : -1;
 }
 
+/* ---- What it costs ---- */
+
+static double seconds_now(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+/* Enter a call that began at `start`; returns its status. */
+static fp8flow_status note(fp8flow_comm *comm, f8_collective collective, int64_t bytes, double start,
+                           fp8flow_status status)
+{
+    comm->spent[collective].bytes += bytes;
+    comm->spent[collective].seconds += seconds_now() - start;
+    return status;
+}
+
+/* ---- Collectives ---- */
+
 static int stays_in_place(const fp8flow_comm *comm, const f8_comm_part *part, int num_parts)
 {
     int same = comm->size == 1;
@@ -18,8 +40,11 @@ static int stays_in_place(const fp8flow_comm *comm, const f8_comm_part *part, in
     return same;
 }
 
-fp8flow_status f8_comm_exchange(fp8flow_comm *comm, const f8_comm_part *part, int num_parts, const int32_t *send_rows,
-                                const int32_t *recv_rows)
+typedef fp8flow_status exchange_function(fp8flow_comm *comm, const f8_comm_part *part, int num_parts,
+                                         const int32_t *send_rows, const int32_t *recv_rows);
+
+static fp8flow_status exchange_by(exchange_function *exchange, fp8flow_comm *comm, const f8_comm_part *part,
+                                  int num_parts, const int32_t *send_rows, const int32_t *recv_rows)
 {
     int64_t rows = 0, row_bytes = 0;
     for (int32_t r = 0; r < comm->size; r++) {
@@ -30,7 +55,26 @@ fp8flow_status f8_comm_exchange(fp8flow_comm *comm, const f8_comm_part *part, in
     for (int i = 0; i < num_parts; i++) row_bytes += part[i].row_bytes;
     comm->exchanged_bytes += rows * row_bytes;
     if (stays_in_place(comm, part, num_parts)) return FP8FLOW_OK;
-    return comm->ops->exchange(comm, part, num_parts, send_rows, recv_rows);
+    double start = seconds_now();
+    return note(comm, F8_EXCHANGE, rows * row_bytes, start, exchange(comm, part, num_parts, send_rows, recv_rows));
+}
+
+fp8flow_status f8_comm_exchange(fp8flow_comm *comm, const f8_comm_part *part, int num_parts, const int32_t *send_rows,
+                                const int32_t *recv_rows)
+{
+    return exchange_by(comm->ops->exchange, comm, part, num_parts, send_rows, recv_rows);
+}
+
+fp8flow_status f8_comm_exchange_begin(fp8flow_comm *comm, const f8_comm_part *part, int num_parts,
+                                      const int32_t *send_rows, const int32_t *recv_rows)
+{
+    exchange_function *begin = comm->ops->exchange_begin ? comm->ops->exchange_begin : comm->ops->exchange;
+    return exchange_by(begin, comm, part, num_parts, send_rows, recv_rows);
+}
+
+fp8flow_status f8_comm_exchange_end(fp8flow_comm *comm)
+{
+    return comm->ops->exchange_end ? comm->ops->exchange_end(comm) : FP8FLOW_OK;
 }
 
 fp8flow_status f8_comm_counts(fp8flow_comm *comm, const int32_t *send_rows, int32_t *recv_rows)
@@ -38,13 +82,17 @@ fp8flow_status f8_comm_counts(fp8flow_comm *comm, const int32_t *send_rows, int3
     int32_t one[F8_COMM_MAX_RANKS];
     for (int32_t r = 0; r < comm->size; r++) one[r] = 1;
     f8_comm_part part = { send_rows, recv_rows, sizeof *send_rows };
-    return comm->ops->exchange(comm, &part, 1, one, one);
+    double start = seconds_now();
+    return note(comm, F8_EXCHANGE, 0, start, comm->ops->exchange(comm, &part, 1, one, one));
 }
 
 fp8flow_status f8_comm_all_reduce(fp8flow_comm *comm, f8_reduction reduction, void *data, int64_t count)
 {
     F8_REQUIRE(count >= 0, EINVAL, "all_reduce: %lld elements", (long long)count);
-    return comm->size == 1 ? FP8FLOW_OK : comm->ops->all_reduce(comm, reduction, data, count);
+    if (comm->size == 1) return FP8FLOW_OK;
+    double start = seconds_now();
+    return note(comm, F8_ALL_REDUCE, count * f8_comm_element_bytes(reduction), start,
+                comm->ops->all_reduce(comm, reduction, data, count));
 }
 
 static fp8flow_status check_offsets(const fp8flow_comm *comm, const char *what, const int64_t *offset)
@@ -59,20 +107,26 @@ static fp8flow_status check_offsets(const fp8flow_comm *comm, const char *what, 
 fp8flow_status f8_comm_reduce_scatter(fp8flow_comm *comm, f8_reduction reduction, void *data, const int64_t *offset)
 {
     F8_TRY(check_offsets(comm, "reduce_scatter", offset));
-    return comm->size == 1 ? FP8FLOW_OK : comm->ops->reduce_scatter(comm, reduction, data, offset);
+    if (comm->size == 1) return FP8FLOW_OK;
+    double start = seconds_now();
+    return note(comm, F8_REDUCE_SCATTER, offset[comm->size] * f8_comm_element_bytes(reduction), start,
+                comm->ops->reduce_scatter(comm, reduction, data, offset));
 }
 
 fp8flow_status f8_comm_all_gather(fp8flow_comm *comm, void *data, const int64_t *offset)
 {
     F8_TRY(check_offsets(comm, "all_gather", offset));
-    return comm->size == 1 ? FP8FLOW_OK : comm->ops->all_gather(comm, data, offset);
+    if (comm->size == 1) return FP8FLOW_OK;
+    double start = seconds_now();
+    return note(comm, F8_ALL_GATHER, offset[comm->size], start, comm->ops->all_gather(comm, data, offset));
 }
 
 fp8flow_status f8_comm_broadcast(fp8flow_comm *comm, int32_t root, void *data, int64_t bytes)
 {
     F8_REQUIRE(root >= 0 && root < comm->size && bytes >= 0, EINVAL, "broadcast: root %d of %d ranks, %lld bytes", root,
                comm->size, (long long)bytes);
-    return comm->ops->broadcast(comm, root, data, bytes);
+    double start = seconds_now();
+    return note(comm, F8_BROADCAST, bytes, start, comm->ops->broadcast(comm, root, data, bytes));
 }
 
 fp8flow_status f8_comm_split(fp8flow_comm *comm, int32_t group, fp8flow_comm **part)
@@ -85,6 +139,11 @@ fp8flow_status f8_comm_split(fp8flow_comm *comm, int32_t group, fp8flow_comm **p
 void f8_comm_free(fp8flow_comm *part)
 {
     if (part) part->ops->free(part);
+}
+
+fp8flow_status f8_comm_check(fp8flow_comm *comm)
+{
+    return comm->ops->check ? comm->ops->check(comm) : FP8FLOW_OK;
 }
 
 /* ---- Arithmetic of the transports ---- */

@@ -24,11 +24,16 @@ typedef struct {
     /* *memory of `bytes` (0 allowed, gives a valid pointer). ENOMEM names the bytes. */
     fp8flow_status (*alloc)(size_t bytes, void **memory);
     void (*free)(void *memory); /* NULL allowed */
+    /* Host memory that copies to and from the device are fast with. */
+    fp8flow_status (*alloc_host)(size_t bytes, void **memory);
+    void (*free_host)(void *memory); /* NULL allowed */
 
     fp8flow_status (*stream_create)(void **stream);
     void (*stream_destroy)(void *stream);
     /* Either side may be host memory; then the call returns when the copy is done. */
     fp8flow_status (*copy)(void *stream, void *to, const void *from, size_t bytes);
+    /* To memory of alloc_host, not waited for: done once an event that is recorded after it has passed. */
+    fp8flow_status (*copy_out)(void *stream, void *to, const void *from, size_t bytes);
     fp8flow_status (*copy_rows)(void *stream, const f8_row_copy *copy);
     fp8flow_status (*fill)(void *stream, void *memory, int byte, size_t bytes);
     /* Wait for everything on the stream; reports what failed there. */
@@ -37,6 +42,7 @@ typedef struct {
     fp8flow_status (*event_create)(void **event);
     void (*event_destroy)(void *event);
     fp8flow_status (*event_record)(void *event, void *stream);
+    fp8flow_status (*event_wait)(void *event);
     /* Waits for `stop`. */
     fp8flow_status (*event_elapsed)(void *start, void *stop, double *milliseconds);
 
@@ -46,6 +52,10 @@ typedef struct {
     fp8flow_status (*graph_launch)(void *graph, void *stream);
     void (*graph_destroy)(void *graph);
 
+    /* What the calling thread does from here to the end of the range, for the timelines of profilers. Ranges nest. */
+    void (*range_begin)(const char *name);
+    void (*range_end)(void);
+
     fp8flow_status (*describe)(fp8flow_device_info *info);
 } f8_device;
 
@@ -53,6 +63,9 @@ const f8_device *f8_device_cpu(void);
 
 /* GPU `index`, made the current device of the calling thread. ENOSYS where the build or the machine has none. */
 fp8flow_status f8_device_cuda(int index, const f8_device **device);
+
+/* GPUs of this machine, of any kind; 0 where the build or the machine has none. */
+int f8_device_cuda_count(void);
 
 /* One line for the user; *usable says whether f8_device_cuda(0, ...) would succeed. Static memory. */
 const char *f8_device_cuda_summary(int *usable);

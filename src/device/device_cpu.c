@@ -81,6 +81,12 @@ static fp8flow_status cpu_event_record(void *event, void *stream)
     return FP8FLOW_OK;
 }
 
+static fp8flow_status cpu_event_wait(void *event)
+{
+    (void)event;
+    return FP8FLOW_OK;
+}
+
 static fp8flow_status cpu_event_elapsed(void *start, void *stop, double *milliseconds)
 {
     const struct timespec *a = start, *b = stop;
@@ -120,6 +126,15 @@ static void cpu_graph_destroy(void *graph)
     (void)graph;
 }
 
+static void cpu_range_begin(const char *name)
+{
+    (void)name;
+}
+
+static void cpu_range_end(void)
+{
+}
+
 static fp8flow_status cpu_describe(fp8flow_device_info *info)
 {
     *info = (fp8flow_device_info){ .name = "cpu" };
@@ -132,20 +147,26 @@ const f8_device *f8_device_cpu(void)
                                       .is_host = 1,
                                       .alloc = cpu_alloc,
                                       .free = cpu_free,
+                                      .alloc_host = cpu_alloc,
+                                      .free_host = cpu_free,
                                       .stream_create = cpu_stream_create,
                                       .stream_destroy = cpu_stream_destroy,
                                       .copy = cpu_copy,
+                                      .copy_out = cpu_copy,
                                       .copy_rows = cpu_copy_rows,
                                       .fill = cpu_fill,
                                       .synchronize = cpu_synchronize,
                                       .event_create = cpu_event_create,
                                       .event_destroy = cpu_event_destroy,
                                       .event_record = cpu_event_record,
+                                      .event_wait = cpu_event_wait,
                                       .event_elapsed = cpu_event_elapsed,
                                       .graph_begin = cpu_graph_begin,
                                       .graph_end = cpu_graph_end,
                                       .graph_launch = cpu_graph_launch,
                                       .graph_destroy = cpu_graph_destroy,
+                                      .range_begin = cpu_range_begin,
+                                      .range_end = cpu_range_end,
                                       .describe = cpu_describe };
     return &device;
 }

@@ -6,6 +6,10 @@
 #include "device/device.h"
 
 #include <cuda_runtime_api.h>
+#if __has_include(<nvtx3/nvToolsExt.h>)
+#include <nvtx3/nvToolsExt.h>
+#define HAS_NVTX 1
+#endif
 #include <stdio.h>
 
 /* A reported error is taken back from the runtime, which would show it again at the next launch. */
@@ -34,6 +38,20 @@ static void cuda_free(void *memory)
     (void)cudaFree(memory);
 }
 
+static fp8flow_status cuda_alloc_host(size_t bytes, void **memory)
+{
+    cudaError_t error = cudaMallocHost(memory, bytes ? bytes : 1);
+    if (error == cudaSuccess) return FP8FLOW_OK;
+    (void)cudaGetLastError();
+    F8_REQUIRE(error == cudaErrorMemoryAllocation, EBACKEND, "cuda: host memory: %s", cudaGetErrorString(error));
+    return F8_FAIL(ENOMEM, "memory: the system refused %zu bytes that stay in place for the GPU", bytes);
+}
+
+static void cuda_free_host(void *memory)
+{
+    (void)cudaFreeHost(memory);
+}
+
 static fp8flow_status cuda_stream_create(void **stream)
 {
     CUDA_TRY("stream", cudaStreamCreateWithFlags((cudaStream_t *)stream, cudaStreamNonBlocking));
@@ -60,6 +78,12 @@ static fp8flow_status cuda_copy(void *stream, void *to, const void *from, size_t
     if (bytes == 0) return FP8FLOW_OK;
     CUDA_TRY("copy", cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream));
     if (!is_device_memory(to) || !is_device_memory(from)) CUDA_TRY("copy", cudaStreamSynchronize(stream));
+    return FP8FLOW_OK;
+}
+
+static fp8flow_status cuda_copy_out(void *stream, void *to, const void *from, size_t bytes)
+{
+    if (bytes) CUDA_TRY("copy", cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream));
     return FP8FLOW_OK;
 }
 
@@ -106,6 +130,12 @@ static fp8flow_status cuda_event_record(void *event, void *stream)
     return FP8FLOW_OK;
 }
 
+static fp8flow_status cuda_event_wait(void *event)
+{
+    CUDA_TRY("event", cudaEventSynchronize(event));
+    return FP8FLOW_OK;
+}
+
 static fp8flow_status cuda_event_elapsed(void *start, void *stop, double *milliseconds)
 {
     float elapsed = 0;
@@ -144,6 +174,24 @@ static void cuda_graph_destroy(void *graph)
     (void)cudaGraphExecDestroy(graph);
 }
 
+/* ---- Ranges: NVTX, a header that looks for a profiler at run time and does nothing without one ---- */
+
+static void cuda_range_begin(const char *name)
+{
+#if defined(HAS_NVTX)
+    (void)nvtxRangePushA(name);
+#else
+    (void)name;
+#endif
+}
+
+static void cuda_range_end(void)
+{
+#if defined(HAS_NVTX)
+    (void)nvtxRangePop();
+#endif
+}
+
 /* ---- The device itself ---- */
 
 static fp8flow_status cuda_describe(fp8flow_device_info *info)
@@ -169,20 +217,26 @@ static const f8_device cuda_device = { .name = "cuda",
                                        .is_host = 0,
                                        .alloc = cuda_alloc,
                                        .free = cuda_free,
+                                       .alloc_host = cuda_alloc_host,
+                                       .free_host = cuda_free_host,
                                        .stream_create = cuda_stream_create,
                                        .stream_destroy = cuda_stream_destroy,
                                        .copy = cuda_copy,
+                                       .copy_out = cuda_copy_out,
                                        .copy_rows = cuda_copy_rows,
                                        .fill = cuda_fill,
                                        .synchronize = cuda_synchronize,
                                        .event_create = cuda_event_create,
                                        .event_destroy = cuda_event_destroy,
                                        .event_record = cuda_event_record,
+                                       .event_wait = cuda_event_wait,
                                        .event_elapsed = cuda_event_elapsed,
                                        .graph_begin = cuda_graph_begin,
                                        .graph_end = cuda_graph_end,
                                        .graph_launch = cuda_graph_launch,
                                        .graph_destroy = cuda_graph_destroy,
+                                       .range_begin = cuda_range_begin,
+                                       .range_end = cuda_range_end,
                                        .describe = cuda_describe };
 
 /* The kernels are machine code for compute capability 9.0 with no other version to fall back to. */
@@ -206,6 +260,14 @@ fp8flow_status f8_device_cuda(int index, const f8_device **device)
     CUDA_TRY("device", cudaSetDevice(index));
     *device = &cuda_device;
     return FP8FLOW_OK;
+}
+
+int f8_device_cuda_count(void)
+{
+    int count = 0;
+    if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
+    (void)cudaGetLastError();
+    return 0;
 }
 
 const char *f8_device_cuda_summary(int *usable)

@@ -4,24 +4,22 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-enum {
-    ROW_MULTIPLE = 128,     /* rows of a tile of the products */
-    PIECE = 1 << 20,        /* elements that go through the program's memory at once */
-    INIT_ELEMENTS = 1 << 12 /* of a thread's turn */
-};
+enum { ROW_MULTIPLE = 128 }; /* rows of a tile of the products */
 
 /* ---- Memory ---- */
 
 static fp8flow_status draw_parameters(f8_model *m, f8_arena *a, f8_purpose purpose)
 {
     int64_t count = m->table->count, biases = m->config.num_layers * m->config.router.num_experts;
-    F8_TRY(f8_arena_draw(a, "master weights", count, 4, &m->master));
+    F8_TRY(f8_arena_draw(a, "master weights", m->state_count, 4, &m->master));
     F8_TRY(f8_arena_draw(a, "weights", count, 2, &m->weight));
     F8_TRY(f8_arena_draw(a, "router bias", biases, 4, &m->router_bias));
     if (purpose == F8_FOR_INFERENCE) return FP8FLOW_OK;
     F8_TRY(f8_arena_draw(a, "gradients", count, 4, &m->gradient));
-    F8_TRY(f8_arena_draw(a, "first moments", count, 4, &m->moment1));
-    return f8_arena_draw(a, "second moments", count, 4, &m->moment2);
+    F8_TRY(f8_arena_draw(a, "first moments", m->state_count, 4, &m->moment1));
+    F8_TRY(f8_arena_draw(a, "second moments", m->state_count, 4, &m->moment2));
+    if (!m->section[F8_REPLICATED].comm) return FP8FLOW_OK;
+    return f8_arena_draw(a, "norms and routers", m->table->fp32_count, 4, &m->fp32);
 }
 
 /* The kept activations of all layers (kind by kind); with FULL, of one layer that all share. */
@@ -155,8 +153,8 @@ static fp8flow_status allocate(f8_model *m, f8_purpose purpose)
     F8_TRY(clear(m, m->router_bias, m->config.num_layers * m->config.router.num_experts));
     if (purpose == F8_FOR_INFERENCE) return FP8FLOW_OK;
     F8_TRY(clear(m, m->gradient, m->table->count));
-    F8_TRY(clear(m, m->moment1, m->table->count));
-    return clear(m, m->moment2, m->table->count);
+    F8_TRY(clear(m, m->moment1, m->state_count));
+    return clear(m, m->moment2, m->state_count);
 }
 
 static fp8flow_status create_layers(f8_model *m, const f8_model_options *options)
@@ -171,20 +169,20 @@ static fp8flow_status create_layers(f8_model *m, const f8_model_options *options
     config.router.sequence_length = options->sequence_length;
     for (int64_t layer = 0; layer < m->config.num_layers; layer++) {
         if (!f8_layer_is_sparse(&m->config, layer)) continue;
-        fp8flow_status status = fp8flow_moe_create(m->context, m->comm, &config, &m->moe[layer]);
+        fp8flow_status status = fp8flow_moe_create(m->context, m->ranks.ep, &config, &m->moe[layer]);
         if (status != FP8FLOW_OK) return f8_fail_in(status, "layer %lld", (long long)layer);
+        F8_TRY(f8_moe_balance_over(m->moe[layer], m->ranks.world));
         m->num_moe_layers++;
     }
     return FP8FLOW_OK;
 }
 
-fp8flow_status f8_model_create(fp8flow_context *context, fp8flow_comm *comm, const f8_model_config *config,
+fp8flow_status f8_model_create(fp8flow_context *context, fp8flow_comm *world, const f8_model_config *config,
                                const f8_model_options *options, f8_model **model)
 {
     f8_model *m = calloc(1, sizeof *m);
     F8_REQUIRE(m, ENOMEM, "model: no memory for %zu bytes", sizeof *m);
     m->context = context;
-    m->comm = comm;
     m->config = *config;
     m->checkpointing = options->checkpointing;
     m->max_tokens = options->max_tokens;
@@ -193,8 +191,10 @@ fp8flow_status f8_model_create(fp8flow_context *context, fp8flow_comm *comm, con
     fp8flow_status status = FP8FLOW_OK;
     if (!m->moe || !m->kept)
         status = F8_FAIL(ENOMEM, "model: no memory for %lld layers", (long long)config->num_layers);
+    if (status == FP8FLOW_OK) status = f8_ranks_create(context, world, options->expert_parallel, &m->ranks);
     if (status == FP8FLOW_OK)
-        status = f8_parameter_table_create(config, fp8flow_comm_rank(comm), fp8flow_comm_size(comm), &m->table);
+        status = f8_parameter_table_create(config, m->ranks.ep->rank, m->ranks.ep->size, &m->table);
+    if (status == FP8FLOW_OK) f8_model_share_out(m, options->purpose);
     if (status == FP8FLOW_OK) status = allocate(m, options->purpose);
     if (status == FP8FLOW_OK) status = create_layers(m, options);
     if (status != FP8FLOW_OK) {
@@ -210,6 +210,7 @@ void f8_model_destroy(f8_model *m)
     if (!m) return;
     for (int64_t layer = 0; m->moe && layer < m->config.num_layers; layer++) fp8flow_moe_destroy(m->moe[layer]);
     f8_parameter_table_destroy(m->table);
+    f8_ranks_release(&m->ranks);
     m->context->device->free(m->memory);
     free(m->moe);
     free(m->kept);
@@ -220,8 +221,12 @@ void f8_model_destroy(f8_model *m)
 
 float *f8_model_master(const f8_model *m, int64_t layer, f8_kind kind)
 {
-    int64_t offset = f8_parameter_offset(m->table, layer, kind);
-    return offset < 0 ? NULL : m->master + offset;
+    int64_t index = m->table->index[layer][kind];
+    if (index < 0) return NULL;
+    const f8_parameter *p = &m->table->parameter[index];
+    const f8_section *s = f8_model_section(m, p->offset);
+    if (!s->comm) return m->master + (p->offset - s->begin + s->state);
+    return p->fp32 >= 0 ? m->fp32 + p->fp32 : NULL;
 }
 
 static const uint16_t *weight_data(const f8_model *m, int64_t layer, f8_kind kind)
@@ -268,57 +273,4 @@ fp8flow_status f8_model_publish(f8_model *m)
         F8_TRY(fp8flow_moe_set_weights(m->moe[layer], &weights));
     }
     return FP8FLOW_OK;
-}
-
-/* ---- Masters and the weights rounded from them: in pieces, through memory of the program ---- */
-
-typedef struct {
-    uint64_t seed;
-    float master[PIECE];
-    uint16_t weight[PIECE];
-} piece;
-
-/* Threads share it: a model has billions of these numbers. */
-static fp8flow_status init_piece(f8_model *m, int64_t first, int64_t count, piece *p)
-{
-#pragma omp parallel for schedule(static) num_threads(f8_threads_for(m->context, 64 * count))
-    for (int64_t at = 0; at < count; at += INIT_ELEMENTS) {
-        int64_t some = count - at < INIT_ELEMENTS ? count - at : INIT_ELEMENTS;
-        f8_parameter_init(m->table, &m->config, p->seed, first + at, some, p->master + at);
-    }
-    return fp8flow_memory_copy(m->context, m->master + first, p->master, (size_t)count * sizeof *p->master);
-}
-
-static fp8flow_status round_piece(f8_model *m, int64_t first, int64_t count, piece *p)
-{
-    F8_TRY(fp8flow_memory_copy(m->context, p->master, m->master + first, (size_t)count * sizeof *p->master));
-#pragma omp parallel for schedule(static) num_threads(f8_threads_for(m->context, count))
-    for (int64_t i = 0; i < count; i++) p->weight[i] = f8_bf16_encode(p->master[i]);
-    return fp8flow_memory_copy(m->context, m->weight + first, p->weight, (size_t)count * sizeof *p->weight);
-}
-
-static fp8flow_status for_each_piece(f8_model *m, uint64_t seed,
-                                     fp8flow_status (*treat)(f8_model *, int64_t, int64_t, piece *))
-{
-    piece *p = malloc(sizeof *p);
-    F8_REQUIRE(p, ENOMEM, "model: no memory for %zu bytes", sizeof *p);
-    p->seed = seed;
-    fp8flow_status status = FP8FLOW_OK;
-    for (int64_t first = 0; first < m->table->count && status == FP8FLOW_OK; first += PIECE) {
-        int64_t left = m->table->count - first;
-        status = treat(m, first, left < PIECE ? left : PIECE, p);
-    }
-    free(p);
-    return status;
-}
-
-fp8flow_status f8_model_init_masters(f8_model *m, uint64_t seed)
-{
-    return for_each_piece(m, seed, init_piece);
-}
-
-fp8flow_status f8_model_publish_from_master(f8_model *m)
-{
-    F8_TRY(for_each_piece(m, 0, round_piece));
-    return f8_model_publish(m);
 }

@@ -58,6 +58,12 @@ static int is_in_layer(const f8_model_config *c, f8_kind kind, int64_t layer)
     }
 }
 
+static int is_norm(f8_kind kind)
+{
+    return kind == F8_FINAL_NORM || kind == F8_INPUT_NORM || kind == F8_POST_NORM || kind == F8_Q_NORM ||
+           kind == F8_K_NORM;
+}
+
 /* Enter one parameter, unless the model has none; sizes of all ranks are counted along. */
 static fp8flow_status add_parameter(f8_parameter_table *t, const f8_model_config *c, f8_kind kind, int64_t layer)
 {
@@ -72,9 +78,16 @@ static fp8flow_status add_parameter(f8_parameter_table *t, const f8_model_config
                    t->global_count + all <= most,
                EFORMAT, "model: layer %lld alone brings the parameters above 2^40", (long long)layer);
     t->index[layer][kind] = t->num_parameters;
-    t->parameter[t->num_parameters++] =
-        (f8_parameter){ kind, layer, copies * s.rows, s.cols, t->count, kinds[kind].decay };
+    int in_fp32 = is_norm(kind) || kind == F8_ROUTER;
+    t->parameter[t->num_parameters++] = (f8_parameter){ .kind = kind,
+                                                        .layer = layer,
+                                                        .rows = copies * s.rows,
+                                                        .cols = s.cols,
+                                                        .offset = t->count,
+                                                        .fp32 = in_fp32 ? t->fp32_count : -1,
+                                                        .decay = kinds[kind].decay };
     t->count += copies * size;
+    if (in_fp32) t->fp32_count += size;
     if (!expert) t->replicated = t->count;
     t->global_count += all;
     t->active_count += expert ? size * c->router.top_k : size;
@@ -211,13 +224,18 @@ int64_t f8_parameter_offset(const f8_parameter_table *t, int64_t layer, f8_kind 
     return index < 0 ? -1 : t->parameter[index].offset;
 }
 
-/* ---- Initial values ---- */
-
-static int is_norm(f8_kind kind)
+int64_t f8_parameter_fp32_before(const f8_parameter_table *t, int64_t elements)
 {
-    return kind == F8_FINAL_NORM || kind == F8_INPUT_NORM || kind == F8_POST_NORM || kind == F8_Q_NORM ||
-           kind == F8_K_NORM;
+    int64_t before = 0;
+    for (int64_t i = 0; i < t->num_parameters && t->parameter[i].offset < elements; i++) {
+        const f8_parameter *p = &t->parameter[i];
+        int64_t size = p->rows * p->cols, here = elements - p->offset;
+        if (p->fp32 >= 0) before += here < size ? here : size;
+    }
+    return before;
 }
+
+/* ---- Initial values ---- */
 
 static int writes_residual(f8_kind kind)
 {

@@ -4,7 +4,8 @@
  *   arrays of all parameters of a rank:  | replicated on every rank | experts of this rank |
  *
  * master, gradient, moments are FP32, weight is the BF16 copy that products read (norms and router read the
- * master). Stored tensors (Hugging Face names, global expert ids) are row slices of parameters.
+ * master). Stored tensors (Hugging Face names, global expert ids) are row slices of parameters, in the arrays' order
+ * and without gaps.
  */
 #ifndef F8_MODEL_PARAMETERS_H
 #define F8_MODEL_PARAMETERS_H
@@ -46,6 +47,7 @@ typedef struct {
     int64_t layer;      /* 0 for F8_ONCE */
     int64_t rows, cols; /* experts of this rank stacked in rows */
     int64_t offset;     /* first element in the arrays */
+    int64_t fp32;       /* first element among those that are read in FP32 (norms, routers); -1: read in BF16 */
     int decay;
 } f8_parameter;
 
@@ -60,19 +62,23 @@ typedef struct {
     f8_parameter *parameter;
     int64_t index[F8_MAX_LAYERS][F8_NUM_KINDS]; /* of (layer, kind) in parameter; -1: absent */
     int64_t count, replicated;                  /* elements: all of this rank; the replicated ones (they come first) */
+    int64_t fp32_count;                         /* elements read in FP32, all of them replicated */
     int64_t global_count, active_count;         /* over all ranks; used by one token */
     int64_t first_expert, local_experts;
     int64_t num_slices;
     f8_stored_slice *slice;
 } f8_parameter_table;
 
-/* Rank `rank` of `size`. Errors: ENOMEM, EFORMAT (more than 2^40 elements). */
+/* Rank `rank` of `size` that share the experts out. Errors: ENOMEM, EFORMAT (more than 2^40 elements). */
 fp8flow_status f8_parameter_table_create(const f8_model_config *config, int32_t rank, int32_t size,
                                          f8_parameter_table **table);
 void f8_parameter_table_destroy(f8_parameter_table *table);
 
 /* First element of a parameter, or -1 if the model has none of this kind there. */
 int64_t f8_parameter_offset(const f8_parameter_table *table, int64_t layer, f8_kind kind);
+
+/* Elements read in FP32 among the first `elements` of the arrays. */
+int64_t f8_parameter_fp32_before(const f8_parameter_table *table, int64_t elements);
 
 /* Initial values: norms 1, the rest normal with config->init_std (output projections / sqrt(2 layers)), a pure
  * function of (seed, tensor, global expert, element): the same for every number of ranks. Elements [first, first +

@@ -4,8 +4,14 @@
  * experts (or -1) and the k gate weights. Ranks play the part of experts in the send plan, so the gather before
  * dispatch is `permute` and the sum after combine is `unpermute`: ascending rank order, one rounding. A rank that is
  * alone has its rows where they belong; the transport only counts them.
+ *
+ * All of it is memory of the context's device. How many rows go to each rank must be known to the program, which has to
+ * say it to the transport and to draw room for what comes: f8_ep_plan sends for the numbers, and f8_ep_count, which
+ * waits for them, is called when other work has been given to the device.
  */
 #include "moe/moe.h"
+
+#include <string.h>
 
 int64_t f8_moe_max_received(const fp8flow_moe *m)
 {
@@ -24,64 +30,44 @@ int f8_moe_is_alone(const fp8flow_moe *m)
     return m->comm->size == 1;
 }
 
-/* Rank r owns experts [E r / R, E (r+1) / R). */
-static int32_t rank_of(const fp8flow_moe *m, int32_t expert)
+fp8flow_status f8_ep_open(fp8flow_moe *m)
 {
-    return (int32_t)(((int64_t)(expert + 1) * m->comm->size - 1) / m->config.router.num_experts);
+    const f8_device *device = m->context->device;
+    F8_TRY(f8_comm_for_device(m->comm, device, m->context->stream, &m->comm_device));
+    F8_TRY(device->alloc_host((size_t)m->comm->size * sizeof *m->row_counts, (void **)&m->row_counts));
+    return device->event_create(&m->rows_counted);
 }
 
-static int32_t first_expert_of(const fp8flow_moe *m, int32_t rank)
+void f8_ep_close(fp8flow_moe *m)
 {
-    return (int32_t)(m->config.router.num_experts * rank / m->comm->size);
+    const f8_device *device = m->context->device;
+    if (m->rows_counted) device->event_destroy(m->rows_counted);
+    device->free_host(m->row_counts);
+    f8_comm_release(m->comm_device);
 }
 
-/* destination [T, R]: r in column r if the token has an expert on rank r, else -1. */
-static void find_destinations(const fp8flow_moe *m, int32_t *destination)
-{
-    int64_t num_ranks = m->comm->size, top_k = m->config.router.top_k;
-    const f8_moe_state *s = &m->state;
-    for (int64_t i = 0; i < s->tokens * num_ranks; i++) destination[i] = -1;
-    for (int64_t t = 0; t < s->tokens; t++)
-        for (int64_t slot = 0; slot < top_k; slot++) {
-            int32_t rank = rank_of(m, s->expert[t * top_k + slot]);
-            destination[t * num_ranks + rank] = rank;
-        }
-}
+/* ---- Plan ---- */
 
-/* Local experts and gates of each row that is sent. */
-static void fill_routing(const fp8flow_moe *m)
-{
-    const f8_moe_state *s = &m->state;
-    int64_t top_k = m->config.router.top_k;
-    for (int32_t rank = 0; rank < m->comm->size; rank++)
-        for (int64_t row = s->send.offset[rank]; row < s->send.offset[rank + 1]; row++) {
-            int64_t token = s->send.source[row] / m->comm->size;
-            for (int64_t slot = 0; slot < top_k; slot++) {
-                int32_t expert = s->expert[token * top_k + slot];
-                int here = rank_of(m, expert) == rank;
-                s->send_expert[row * top_k + slot] = here ? expert - first_expert_of(m, rank) : -1;
-                s->send_gate[row * top_k + slot] = here ? s->gate[token * top_k + slot] : 0.0f;
-            }
-        }
-}
-
-static fp8flow_status exchange_counts(fp8flow_moe *m)
+static fp8flow_status send_plan(fp8flow_moe *m, int32_t *destination)
 {
     f8_moe_state *s = &m->state;
-    for (int32_t r = 0; r < m->comm->size; r++) s->send_rows[r] = s->send.rows[r];
-    F8_TRY(f8_comm_counts(m->comm, s->send_rows, s->recv_rows));
-    s->sent = s->send.offset[m->comm->size];
-    s->received = 0;
-    for (int32_t r = 0; r < m->comm->size; r++) s->received += s->recv_rows[r];
-    return FP8FLOW_OK;
+    const fp8flow_context *c = m->context;
+    const fp8flow_router_config *router = &m->config.router;
+    int64_t num_ranks = m->comm->size;
+    F8_TRY(fp8flow_rank_destinations(m->context,
+                                     &(fp8flow_rank_destinations_args){ s->tokens, router->top_k, router->num_experts,
+                                                                        num_ranks, s->expert, destination }));
+    F8_TRY(fp8flow_permute_plan(m->context, &(fp8flow_permute_plan_args){ destination, &s->send }));
+    F8_TRY(c->device->copy_out(c->stream, m->row_counts, s->send.rows, (size_t)num_ranks * sizeof *m->row_counts));
+    return c->device->event_record(m->rows_counted, c->stream);
 }
 
-/* The send plan and the routing of its rows, for other ranks. */
-static fp8flow_status plan_records(fp8flow_moe *m, f8_arena *arena)
+fp8flow_status f8_ep_plan(fp8flow_moe *m, f8_arena *arena)
 {
     f8_moe_state *s = &m->state;
     int64_t num_ranks = m->comm->size, top_k = m->config.router.top_k;
     int64_t capacity = s->tokens * (top_k < num_ranks ? top_k : num_ranks);
+    if (f8_moe_is_alone(m)) return FP8FLOW_OK;
     s->send = (fp8flow_plan){
         .num_tokens = s->tokens, .top_k = num_ranks, .num_experts = num_ranks, .align = 1, .capacity = capacity
     };
@@ -92,30 +78,65 @@ static fp8flow_status plan_records(fp8flow_moe *m, f8_arena *arena)
     f8_arena_position mark = f8_arena_mark(m->workspace);
     int32_t *destination;
     F8_TRY(f8_arena_draw(m->workspace, "destinations", s->tokens * num_ranks, 4, &destination));
-    if (!m->measuring) find_destinations(m, destination);
-    F8_DO(m, fp8flow_permute_plan(m->context, &(fp8flow_permute_plan_args){ destination, &s->send }));
+    F8_DO(m, send_plan(m, destination));
     f8_arena_rewind(m->workspace, mark);
-    F8_DO(m, exchange_counts(m));
-    if (m->measuring) {
-        s->sent = capacity;
-        s->received = f8_moe_max_received(m);
-    }
-    F8_TRY(f8_arena_draw(arena, "sent experts", s->sent * top_k, 4, &s->send_expert));
-    F8_TRY(f8_arena_draw(m->workspace, "sent gates", s->sent * top_k, 4, &s->send_gate));
-    if (!m->measuring) fill_routing(m);
     return FP8FLOW_OK;
 }
 
-fp8flow_status f8_ep_plan(fp8flow_moe *m, f8_arena *arena)
+/* Of the program, in exchanges of counts and of records. */
+static double exchange_seconds(const fp8flow_moe *m)
+{
+    double seconds = m->comm->spent[F8_EXCHANGE].seconds;
+    if (m->comm_device != m->comm) seconds += m->comm_device->spent[F8_EXCHANGE].seconds;
+    return seconds;
+}
+
+static fp8flow_status exchange_counts(fp8flow_moe *m)
 {
     f8_moe_state *s = &m->state;
-    if (!f8_moe_is_alone(m)) return plan_records(m, arena);
+    double start = exchange_seconds(m);
+    F8_TRY(m->context->device->event_wait(m->rows_counted));
+    memcpy(s->send_rows, m->row_counts, (size_t)m->comm->size * sizeof *m->row_counts);
+    F8_TRY(f8_comm_counts(m->comm, s->send_rows, s->recv_rows));
+    m->dispatch_seconds += exchange_seconds(m) - start;
+    s->sent = s->received = 0;
+    for (int32_t r = 0; r < m->comm->size; r++) {
+        s->sent += s->send_rows[r];
+        s->received += s->recv_rows[r];
+    }
+    return FP8FLOW_OK;
+}
+
+/* How many rows go where and come from where, on the host; and the routing of those that go. */
+static fp8flow_status count_records(fp8flow_moe *m)
+{
+    f8_moe_state *s = &m->state;
+    int64_t top_k = m->config.router.top_k;
+    s->sent = s->send.capacity;
+    s->received = f8_moe_max_received(m);
+    F8_DO(m, exchange_counts(m));
+    s->send.capacity = s->sent; /* from now on it is known */
+    F8_TRY(f8_arena_draw(m->workspace, "sent experts", s->sent * top_k, 4, &s->send_expert));
+    F8_TRY(f8_arena_draw(m->workspace, "sent gates", s->sent * top_k, 4, &s->send_gate));
+    fp8flow_rank_routing_args args = {
+        &s->send, m->config.router.num_experts, top_k, s->expert, s->gate, s->send_expert, s->send_gate
+    };
+    F8_DO(m, fp8flow_rank_routing(m->context, &args));
+    return FP8FLOW_OK;
+}
+
+fp8flow_status f8_ep_count(fp8flow_moe *m)
+{
+    f8_moe_state *s = &m->state;
+    if (!f8_moe_is_alone(m)) return count_records(m);
     s->sent = s->received = s->tokens;
     s->send_rows[0] = s->recv_rows[0] = (int32_t)s->tokens;
     s->send_expert = s->expert;
     s->send_gate = s->gate;
     return FP8FLOW_OK;
 }
+
+/* ---- Dispatch and combine ---- */
 
 /* Room for the rows that come, and for their routing. */
 static fp8flow_status draw_received(fp8flow_moe *m, f8_record record, const fp8flow_tensor *wire, f8_arena *arena,
@@ -144,9 +165,11 @@ static fp8flow_status exchange_records(fp8flow_moe *m, f8_record record, const f
         part[num_parts++] = (f8_comm_part){ s->send_expert, s->recv_expert, top_k * 4 };
         part[num_parts++] = (f8_comm_part){ s->send_gate, s->recv_gate, top_k * 4 };
     }
-    int64_t before = m->comm->exchanged_bytes;
-    F8_DO(m, f8_comm_exchange(m->comm, part, num_parts, s->send_rows, s->recv_rows));
-    int64_t moved = m->comm->exchanged_bytes - before;
+    int64_t before = m->comm_device->exchanged_bytes;
+    double start = exchange_seconds(m);
+    F8_DO(m, f8_comm_exchange_begin(m->comm_device, part, num_parts, s->send_rows, s->recv_rows));
+    m->dispatch_seconds += exchange_seconds(m) - start;
+    int64_t moved = m->comm_device->exchanged_bytes - before;
     int64_t routing = record == F8_ROWS_AND_ROUTING ? s->sent * top_k * 8 : 0;
     *bytes += moved - routing;
     m->report.routing_bytes += routing;
@@ -161,27 +184,21 @@ fp8flow_status f8_ep_dispatch(fp8flow_moe *m, f8_record record, const fp8flow_te
     fp8flow_tensor sent;
     if (f8_moe_is_alone(m)) {
         *received = *wire;
+        s->before_sent = f8_arena_mark(m->workspace);
         return exchange_records(m, record, wire, received, bytes);
     }
     F8_TRY(draw_received(m, record, wire, arena, received));
-    f8_arena_position mark = f8_arena_mark(m->workspace);
+    s->before_sent = f8_arena_mark(m->workspace);
     F8_TRY(f8_draw_tensor(m->workspace, "sent rows", format, s->sent, wire->cols, &sent));
     F8_DO(m, fp8flow_permute(m->context, &(fp8flow_permute_args){ .x = wire, .plan = &s->send, .rows = &sent }));
-    F8_TRY(exchange_records(m, record, &sent, received, bytes));
-    f8_arena_rewind(m->workspace, mark);
-    return FP8FLOW_OK;
+    return exchange_records(m, record, &sent, received, bytes);
 }
 
-/* gate [T, k] from the records that came back: each slot was sent to exactly one rank, so each is written. */
-static void collect_gates(const fp8flow_moe *m, const float *returned, float *gate)
+fp8flow_status f8_ep_arrive(fp8flow_moe *m)
 {
-    const f8_moe_state *s = &m->state;
-    int64_t top_k = m->config.router.top_k;
-    for (int64_t row = 0; row < s->sent; row++) {
-        int64_t token = s->send.source[row] / m->comm->size;
-        for (int64_t slot = 0; slot < top_k; slot++)
-            if (s->send_expert[row * top_k + slot] >= 0) gate[token * top_k + slot] = returned[row * top_k + slot];
-    }
+    F8_DO(m, f8_comm_exchange_end(m->comm_device));
+    f8_arena_rewind(m->workspace, m->state.before_sent);
+    return FP8FLOW_OK;
 }
 
 /* A record on its way back: rows, and the gradients of gates where they are wanted. */
@@ -198,12 +215,14 @@ typedef struct {
 static fp8flow_status return_records(fp8flow_moe *m, f8_record record, outgoing from, incoming to, int64_t *bytes)
 {
     f8_moe_state *s = &m->state;
-    int64_t top_k = m->config.router.top_k, before = m->comm->exchanged_bytes;
+    int64_t top_k = m->config.router.top_k, before = m->comm_device->exchanged_bytes;
     f8_comm_part part[2] = { { from.rows->data, to.rows->data, from.rows->cols * 2 },
                              { from.gate, to.gate, top_k * 4 } };
     int num_parts = record == F8_ROWS_AND_ROUTING ? 2 : 1;
-    F8_DO(m, f8_comm_exchange(m->comm, part, num_parts, s->recv_rows, s->send_rows));
-    *bytes += m->comm->exchanged_bytes - before;
+    double start = exchange_seconds(m);
+    F8_DO(m, f8_comm_exchange(m->comm_device, part, num_parts, s->recv_rows, s->send_rows));
+    m->combine_seconds += exchange_seconds(m) - start;
+    *bytes += m->comm_device->exchanged_bytes - before;
     return FP8FLOW_OK;
 }
 
@@ -223,7 +242,10 @@ fp8flow_status f8_ep_combine(fp8flow_moe *m, f8_record record, const fp8flow_ten
     F8_TRY(f8_arena_draw(m->workspace, "returned gates", gates, 4, &returned_gate));
     F8_TRY(return_records(m, record, from, (incoming){ &returned, returned_gate }, bytes));
     F8_DO(m, fp8flow_unpermute(m->context, &(fp8flow_unpermute_args){ .x = &returned, .plan = &s->send, .y = y }));
-    if (with_gates && !m->measuring) collect_gates(m, returned_gate, gate);
+    fp8flow_rank_gates_args args = {
+        &s->send, m->config.router.num_experts, m->config.router.top_k, s->expert, returned_gate, gate
+    };
+    if (with_gates) F8_DO(m, fp8flow_rank_gates(m->context, &args));
     f8_arena_rewind(m->workspace, mark);
     return FP8FLOW_OK;
 }

@@ -120,8 +120,6 @@ fp8flow_status fp8flow_moe_create(fp8flow_context *context, fp8flow_comm *comm, 
                                   fp8flow_moe **moe)
 {
     F8_REQUIRE(context && comm && config && moe, EINVAL, "moe_create: NULL argument");
-    F8_REQUIRE(f8_on_host(context) || comm->size == 1, ENOSYS, "moe_create: %d ranks: a layer on %s runs on one rank",
-               comm->size, context->device->name);
     F8_TRY(check_config(comm, config));
     f8_recipe recipe;
     fp8flow_status status = f8_recipe_find(config->recipe, &recipe);
@@ -136,7 +134,9 @@ fp8flow_status fp8flow_moe_create(fp8flow_context *context, fp8flow_comm *comm, 
     m->recipe = recipe;
     m->first_expert = num_experts * comm->rank / comm->size;
     m->local_experts = num_experts * (comm->rank + 1) / comm->size - m->first_expert;
-    status = allocate(m);
+    status = f8_ep_open(m);
+    if (status == FP8FLOW_OK) status = f8_moe_balance_over(m, comm);
+    if (status == FP8FLOW_OK) status = allocate(m);
     if (status != FP8FLOW_OK) {
         fp8flow_moe_destroy(m);
         return f8_fail_in(status, "moe_create");
@@ -153,6 +153,8 @@ void fp8flow_moe_destroy(fp8flow_moe *m)
     m->context->device->free(m->weight_memory);
     m->context->device->free(m->own_figures);
     m->context->device->free(m->observed);
+    f8_ep_close(m);
+    f8_comm_release(m->world_device);
     free(m->figures_copy);
     free(m);
 }
@@ -214,6 +216,14 @@ static void leave_workspace(fp8flow_moe *m, f8_arena_position mark)
     f8_arena_rewind(m->workspace, mark);
 }
 
+/* The program takes part in what several ranks do: it learns how many rows go where. */
+static fp8flow_status check_not_recorded(const fp8flow_moe *m, const char *op)
+{
+    F8_REQUIRE(f8_moe_is_alone(m) || !m->context->recording, ENOSYS, "%s: %d ranks: a graph can record one rank only",
+               op, m->comm->size);
+    return FP8FLOW_OK;
+}
+
 static fp8flow_status observe_weights(fp8flow_moe *m)
 {
     if (!f8_is_fp8(m->recipe.weight.dtype)) return FP8FLOW_OK;
@@ -234,6 +244,7 @@ fp8flow_status fp8flow_moe_forward(fp8flow_moe *m, const fp8flow_tensor *x, fp8f
     F8_REQUIRE(m->weights.router, EINVAL, "moe_forward: moe_set_weights has not been called");
     F8_TRY(check_rows(m, "moe_forward", "x", x, x->rows));
     F8_TRY(check_rows(m, "moe_forward", "y", y, x->rows));
+    F8_TRY(check_not_recorded(m, "moe_forward"));
     int64_t peak = m->report.peak_bytes;
     m->report = (fp8flow_moe_report){ .peak_bytes = peak, .weight_bytes = (int64_t)m->weight_bytes };
     memset(m->edge, 0, sizeof m->edge);
@@ -265,6 +276,7 @@ fp8flow_status fp8flow_moe_backward(fp8flow_moe *m, const fp8flow_tensor *x, con
                "moe_backward: a gradient array is NULL");
     F8_REQUIRE(m->config.shared_width == 0 || (gradients->shared_fc1 && gradients->shared_fc2), EINVAL,
                "moe_backward: a gradient array of the shared expert is NULL");
+    F8_TRY(check_not_recorded(m, "moe_backward"));
     f8_arena_position mark = enter_workspace(m);
     fp8flow_status status = f8_moe_run_backward(m, x, dy, loss_scale, gradients, dx);
     leave_workspace(m, mark);
@@ -277,6 +289,16 @@ fp8flow_status fp8flow_moe_backward(fp8flow_moe *m, const fp8flow_tensor *x, con
 void f8_moe_collect(fp8flow_moe *m, f8_moe_figures *figures)
 {
     m->figures = figures;
+}
+
+fp8flow_status f8_moe_balance_over(fp8flow_moe *m, fp8flow_comm *world)
+{
+    fp8flow_comm *view;
+    F8_TRY(f8_comm_for_device(world, m->context->device, m->context->stream, &view));
+    f8_comm_release(m->world_device);
+    m->world = world;
+    m->world_device = view;
+    return FP8FLOW_OK;
 }
 
 /* Waits for what the layer has to do. */

@@ -11,9 +11,10 @@
  * workspace, which is empty between calls. Both are sized at create by running the same code with measuring
  * arenas (`measuring`: operators and collectives are skipped, the largest possible counts are assumed).
  *
- * All of it is memory of the context's device, and nothing here waits for the device: how many rows the experts have
- * with padding is known there alone, and tensors of that many rows have as many as are possible. What the layer counts
- * is read when somebody asks for it.
+ * All of it is memory of the context's device. A layer that is alone does not wait for the device: how many rows the
+ * experts have with padding is known there alone, and tensors of that many rows have as many as are possible. Several
+ * ranks wait once in a dispatch for the numbers of rows that they send (f8_ep_count), and for what their transport waits
+ * for. What the layer counts is read when somebody asks for it.
  */
 #ifndef F8_MOE_MOE_H
 #define F8_MOE_MOE_H
@@ -38,7 +39,7 @@ typedef struct {
     uint64_t nonfinite[F8_NUM_EDGES]; /* values that the quantiser of each edge saw */
     double losses[3];
     int32_t padded; /* rows of the experts of this rank with padding, last forward */
-    int64_t load[]; /* [E]: tokens that chose the expert, all ranks */
+    int64_t load[]; /* [E]: tokens that chose the expert, all ranks of `world` */
 } f8_moe_figures;
 
 static inline size_t f8_moe_figures_bytes(int64_t num_experts)
@@ -60,12 +61,13 @@ typedef struct {
     fp8flow_router_config router; /* the layer's, with the sequence length of this call */
     int32_t *expert, *counts;
     float *gate, *scores, *log_sum_exp, *score_sums, *logits;
-    int64_t *total_counts; /* [E] over all ranks */
+    int64_t *total_counts; /* [E] over the ranks of `world` */
     float *total_sums;     /* [E] */
     int64_t total_tokens;
     /* expert parallelism: a token goes once to each rank that has one of its experts */
     fp8flow_plan send; /* "experts" are ranks: rows of the send order */
     int32_t send_rows[F8_MAX_RANKS], recv_rows[F8_MAX_RANKS];
+    f8_arena_position before_sent;      /* of the workspace, while rows are on their way */
     int32_t *send_expert, *recv_expert; /* [S, k], [R, k]: local expert at the destination or -1 */
     float *send_gate, *recv_gate;
     fp8flow_tensor inbox; /* received rows, wire format [R, H] */
@@ -79,12 +81,15 @@ typedef struct {
 
 struct fp8flow_moe {
     fp8flow_context *context;
-    fp8flow_comm *comm;
+    fp8flow_comm *comm, *comm_device;   /* the ranks that share the experts out; the same for the context's memory */
+    fp8flow_comm *world, *world_device; /* the ranks whose load is balanced together */
     fp8flow_moe_config config;
     f8_recipe recipe;
     int64_t first_expert, local_experts;
     fp8flow_moe_weights weights;
     f8_expert_weight fc1, fc2;
+    int32_t *row_counts; /* [R] rows for each rank, in the program's memory once rows_counted has passed */
+    void *rows_counted;
     void *weight_memory, *saved_memory;
     size_t weight_bytes;
     f8_arena saved;
@@ -93,6 +98,7 @@ struct fp8flow_moe {
     int recomputing; /* backward is computing again what forward did not keep */
     f8_moe_state state;
     int forward_done;
+    double dispatch_seconds, combine_seconds; /* of the program in exchanges, since the layer was made */
     fp8flow_moe_report report;
     f8_moe_figures *figures;      /* own_figures, or a collector's */
     f8_moe_figures *own_figures;  /* cleared by each forward */
@@ -115,6 +121,10 @@ int f8_moe_is_alone(const fp8flow_moe *m);
 /* From now on add to `figures` (context memory, f8_moe_figures_bytes) and leave clearing and reading to the caller:
  * one read for all layers of a model and all forwards of a step. */
 void f8_moe_collect(fp8flow_moe *m, f8_moe_figures *figures);
+
+/* Sum load figures over the ranks of `world` from now on, which comprise those of the layer's comm: the groups of a
+ * data-parallel job. Borrowed. Collective. */
+fp8flow_status f8_moe_balance_over(fp8flow_moe *m, fp8flow_comm *world);
 
 /* Largest possible number of received rows and of permuted, padded rows for `received` rows. */
 int64_t f8_moe_max_received(const fp8flow_moe *m);
@@ -184,15 +194,26 @@ fp8flow_status f8_observe_swiglu_backward(fp8flow_moe *m, const fp8flow_tensor *
 
 /* ---- ep.c ---- */
 
-/* From expert and gate [T, k]: the send plan, the records' routing, and how many rows come from each rank.
- * Draws from `arena`. Collective. */
+/* What the layer needs of its comm. Open is collective; close after a failed open too. */
+fp8flow_status f8_ep_open(fp8flow_moe *m);
+void f8_ep_close(fp8flow_moe *m);
+
+/* From expert [T, k]: the send plan, drawn from `arena`. Waits for nothing. */
 fp8flow_status f8_ep_plan(fp8flow_moe *m, f8_arena *arena);
+
+/* How many rows go to each rank and come from it, and the routing of those that go. Waits for the plan on the device,
+ * not for what was called since. Collective. */
+fp8flow_status f8_ep_count(fp8flow_moe *m);
 
 /* Send the wire tensor [T, H] to the ranks of its tokens' experts. with_routing: recv_expert and recv_gate too
  * (drawn from `arena` with the received rows). *bytes grows by the codes and scales sent. Collective. */
 typedef enum { F8_ROWS_ONLY, F8_ROWS_AND_ROUTING } f8_record;
 fp8flow_status f8_ep_dispatch(fp8flow_moe *m, f8_record record, const fp8flow_tensor *wire, f8_arena *arena,
                               fp8flow_tensor *received, int64_t *bytes);
+
+/* The rows are on their way until here; what is put on the stream in between hides it where the transport can do that.
+ * It draws nothing from the workspace, whose rows of the sender are dropped now. */
+fp8flow_status f8_ep_arrive(fp8flow_moe *m);
 
 /* Send rows [R, H] BF16 back and sum them per token in rank order: y [T, H]. F8_ROWS_AND_ROUTING: gate_rows [R, k]
  * travels along and arrives as gate [T, k]. *bytes grows by what is sent. Collective. */
@@ -206,15 +227,18 @@ fp8flow_status f8_moe_route(fp8flow_moe *m, const fp8flow_tensor *x, f8_arena *a
 
 typedef enum { F8_PASS_FORWARD, F8_PASS_RECOMPUTE } f8_pass;
 
-/* Cast to the wire and dispatch. */
-fp8flow_status f8_moe_send(fp8flow_moe *m, const fp8flow_tensor *x, f8_pass pass, f8_arena *routing, f8_arena *rows);
+/* Cast to the wire and dispatch by the plan; f8_ep_arrive follows. */
+fp8flow_status f8_moe_send(fp8flow_moe *m, const fp8flow_tensor *x, f8_pass pass, f8_arena *rows);
 
 /* plan, permute, x1, fc1, h, swiglu, x2 as far as the pass needs them. */
 fp8flow_status f8_moe_experts(fp8flow_moe *m, f8_pass pass);
 
-/* One dense BF16 product (router, shared expert). */
+/* One dense product (router, shared expert): c is overwritten; or the product is added, a weight's gradient, or an
+ * activation that has other parts, in FP32 and rounded once. */
 fp8flow_status f8_moe_product(fp8flow_moe *m, fp8flow_product product, const fp8flow_tensor *a, const fp8flow_tensor *b,
                               fp8flow_tensor *c);
+fp8flow_status f8_moe_add_product(fp8flow_moe *m, fp8flow_product product, const fp8flow_tensor *a,
+                                  const fp8flow_tensor *b, fp8flow_tensor *c);
 
 /* forward and backward without argument checks, for measuring too. */
 fp8flow_status f8_moe_run_forward(fp8flow_moe *m, const fp8flow_tensor *x, fp8flow_tensor *y);

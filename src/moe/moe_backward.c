@@ -13,8 +13,11 @@ static fp8flow_status compute_again(fp8flow_moe *m, const fp8flow_tensor *x)
 {
     if (m->config.checkpointing == FP8FLOW_KEEP_ALL) return FP8FLOW_OK;
     F8_TRY(f8_moe_route(m, x, m->workspace));
-    if (m->config.checkpointing == FP8FLOW_FULL)
-        F8_TRY(f8_moe_send(m, x, F8_PASS_RECOMPUTE, m->workspace, m->workspace));
+    if (m->config.checkpointing == FP8FLOW_FULL) {
+        F8_TRY(f8_ep_plan(m, m->workspace));
+        F8_TRY(f8_moe_send(m, x, F8_PASS_RECOMPUTE, m->workspace));
+        F8_TRY(f8_ep_arrive(m));
+    }
     return f8_moe_experts(m, F8_PASS_RECOMPUTE);
 }
 
@@ -34,6 +37,7 @@ static fp8flow_status bring_dy2(fp8flow_moe *m, const fp8flow_tensor *dy, fp8flo
     fp8flow_tensor wire, received, permuted;
     F8_TRY(f8_bring_rows(m, &wire_pair, dy, &wire, NULL));
     F8_TRY(f8_ep_dispatch(m, F8_ROWS_ONLY, &wire, m->workspace, &received, &m->report.dispatch_bytes[1]));
+    F8_TRY(f8_ep_arrive(m));
     f8_tensor_format format = { wire.dtype, wire.scaling, wire.layout };
     F8_TRY(f8_draw_tensor(m->workspace, "dy2 rows", format, s->padded, dy->cols, &permuted));
     int by_permute = f8_edge_is_fused(m, F8_DY2_COLUMNS);
@@ -135,15 +139,14 @@ static fp8flow_status experts_backward(fp8flow_moe *m, const fp8flow_tensor *dy,
     return f8_ep_combine(m, F8_ROWS_AND_ROUTING, &rows, dgate_received, dx, dgate, &m->report.combine_bytes[1]);
 }
 
-/* Through gates, scores and logits: the router's weight gradient, and its part of dx. */
+/* Through gates, scores and logits: the router's weight gradient, and its part of dx, added. */
 static fp8flow_status router_backward(fp8flow_moe *m, const fp8flow_tensor *x, const float *dgate, float loss_scale,
                                       float *gradient, fp8flow_tensor *dx)
 {
     f8_moe_state *s = &m->state;
     int64_t num_experts = m->config.router.num_experts, hidden = m->config.hidden;
-    fp8flow_tensor part, dlogits = f8_f32(NULL, s->tokens, num_experts);
+    fp8flow_tensor dlogits = f8_f32(NULL, s->tokens, num_experts);
     F8_TRY(f8_arena_draw(m->workspace, "logit gradients", s->tokens * num_experts, 4, &dlogits.data));
-    F8_TRY(f8_draw_tensor(m->workspace, "router dx", bf16, s->tokens, hidden, &part));
     fp8flow_router_load load = { s->total_tokens, s->total_counts, s->total_sums };
     F8_DO(m, fp8flow_router_backward(m->context, &(fp8flow_router_backward_args){ .config = &s->router,
                                                                                   .num_tokens = s->tokens,
@@ -158,10 +161,8 @@ static fp8flow_status router_backward(fp8flow_moe *m, const fp8flow_tensor *x, c
                                                                                   .dlogits = dlogits.data }));
     fp8flow_tensor weight = f8_f32((float *)(uintptr_t)m->weights.router, num_experts, hidden);
     fp8flow_tensor grad = f8_f32(gradient, num_experts, hidden);
-    F8_TRY(f8_moe_product(m, FP8FLOW_WGRAD, &dlogits, x, &grad));
-    F8_TRY(f8_moe_product(m, FP8FLOW_DGRAD, &dlogits, &weight, &part));
-    F8_DO(m, fp8flow_add(m->context, &(fp8flow_add_args){ dx, &part, dx }));
-    return FP8FLOW_OK;
+    F8_TRY(f8_moe_add_product(m, FP8FLOW_WGRAD, &dlogits, x, &grad));
+    return f8_moe_add_product(m, FP8FLOW_DGRAD, &dlogits, &weight, dx);
 }
 
 static fp8flow_status shared_backward(fp8flow_moe *m, const fp8flow_tensor *x, const fp8flow_tensor *dy,
@@ -174,24 +175,21 @@ static fp8flow_status shared_backward(fp8flow_moe *m, const fp8flow_tensor *x, c
     fp8flow_tensor fc2 = f8_bf16((uint16_t *)(uintptr_t)m->weights.shared_fc2, hidden, width);
     fp8flow_tensor dfc1 = f8_f32(gradients->shared_fc1, 2 * width, hidden);
     fp8flow_tensor dfc2 = f8_f32(gradients->shared_fc2, hidden, width);
-    fp8flow_tensor v, dv, dh, part;
+    fp8flow_tensor v, dv, dh;
     F8_TRY(f8_draw_tensor(m->workspace, "shared x2", bf16, s->tokens, width, &v));
     F8_TRY(f8_draw_tensor(m->workspace, "shared dx2", bf16, s->tokens, width, &dv));
     F8_TRY(f8_draw_tensor(m->workspace, "shared dh", bf16, s->tokens, 2 * width, &dh));
-    F8_TRY(f8_draw_tensor(m->workspace, "shared dx", bf16, s->tokens, hidden, &part));
     if (m->config.checkpointing != FP8FLOW_KEEP_ALL) {
         F8_TRY(f8_draw_tensor(m->workspace, "shared h", bf16, s->tokens, 2 * width, &s->shared_h));
         F8_TRY(f8_moe_product(m, FP8FLOW_FPROP, x, &fc1, &s->shared_h));
     }
     F8_DO(m, fp8flow_swiglu(m->context, &(fp8flow_swiglu_args){ .h = &s->shared_h, .rows = &v }));
-    F8_TRY(f8_moe_product(m, FP8FLOW_WGRAD, dy, &v, &dfc2));
+    F8_TRY(f8_moe_add_product(m, FP8FLOW_WGRAD, dy, &v, &dfc2));
     F8_TRY(f8_moe_product(m, FP8FLOW_DGRAD, dy, &fc2, &dv));
     F8_DO(m, fp8flow_swiglu_backward(m->context,
                                      &(fp8flow_swiglu_backward_args){ .h = &s->shared_h, .dv = &dv, .rows = &dh }));
-    F8_TRY(f8_moe_product(m, FP8FLOW_WGRAD, &dh, x, &dfc1));
-    F8_TRY(f8_moe_product(m, FP8FLOW_DGRAD, &dh, &fc1, &part));
-    F8_DO(m, fp8flow_add(m->context, &(fp8flow_add_args){ dx, &part, dx }));
-    return FP8FLOW_OK;
+    F8_TRY(f8_moe_add_product(m, FP8FLOW_WGRAD, &dh, x, &dfc1));
+    return f8_moe_add_product(m, FP8FLOW_DGRAD, &dh, &fc1, dx);
 }
 
 fp8flow_status f8_moe_run_backward(fp8flow_moe *m, const fp8flow_tensor *x, const fp8flow_tensor *dy, float loss_scale,

@@ -12,8 +12,14 @@ static const f8_tensor_format bf16 = { FP8FLOW_BF16, FP8FLOW_UNSCALED, FP8FLOW_R
 fp8flow_status f8_moe_product(fp8flow_moe *m, fp8flow_product product, const fp8flow_tensor *a, const fp8flow_tensor *b,
                               fp8flow_tensor *c)
 {
-    fp8flow_write write = product == FP8FLOW_WGRAD ? FP8FLOW_ACCUMULATE : FP8FLOW_OVERWRITE;
-    F8_DO(m, fp8flow_gemm(m->context, &(fp8flow_gemm_args){ product, write, NULL, a, b, c }));
+    F8_DO(m, fp8flow_gemm(m->context, &(fp8flow_gemm_args){ product, FP8FLOW_OVERWRITE, NULL, a, b, c }));
+    return FP8FLOW_OK;
+}
+
+fp8flow_status f8_moe_add_product(fp8flow_moe *m, fp8flow_product product, const fp8flow_tensor *a,
+                                  const fp8flow_tensor *b, fp8flow_tensor *c)
+{
+    F8_DO(m, fp8flow_gemm(m->context, &(fp8flow_gemm_args){ product, FP8FLOW_ACCUMULATE, NULL, a, b, c }));
     return FP8FLOW_OK;
 }
 
@@ -25,9 +31,9 @@ static fp8flow_status sum_load(fp8flow_moe *m, int64_t sequences)
     fp8flow_router_sum_args sum = { sequences, num_experts, s->counts, s->score_sums, s->total_counts, s->total_sums };
     F8_TRY(fp8flow_router_sum(m->context, &sum));
     s->total_tokens = s->tokens;
-    F8_TRY(f8_comm_all_reduce(m->comm, F8_SUM_I64, s->total_counts, num_experts));
-    F8_TRY(f8_comm_all_reduce(m->comm, F8_SUM_F32, s->total_sums, num_experts));
-    F8_TRY(f8_comm_all_reduce(m->comm, F8_SUM_I64, &s->total_tokens, 1));
+    F8_TRY(f8_comm_all_reduce(m->world_device, F8_SUM_I64, s->total_counts, num_experts));
+    F8_TRY(f8_comm_all_reduce(m->world_device, F8_SUM_F32, s->total_sums, num_experts));
+    F8_TRY(f8_comm_all_reduce(m->world, F8_SUM_I64, &s->total_tokens, 1));
     if (m->recomputing) return FP8FLOW_OK;
     return fp8flow_add_counts(m->context, &(fp8flow_add_counts_args){ num_experts, s->total_counts, m->figures->load });
 }
@@ -71,14 +77,14 @@ fp8flow_status f8_moe_route(fp8flow_moe *m, const fp8flow_tensor *x, f8_arena *a
     return FP8FLOW_OK;
 }
 
-fp8flow_status f8_moe_send(fp8flow_moe *m, const fp8flow_tensor *x, f8_pass pass, f8_arena *routing, f8_arena *rows)
+fp8flow_status f8_moe_send(fp8flow_moe *m, const fp8flow_tensor *x, f8_pass pass, f8_arena *rows)
 {
     f8_moe_state *s = &m->state;
     f8_arena *wire_arena = f8_moe_is_alone(m) ? rows : m->workspace;
     f8_edge_pair pair = { F8_FORWARD_WIRE, F8_NUM_EDGES, "caller", NULL, wire_arena, NULL };
     fp8flow_tensor wire;
-    F8_TRY(f8_ep_plan(m, routing));
     F8_TRY(f8_bring_rows(m, &pair, x, &wire, NULL));
+    F8_TRY(f8_ep_count(m));
     return f8_ep_dispatch(m, F8_ROWS_AND_ROUTING, &wire, rows, &s->inbox,
                           &m->report.dispatch_bytes[pass == F8_PASS_RECOMPUTE]);
 }
@@ -188,24 +194,36 @@ static fp8flow_status combine_outputs(fp8flow_moe *m, fp8flow_tensor *y)
     return f8_ep_combine(m, F8_ROWS_ONLY, &rows, NULL, y, NULL, &m->report.combine_bytes[0]);
 }
 
-/* The shared expert: a dense BF16 SwiGLU over this rank's tokens, added to y. */
-static fp8flow_status add_shared_expert(fp8flow_moe *m, const fp8flow_tensor *x, fp8flow_tensor *y)
+/* Room for the shared expert's h and for v [T, Fs], what its second product takes. */
+static fp8flow_status draw_shared_expert(fp8flow_moe *m, fp8flow_tensor *v)
 {
     f8_moe_state *s = &m->state;
-    int64_t width = m->config.shared_width, hidden = m->config.hidden;
+    int64_t width = m->config.shared_width;
     if (width == 0) return FP8FLOW_OK;
     f8_arena *arena = m->config.checkpointing == FP8FLOW_KEEP_ALL ? &m->saved : m->workspace;
-    fp8flow_tensor fc1 = f8_bf16((uint16_t *)(uintptr_t)m->weights.shared_fc1, 2 * width, hidden);
-    fp8flow_tensor fc2 = f8_bf16((uint16_t *)(uintptr_t)m->weights.shared_fc2, hidden, width);
-    fp8flow_tensor v, out;
     F8_TRY(f8_draw_tensor(arena, "shared h", bf16, s->tokens, 2 * width, &s->shared_h));
-    F8_TRY(f8_draw_tensor(m->workspace, "shared x2", bf16, s->tokens, width, &v));
-    F8_TRY(f8_draw_tensor(m->workspace, "shared y", bf16, s->tokens, hidden, &out));
+    return f8_draw_tensor(m->workspace, "shared x2", bf16, s->tokens, width, v);
+}
+
+/* A dense BF16 SwiGLU over this rank's tokens, up to its second product. */
+static fp8flow_status begin_shared_expert(fp8flow_moe *m, const fp8flow_tensor *x, fp8flow_tensor *v)
+{
+    f8_moe_state *s = &m->state;
+    int64_t width = m->config.shared_width;
+    if (width == 0) return FP8FLOW_OK;
+    fp8flow_tensor fc1 = f8_bf16((uint16_t *)(uintptr_t)m->weights.shared_fc1, 2 * width, m->config.hidden);
     F8_TRY(f8_moe_product(m, FP8FLOW_FPROP, x, &fc1, &s->shared_h));
-    F8_DO(m, fp8flow_swiglu(m->context, &(fp8flow_swiglu_args){ .h = &s->shared_h, .rows = &v }));
-    F8_TRY(f8_moe_product(m, FP8FLOW_FPROP, &v, &fc2, &out));
-    F8_DO(m, fp8flow_add(m->context, &(fp8flow_add_args){ y, &out, y }));
+    F8_DO(m, fp8flow_swiglu(m->context, &(fp8flow_swiglu_args){ .h = &s->shared_h, .rows = v }));
     return FP8FLOW_OK;
+}
+
+/* The product that adds it to y. */
+static fp8flow_status add_shared_expert(fp8flow_moe *m, const fp8flow_tensor *v, fp8flow_tensor *y)
+{
+    if (m->config.shared_width == 0) return FP8FLOW_OK;
+    uint16_t *weight = (uint16_t *)(uintptr_t)m->weights.shared_fc2;
+    fp8flow_tensor fc2 = f8_bf16(weight, m->config.hidden, m->config.shared_width);
+    return f8_moe_add_product(m, FP8FLOW_FPROP, v, &fc2, y);
 }
 
 static fp8flow_status router_losses(fp8flow_moe *m)
@@ -227,11 +245,16 @@ fp8flow_status f8_moe_run_forward(fp8flow_moe *m, const fp8flow_tensor *x, fp8fl
     fp8flow_checkpointing mode = m->config.checkpointing;
     f8_arena *routing = mode == FP8FLOW_FULL ? m->workspace : &m->saved;
     f8_arena *rows = mode == FP8FLOW_MOE_EXPERT ? &m->saved : m->workspace;
+    fp8flow_tensor shared_x2;
     m->state.tokens = x->rows;
     F8_TRY(f8_moe_route(m, x, mode == FP8FLOW_KEEP_ALL ? &m->saved : m->workspace));
     F8_TRY(router_losses(m));
-    F8_TRY(f8_moe_send(m, x, F8_PASS_FORWARD, routing, rows));
+    F8_TRY(f8_ep_plan(m, routing));
+    F8_TRY(draw_shared_expert(m, &shared_x2));
+    F8_TRY(f8_moe_send(m, x, F8_PASS_FORWARD, rows));
+    F8_TRY(begin_shared_expert(m, x, &shared_x2)); /* something to do while the rows are on their way */
+    F8_TRY(f8_ep_arrive(m));
     F8_TRY(f8_moe_experts(m, F8_PASS_FORWARD));
     F8_TRY(combine_outputs(m, y));
-    return add_shared_expert(m, x, y);
+    return add_shared_expert(m, &shared_x2, y);
 }

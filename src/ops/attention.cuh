@@ -12,11 +12,12 @@
 #include "ops/attention_cuda.h"
 #include "ops/hopper_products.cuh"
 #include "ops/launch.cuh"
+#include "ops/ring.cuh"
 #include "ops/tensor_map.cuh"
+#include "ops/turn.cuh"
 #include "ops/warp.cuh"
 
 enum { F8_TILE_LINE = 128, F8_TILE_PART = 64 }; /* bytes of a line, numbers in it */
-enum { F8_TURN_BYTES = 16 * F8_TILE_LINE };     /* shared memory of a warp that writes sums */
 
 /* Bytes that the keys and values of the heads in work at one time may have: what L2 holds beside the rest. */
 enum { F8_ATTENTION_L2_BYTES = 32 << 20 };
@@ -88,13 +89,6 @@ template <int count> __device__ static inline void f8_pin_all(float (&x)[count])
     for (int i = 0; i < count; i++) f8_pin(x[i]);
 }
 
-/* Each warp that has read something in shared memory says so. */
-__device__ static inline void f8_release(uint32_t barrier)
-{
-    __syncwarp();
-    if (f8_lane() == 0) f8_barrier_arrive(barrier);
-}
-
 /* ---- Work ---- */
 
 /* `blocks` blocks of each of `pairs` pairs of sequence and head, the longest first; `section` pairs at a time. */
@@ -153,26 +147,14 @@ __device__ static inline void f8_write_tokens(const f8_head_lines &to, int token
                                               const float (&sum)[count])
 {
     int lane = f8_lane(), line = token + lane / 8;
-    uint32_t from = f8_smem(turn) + lane % 16 * F8_TILE_LINE;
 #pragma unroll
     for (int part = 0; part < count / 32; part++) {
         int column = part * F8_TILE_PART + lane % 8 * 8;
-        __syncwarp();
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            uint32_t pair[4];
-#pragma unroll
-            for (int j = 0; j < 4; j++) {
-                int at = 32 * part + 8 * i + 2 * j;
-                pair[j] = f8_bf16_pair_fast(sum[at], sum[at + 1]);
-            }
-            f8_store_matrices(from + ((2 * i + lane / 16) ^ lane % 8) * 16, pair[0], pair[1], pair[2], pair[3]);
-        }
-        __syncwarp();
+        f8_turn_lines<FP8FLOW_OVERWRITE>(turn, sum, part);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             int at = 4 * i + lane / 8;
-            uint4 x = *(const uint4 *)(turn + at * F8_TILE_LINE + (lane % 8 ^ at % 8) * 16);
+            uint4 x = *f8_turn_piece(turn, at, lane % 8);
             if (line + 4 * i < to.tokens && column < to.head_dim)
                 *(uint4 *)(to.data + (line + 4 * i) * to.stride + column) = x;
         }

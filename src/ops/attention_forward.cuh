@@ -274,10 +274,7 @@ __global__ __launch_bounds__(S::threads, 1) static void attention_kernel(const _
     __shared__ f8_attention_shared<S> shared;
     uint8_t *memory = dynamic + (1024 - f8_smem(dynamic) % 1024) % 1024;
     if (threadIdx.x == 0) {
-        for (int i = 0; i < S::stages; i++) {
-            f8_barrier_init(&shared.full[i], 1);
-            f8_barrier_init(&shared.empty[i], 4 * S::groups);
-        }
+        f8_ring_init(shared.full, shared.empty, 1, 4 * S::groups);
         f8_barrier_init(&shared.q_full, 1);
         f8_barrier_init(&shared.q_empty, 4 * S::groups);
         f8_barrier_fence();

@@ -153,7 +153,7 @@ struct gradient_rows {
     float lse[2], delta[2];
 };
 
-/* x = first + then of two columns, first of the two rows' state: number i of the accumulators. */
+/* The states of accumulators i and i + 1: of their row's query, or of their two columns'. */
 template <class S>
 __device__ static inline float2 gradient_state(const float (&rows)[2], uint32_t columns, int i)
 {
@@ -280,6 +280,8 @@ __device__ static inline void gradient_meet(const gradient_operands &x, const gr
     }
     f8_pin_all(dp);
     f8_pin_all(sums.first);
+    /* The stage before, its states too: what the lanes read of them is in ds, which the products waited for had. Hence
+     * these reads are over, though racecheck (compute-sanitizer 2025.3) takes the next copy of states for a hazard. */
     if constexpr (which == NEXT_STEP) f8_release(x.empty + 8 * sums.before);
     if constexpr (S::side == F8_OF_KEYS) gradient_differ<S>(dp, weights, t.rows.delta, x.delta + column);
     else gradient_differ<S>(dp, s, t.rows.delta, x.delta + column);
@@ -373,10 +375,7 @@ __global__ __launch_bounds__(S::threads, 1) static void attention_gradient_kerne
     __shared__ f8_gradient_shared<S> shared;
     uint8_t *memory = dynamic + (1024 - f8_smem(dynamic) % 1024) % 1024;
     if (threadIdx.x == 0) {
-        for (int i = 0; i < S::stages; i++) {
-            f8_barrier_init(&shared.full[i], 1);
-            f8_barrier_init(&shared.empty[i], 4 * S::groups);
-        }
+        f8_ring_init(shared.full, shared.empty, 1, 4 * S::groups);
         f8_barrier_init(&shared.own_full, 1);
         f8_barrier_init(&shared.own_empty, 4 * S::groups);
         f8_barrier_fence();

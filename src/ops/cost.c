@@ -151,6 +151,28 @@ static void cost_permute_plan(const fp8flow_permute_plan_args *a, f8_cost *cost)
     label_routing(cost, plan->num_tokens, plan->top_k, plan->num_experts);
 }
 
+static void cost_rank_destinations(const fp8flow_rank_destinations_args *a, f8_cost *cost)
+{
+    cost->bytes = WORD * (double)a->num_tokens * ((double)a->top_k + (double)a->num_ranks);
+    label_routing(cost, a->num_tokens, a->top_k, a->num_experts);
+}
+
+/* Of the rows that are sent, all that there is room for. */
+static void cost_rank_routing(const fp8flow_rank_routing_args *a, f8_cost *cost)
+{
+    const fp8flow_plan *plan = a->plan;
+    double slots = (double)plan->num_tokens * (double)a->top_k, rows = (double)plan->capacity;
+    cost->bytes = WORD * (2 * slots + rows * (1 + 2 * (double)a->top_k));
+    label_routing(cost, plan->num_tokens, a->top_k, a->num_experts);
+}
+
+static void cost_rank_gates(const fp8flow_rank_gates_args *a, f8_cost *cost)
+{
+    const fp8flow_plan *plan = a->plan;
+    cost->bytes = WORD * (3 * (double)plan->num_tokens * (double)a->top_k + slots_of(plan));
+    label_routing(cost, plan->num_tokens, a->top_k, a->num_experts);
+}
+
 static void cost_permute(const fp8flow_permute_args *a, f8_cost *cost)
 {
     counter n = plan_counter(cost, a->plan);

@@ -378,19 +378,14 @@ static fp8flow_status launch_staged(const entropy_call &a, int64_t pieces, int r
     auto kernel = cross_entropy_staged_kernel<from, to>;
     int depth = (int)f8_ceil_div(pieces, STAGED_THREADS * ranks), clusters = 0;
     cudaLaunchAttribute attribute;
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim.x = ranks;
-    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(ranks);
     config.blockDim = dim3(STAGED_THREADS);
     config.dynamicSmemBytes = depth * STAGED_THREADS * sizeof(uint4);
     config.stream = stream;
-    config.attrs = &attribute;
-    config.numAttrs = 1;
-    cudaError_t error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)config.dynamicSmemBytes);
-    if (error == cudaSuccess) error = cudaOccupancyMaxActiveClusters(&clusters, kernel, &config);
+    f8_use_clusters(&config, &attribute, ranks);
+    f8_allow_shared(kernel, (int)config.dynamicSmemBytes);
+    cudaError_t error = cudaOccupancyMaxActiveClusters(&clusters, kernel, &config);
     F8_REQUIRE(error == cudaSuccess && clusters > 0, EBACKEND, "cross_entropy: cuda: %s, room for %d clusters of %d",
                cudaGetErrorString(error), clusters, ranks);
     config.gridDim = dim3((unsigned)(a.num_tokens < clusters ? a.num_tokens : clusters) * ranks);

@@ -11,9 +11,9 @@ static fp8flow_status check_formats(const fp8flow_gemm_args *x)
     const fp8flow_tensor *a = x->a, *b = x->b, *c = x->c;
     F8_REQUIRE(c->layout == FP8FLOW_ROWS && !f8_is_fp8(c->dtype), EINVAL,
                "gemm: c is %s in %s, expected bf16 or f32 rows", f8_dtype_name(c->dtype), f8_layout_name(c->layout));
-    F8_REQUIRE(c->dtype == FP8FLOW_F32 || (x->product != FP8FLOW_WGRAD && x->write == FP8FLOW_OVERWRITE), EINVAL,
-               "gemm: c is bf16, but wgrad and accumulation need f32");
     int fp8 = f8_is_fp8(a->dtype), wgrad = x->product == FP8FLOW_WGRAD;
+    F8_REQUIRE(c->dtype == FP8FLOW_F32 || !(wgrad || (fp8 && x->write == FP8FLOW_ACCUMULATE)), EINVAL,
+               "gemm: c is bf16, but wgrad and adding a product of fp8 need f32");
     int block_pair = wgrad ? (a->scaling == FP8FLOW_TILE128 || a->scaling == FP8FLOW_COL128) && b->scaling == a->scaling
                            : a->scaling == FP8FLOW_ROW128 && b->scaling == FP8FLOW_TILE128;
     int tensor_pair = a->scaling == FP8FLOW_TENSOR && b->scaling == FP8FLOW_TENSOR;
@@ -138,12 +138,9 @@ static float dot(const fp8flow_gemm_args *x, const f8_gemm_group *g, int64_t i, 
 static void store(const fp8flow_gemm_args *x, int64_t row, int64_t col, float value)
 {
     int64_t at = f8_element(x->c, row, col);
-    if (x->c->dtype == FP8FLOW_BF16) {
-        ((uint16_t *)x->c->data)[at] = f8_bf16_encode(value);
-    } else {
-        float *c = (float *)x->c->data + at;
-        *c = x->write == FP8FLOW_ACCUMULATE ? *c + value : value;
-    }
+    if (x->write == FP8FLOW_ACCUMULATE) value = f8_value(x->c, row, col, 0) + value;
+    if (x->c->dtype == FP8FLOW_BF16) ((uint16_t *)x->c->data)[at] = f8_bf16_encode(value);
+    else ((float *)x->c->data)[at] = value;
 }
 
 fp8flow_status f8_ref_gemm(fp8flow_context *c, const fp8flow_gemm_args *a)

@@ -158,11 +158,13 @@ __device__ static void finish_block(any_sums &totals, any_sums &sums)
 __device__ static void store(const any_job &job, int64_t row, int64_t col, float value)
 {
     int64_t at = row * job.c.stride + col;
+    const bool adds = job.write == FP8FLOW_ACCUMULATE;
     if (job.c.dtype == FP8FLOW_BF16) {
-        ((uint16_t *)job.c.data)[at] = f8_bf16_encode(value);
+        uint16_t *c = (uint16_t *)job.c.data + at;
+        *c = f8_bf16_encode(adds ? f8_bf16_decode(*c) + value : value);
     } else {
         float *c = (float *)job.c.data + at;
-        *c = job.write == FP8FLOW_ACCUMULATE ? *c + value : value;
+        *c = adds ? *c + value : value;
     }
 }
 

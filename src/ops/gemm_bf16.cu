@@ -10,18 +10,21 @@
  * Operands whose contraction runs along rows (b of DGRAD, both of WGRAD) come as they lie: the tensor cores transpose.
  * A warpgroup whose rows are all padding, or whose columns lie outside c, multiplies nothing; where 128 columns or
  * fewer are left, a product has 128. L2 to shared memory per 128 x 256 x 64: 32 KB in a cluster, 48 alone. Written per
- * element of c: 2 or 4 bytes; read in ACCUMULATE: 4.
+ * element of c: 2 or 4 bytes; ACCUMULATE reads as many, all of a warp's BF16 at once behind the products. Where these
+ * take long enough, more stages than the ring has, the thread that copies fetches a tile's BF16 to L2 before them.
  */
 #include "ops/gemm_cuda.h"
 #include "ops/gemm_walk.cuh"
 #include "ops/hopper_products.cuh"
 #include "ops/launch.cuh"
+#include "ops/ring.cuh"
 #include "ops/tensor_map.cuh"
+#include "ops/turn.cuh"
 #include "ops/warp.cuh"
 
 enum { STEP = 64, BOX = 64, BOX_BYTES = BOX * STEP * 2, GROUPS = 2, THREADS = 128 * (GROUPS + 1) };
 enum { TILE_N = 256, A_BOXES = F8_WALK_ROWS / BOX, B_BOXES = TILE_N / BOX, A_BYTES = A_BOXES * BOX_BYTES };
-enum { STAGE_BYTES = (A_BOXES + B_BOXES) * BOX_BYTES, LINE_BYTES = 128, TURN_BYTES = 16 * LINE_BYTES };
+enum { STAGE_BYTES = (A_BOXES + B_BOXES) * BOX_BYTES, LINE_BYTES = 128 };
 enum { CONSUMER_REGISTERS = 232, PRODUCER_REGISTERS = 40 };
 
 struct problem {
@@ -31,6 +34,8 @@ struct problem {
     int64_t c_stride;
     fp8flow_dtype c_dtype;
     fp8flow_write write;
+
+    __device__ __host__ bool adds_bf16() const { return c_dtype == FP8FLOW_BF16 && write == FP8FLOW_ACCUMULATE; }
 };
 
 template <fp8flow_product product_, int stages_, int cluster_> struct shape {
@@ -38,7 +43,7 @@ template <fp8flow_product product_, int stages_, int cluster_> struct shape {
     static const int stages = stages_, cluster = cluster_;
     static const bool gradient = product == FP8FLOW_WGRAD;
     static const int a_outer = gradient, b_outer = product != FP8FLOW_FPROP; /* MN-major operands */
-    static const int bytes = 1024 + stages * STAGE_BYTES + 4 * GROUPS * TURN_BYTES;
+    static const int bytes = 1024 + stages * STAGE_BYTES + 4 * GROUPS * F8_TURN_BYTES;
     typedef f8_walk<TILE_N, cluster, f8_walk_lines> walk;
 };
 
@@ -89,9 +94,18 @@ template <class S> __device__ static int2 extent(const problem &p, const f8_walk
     return make_int2(0, first_row < t.valid ? p.inner : 0);
 }
 
+/* What a tile's products are added to, to L2. */
+__device__ static inline void fetch_c(const problem &p, const CUtensorMap *c_map, const f8_walk_tile &t)
+{
+#pragma unroll
+    for (int i = 0; i < TILE_N / BOX; i++)
+        if (t.n + i * BOX < p.groups.columns) f8_prefetch_box(c_map, t.n + i * BOX, t.row, 0);
+}
+
 template <class S>
 __device__ static void produce(const problem &p, const CUtensorMap *a_map, const CUtensorMap *b_map,
-                               shared_memory<S> &shared, uint8_t *ring, typename S::walk walk)
+                               const CUtensorMap *c_map, shared_memory<S> &shared, uint8_t *ring,
+                               typename S::walk walk)
 {
     f8_position<S::stages> stage = { 0, 1 };
     f8_walk_tile t;
@@ -102,6 +116,8 @@ __device__ static void produce(const problem &p, const CUtensorMap *a_map, const
         int2 inner = extent<S>(p, t, rank);
         int steps = (inner.y + STEP - 1) / STEP, a_expert = 0, b_expert = S::gradient ? 0 : t.expert;
         int a_first = S::gradient ? t.row - p.groups.begin(t.expert) : t.row;
+        /* With fewer steps the ring is several tiles ahead: too much for L2. */
+        if (!S::gradient && p.adds_bf16() && steps > S::stages) fetch_c(p, c_map, t);
         for (int step = 0; step == 0 || step < steps; step++) {
             uint64_t *full = &shared.full[stage.at];
             uint8_t *a = ring + stage.at * STAGE_BYTES, *b = a + A_BYTES;
@@ -131,17 +147,6 @@ __device__ static void produce(const problem &p, const CUtensorMap *a_map, const
 }
 
 /* ---- The warpgroups that multiply ---- */
-
-/* Each warp that has read a stage says so, in a cluster to both blocks. */
-template <class S> __device__ static inline void release(uint32_t barrier)
-{
-    __syncwarp();
-    if (S::cluster == 1) {
-        if (f8_lane() == 0) f8_barrier_arrive(barrier);
-    } else {
-        if (f8_lane() < S::cluster) f8_barrier_arrive_at(barrier, f8_lane());
-    }
-}
 
 /* WGRAD: steps valid .. STEP-1 of a stage become 0: they are rows of others and may hold anything, NaN included. They
  * are the last lines of every box. Each warpgroup clears what it will read, and both write the same bytes. */
@@ -200,14 +205,14 @@ __device__ static inline void run_tile(shared_memory<S> &shared, uint8_t *ring, 
             multiply<S, columns>(sum, a, b, stage.at);
             f8_products_wait<1>();
         }
-        release<S>(before);
+        f8_release<S::cluster>(before);
         before = empty + 8 * stage.at;
         stage.advance();
     }
     if (columns != NOTHING) f8_products_wait<0>();
 #pragma unroll
     for (int i = 0; i < 128; i++) f8_pin(sum[i]);
-    release<S>(before);
+    f8_release<S::cluster>(before);
 }
 
 /* ---- Sums to c, a warp for itself: 16 lines from `row` on ---- */
@@ -227,32 +232,44 @@ struct c_lines {
     }
 };
 
-/* BF16, 64 columns at a time. */
+/* Numbers of c as 16-byte pieces, 64 columns of 16 lines per part. */
+struct c_pieces {
+    uint4 at[TILE_N / 64][4];
+
+    __device__ void load(const c_lines &c)
+    {
+#pragma unroll
+        for (int part = 0; part < TILE_N / 64; part++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                at[part][i] = make_uint4(0, 0, 0, 0);
+                if (4 * i < c.lines && 64 * part < c.columns)
+                    at[part][i] = f8_load16(c.from + i * c.stride + part * LINE_BYTES);
+            }
+    }
+};
+
+/* BF16, 64 columns at a time. What is added to goes the way of the sums backwards: pieces, shared memory, registers. */
+template <fp8flow_write write>
 __device__ static inline void write_bf16(const problem &p, const tile_work &t, int row, uint8_t *turn,
                                          const float (&sum)[128])
 {
+    const bool adds = write == FP8FLOW_ACCUMULATE;
     int lane = f8_lane();
     c_lines c(p, t, row, 2);
-    uint32_t to = f8_smem(turn) + lane % 16 * LINE_BYTES;
+    if (adds) c.lines = min(c.lines, c.used);
+    c_pieces old;
+    if (adds) old.load(c);
 #pragma unroll
     for (int part = 0; part < TILE_N / 64; part++) {
-        __syncwarp();
+        if (adds) __syncwarp(); /* the part before has been read */
+#pragma unroll
+        for (int i = 0; i < 4 && adds; i++) *f8_turn_piece(turn, 4 * i + lane / 8, lane % 8) = old.at[part][i];
+        f8_turn_lines<write>(turn, sum, part);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            uint32_t pair[4];
-#pragma unroll
-            for (int j = 0; j < 4; j++) {
-                int at = 32 * part + 8 * i + 2 * j;
-                pair[j] = f8_bf16_pair_fast(sum[at], sum[at + 1]);
-            }
-            f8_store_matrices(to + ((2 * i + lane / 16) ^ lane % 8) * 16, pair[0], pair[1], pair[2], pair[3]);
-        }
-        __syncwarp();
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            int line = 4 * i + lane / 8;
-            uint4 x = *(const uint4 *)(turn + line * LINE_BYTES + (lane % 8 ^ line % 8) * 16);
-            if (4 * i >= c.used) x = make_uint4(0, 0, 0, 0);
+            uint4 x = *f8_turn_piece(turn, 4 * i + lane / 8, lane % 8);
+            if (!adds && 4 * i >= c.used) x = make_uint4(0, 0, 0, 0);
             if (4 * i < c.lines && 64 * part < c.columns) f8_store16(c.from + i * c.stride + part * LINE_BYTES, x);
         }
     }
@@ -308,11 +325,12 @@ template <class S>
 __device__ static void consume(const problem &p, shared_memory<S> &shared, uint8_t *ring, uint8_t *turns)
 {
     /* Shuffles make descriptors and branches uniform to the compiler: no moves between the products. */
-    int group = __shfl_sync(~0u, threadIdx.x / 128, 0), warp = threadIdx.x / 32;
-    uint32_t address = __shfl_sync(~0u, f8_smem(ring), 0), a = address + group * BOX_BYTES, b = address + A_BYTES;
+    int group = __shfl_sync(F8_ALL_LANES, threadIdx.x / 128, 0), warp = threadIdx.x / 32;
+    uint32_t address = __shfl_sync(F8_ALL_LANES, f8_smem(ring), 0);
+    uint32_t a = address + group * BOX_BYTES, b = address + A_BYTES;
     a = S::a_outer ? f8_operand_low_outer(a, BOX_BYTES) : f8_operand_low(a);
     b = S::b_outer ? f8_operand_low_outer(b, BOX_BYTES) : f8_operand_low(b);
-    uint8_t *turn = turns + warp * TURN_BYTES;
+    uint8_t *turn = turns + warp * F8_TURN_BYTES;
     f8_position<S::stages> stage = { 0, 0 };
     for (;;) {
         f8_barrier_wait(&shared.full[stage.at], stage.phase);
@@ -322,10 +340,11 @@ __device__ static void consume(const problem &p, shared_memory<S> &shared, uint8
 #pragma unroll
         for (int i = 0; i < 128; i++) f8_set_zero(sum[i]);
         int columns = p.groups.columns - t.n, row = t.row + group * 64;
-        t.steps = __shfl_sync(~0u, t.steps, 0);
-        columns = __shfl_sync(~0u, row >= t.valid || columns <= 0 ? NOTHING : columns <= TILE_N / 2 ? HALF : WHOLE, 0);
+        t.steps = __shfl_sync(F8_ALL_LANES, t.steps, 0);
+        columns = row >= t.valid || columns <= 0 ? NOTHING : columns <= TILE_N / 2 ? HALF : WHOLE;
+        columns = __shfl_sync(F8_ALL_LANES, columns, 0);
         if (t.steps == 0) {
-            release<S>(f8_smem(&shared.empty[stage.at]));
+            f8_release<S::cluster>(f8_smem(&shared.empty[stage.at]));
             stage.advance();
         } else if (columns == WHOLE) {
             run_tile<S, WHOLE>(shared, ring, a, b, t, stage, sum);
@@ -335,8 +354,10 @@ __device__ static void consume(const problem &p, shared_memory<S> &shared, uint8
             run_tile<S, NOTHING>(shared, ring, a, b, t, stage, sum);
         }
         row += warp % 4 * 16;
-        if (p.c_dtype == FP8FLOW_BF16)
-            write_bf16(p, t, row, turn, sum);
+        if (!S::gradient && p.adds_bf16())
+            write_bf16<FP8FLOW_ACCUMULATE>(p, t, row, turn, sum);
+        else if (p.c_dtype == FP8FLOW_BF16)
+            write_bf16<FP8FLOW_OVERWRITE>(p, t, row, turn, sum);
         else if (p.write == FP8FLOW_ACCUMULATE)
             write_f32<FP8FLOW_ACCUMULATE>(p, t, row, turn, sum);
         else
@@ -349,6 +370,7 @@ __device__ static void consume(const problem &p, shared_memory<S> &shared, uint8
 template <class S>
 __global__ __launch_bounds__(THREADS, 1) static void gemm_bf16_kernel(const __grid_constant__ CUtensorMap a_map,
                                                                       const __grid_constant__ CUtensorMap b_map,
+                                                                      const __grid_constant__ CUtensorMap c_map,
                                                                       const __grid_constant__ problem p)
 {
     extern __shared__ uint8_t dynamic[];
@@ -357,10 +379,7 @@ __global__ __launch_bounds__(THREADS, 1) static void gemm_bf16_kernel(const __gr
     if (threadIdx.x < 32)
         f8_walk_count<typename S::walk>(p.groups, shared.cumulative);
     if (threadIdx.x == 32) {
-        for (int i = 0; i < S::stages; i++) {
-            f8_barrier_init(&shared.full[i], 1);
-            f8_barrier_init(&shared.empty[i], 4 * GROUPS * S::cluster);
-        }
+        f8_ring_init(shared.full, shared.empty, 1, 4 * GROUPS * S::cluster);
         f8_barrier_fence();
     }
     __syncthreads();
@@ -368,7 +387,7 @@ __global__ __launch_bounds__(THREADS, 1) static void gemm_bf16_kernel(const __gr
     if (threadIdx.x / 128 == GROUPS) {
         f8_registers_less<PRODUCER_REGISTERS>();
         typename S::walk walk(p.groups, shared.cumulative);
-        if (threadIdx.x % 128 == 0) produce<S>(p, &a_map, &b_map, shared, ring, walk);
+        if (threadIdx.x % 128 == 0) produce<S>(p, &a_map, &b_map, &c_map, shared, ring, walk);
     } else {
         f8_registers_more<CONSUMER_REGISTERS>();
         consume<S>(p, shared, ring, ring + S::stages * STAGE_BYTES);
@@ -378,50 +397,47 @@ __global__ __launch_bounds__(THREADS, 1) static void gemm_bf16_kernel(const __gr
     if (S::cluster > 1) f8_cluster_sync();
 }
 
-static problem make_problem(const fp8flow_gemm_args *x, int64_t experts, int band)
+static problem make_problem(const fp8flow_gemm_args *x, const f8_gemm_desc &d, int band)
 {
-    bool gradient = x->product == FP8FLOW_WGRAD;
     problem p = {};
-    p.groups.rows = { x->groups ? x->groups->offset : NULL, x->groups ? x->groups->rows : NULL, (int32_t)experts,
-                      (int32_t)x->a->rows };
-    p.groups.experts = (int32_t)experts;
-    p.groups.lines = gradient ? (int32_t)x->a->cols : 0;
+    p.groups.rows = { x->groups ? x->groups->offset : NULL, x->groups ? x->groups->rows : NULL, (int32_t)d.experts,
+                      (int32_t)d.rows };
+    p.groups.experts = (int32_t)d.experts;
+    p.groups.lines = d.product == FP8FLOW_WGRAD ? (int32_t)d.outer : 0;
     p.groups.empty_untouched = x->write == FP8FLOW_ACCUMULATE;
-    p.groups.columns = (int32_t)x->c->cols, p.groups.band = band, p.inner = (int32_t)x->a->cols;
+    p.groups.columns = (int32_t)x->c->cols, p.groups.band = band, p.inner = (int32_t)d.inner;
     p.c = x->c->data, p.c_stride = x->c->stride, p.c_dtype = x->c->dtype, p.write = x->write;
     return p;
 }
 
-template <class S> static fp8flow_status launch(fp8flow_context *c, const fp8flow_gemm_args *x, int band)
+template <class S>
+static fp8flow_status launch(fp8flow_context *c, const fp8flow_gemm_args *x, const f8_gemm_desc &d, int band)
 {
-    CUtensorMap a_map, b_map;
+    CUtensorMap a_map, b_map, c_map = {};
     int blocks;
-    int64_t experts = x->groups ? x->groups->count : 1;
-    problem p = make_problem(x, experts, band);
+    problem p = make_problem(x, d, band);
     F8_TRY(f8_bf16_map("gemm", &a_map, x->a, 1, BOX));
-    F8_TRY(f8_bf16_map("gemm", &b_map, x->b, S::gradient ? 1 : experts, BOX));
+    F8_TRY(f8_bf16_map("gemm", &b_map, x->b, S::gradient ? 1 : d.experts, BOX));
+    if (p.adds_bf16()) F8_TRY(f8_bf16_map("gemm", &c_map, x->c, 1, F8_WALK_ROWS));
     F8_TRY(f8_multiprocessors("gemm", &blocks));
-    cudaLaunchAttribute cluster = {};
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim = { S::cluster, 1, 1 };
+    cudaLaunchAttribute cluster;
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(blocks / S::cluster * S::cluster);
     config.blockDim = dim3(THREADS);
     config.dynamicSmemBytes = S::bytes;
     config.stream = f8_stream(c);
-    config.attrs = &cluster;
-    config.numAttrs = S::cluster > 1;
+    if (S::cluster > 1) f8_use_clusters(&config, &cluster, S::cluster);
     f8_allow_shared(gemm_bf16_kernel<S>, S::bytes);
-    cudaLaunchKernelEx(&config, gemm_bf16_kernel<S>, a_map, b_map, p);
+    cudaLaunchKernelEx(&config, gemm_bf16_kernel<S>, a_map, b_map, c_map, p);
     return f8_launched("gemm");
 }
 
-extern "C" fp8flow_status f8_cuda_gemm_bf16(fp8flow_context *c, const fp8flow_gemm_args *x,
+extern "C" fp8flow_status f8_cuda_gemm_bf16(fp8flow_context *c, const fp8flow_gemm_args *x, const f8_gemm_desc *desc,
                                             const f8_gemm_config *config)
 {
-    switch (x->product) {
-    case FP8FLOW_FPROP: return launch<shape<FP8FLOW_FPROP, 4, 2>>(c, x, config->band);
-    case FP8FLOW_DGRAD: return launch<shape<FP8FLOW_DGRAD, 4, 2>>(c, x, config->band);
-    default: return launch<shape<FP8FLOW_WGRAD, 4, 2>>(c, x, config->band);
+    switch (desc->product) {
+    case FP8FLOW_FPROP: return launch<shape<FP8FLOW_FPROP, 4, 2>>(c, x, *desc, config->band);
+    case FP8FLOW_DGRAD: return launch<shape<FP8FLOW_DGRAD, 4, 2>>(c, x, *desc, config->band);
+    default: return launch<shape<FP8FLOW_WGRAD, 4, 2>>(c, x, *desc, config->band);
     }
 }

@@ -5,7 +5,7 @@
  * of threads nor the other experts can change a bit. An item walks the inner dimension in steps of ITEM_INNER:
  *
  *   panel of a --decode--> FP32 \
- *                                sgemm adds into FP32 --encode--> BF16
+ *                                sgemm adds into FP32 --(+ c)--encode--> BF16
  *   panel of b --decode--> FP32 /
  *
  * Panels keep the order of the stored tensor, and sgemm transposes where it has to while it packs. FP32 operands
@@ -132,6 +132,17 @@ static void zero_rows(const fp8flow_gemm_args *x, const item *it, span rows)
     }
 }
 
+/* One line of sums to BF16; `old` has room for the line of c that they are added to. */
+static void write_bf16(const fp8flow_gemm_args *x, uint16_t *c, float *sums, int64_t count, float *old)
+{
+    const f8_lines *lines = f8_lines_cpu();
+    if (x->write == FP8FLOW_ACCUMULATE) {
+        lines->decode_bf16(old, c, count);
+        for (int64_t i = 0; i < count; i++) sums[i] = old[i] + sums[i];
+    }
+    lines->encode_bf16(c, sums, count);
+}
+
 static void run_valid_rows(const fp8flow_gemm_args *x, const item *it, float *scratch)
 {
     int64_t first = f8_element(x->c, it->group.c_row + it->rows.begin, it->cols.begin);
@@ -147,8 +158,8 @@ static void run_valid_rows(const fp8flow_gemm_args *x, const item *it, float *sc
     float *sums = scratch + 2 * PANEL_FLOATS;
     multiply(x, it, scratch, (target){ sums, PANEL_STRIDE, 0.0f });
     for (int64_t i = 0; i < it->rows.count; i++)
-        f8_lines_cpu()->encode_bf16((uint16_t *)x->c->data + first + i * x->c->stride, sums + i * PANEL_STRIDE,
-                                    it->cols.count);
+        write_bf16(x, (uint16_t *)x->c->data + first + i * x->c->stride, sums + i * PANEL_STRIDE, it->cols.count,
+                   scratch);
 }
 
 static void run_item(const fp8flow_gemm_args *x, item it, float *scratch)

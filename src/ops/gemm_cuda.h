@@ -9,13 +9,22 @@ extern "C" {
 #endif
 
 fp8flow_status f8_cuda_gemm_any(fp8flow_context *c, const fp8flow_gemm_args *a);
-fp8flow_status f8_cuda_gemm_fp8_rows(fp8flow_context *c, const fp8flow_gemm_args *a, const f8_gemm_config *config);
-fp8flow_status f8_cuda_gemm_fp8_wgrad(fp8flow_context *c, const fp8flow_gemm_args *a, const f8_gemm_config *config);
-fp8flow_status f8_cuda_gemm_fp8_tiles(fp8flow_context *c, const fp8flow_gemm_args *a, const f8_gemm_config *config);
-fp8flow_status f8_cuda_gemm_fp8_tiles_few(fp8flow_context *c, const fp8flow_gemm_args *a, const f8_gemm_config *config);
-fp8flow_status f8_cuda_gemm_bf16(fp8flow_context *c, const fp8flow_gemm_args *a, const f8_gemm_config *config);
-fp8flow_status f8_cuda_gemm_split(fp8flow_context *c, const fp8flow_gemm_args *a, const f8_gemm_config *config);
-fp8flow_status f8_cuda_gemm_split_k(fp8flow_context *c, const fp8flow_gemm_args *a, const f8_gemm_config *config);
+
+/* `desc`: f8_gemm_describe of the same arguments. */
+fp8flow_status f8_cuda_gemm_fp8_rows(fp8flow_context *c, const fp8flow_gemm_args *a, const f8_gemm_desc *desc,
+                                     const f8_gemm_config *config);
+fp8flow_status f8_cuda_gemm_fp8_wgrad(fp8flow_context *c, const fp8flow_gemm_args *a, const f8_gemm_desc *desc,
+                                      const f8_gemm_config *config);
+fp8flow_status f8_cuda_gemm_fp8_tiles(fp8flow_context *c, const fp8flow_gemm_args *a, const f8_gemm_desc *desc,
+                                      const f8_gemm_config *config);
+fp8flow_status f8_cuda_gemm_fp8_tiles_few(fp8flow_context *c, const fp8flow_gemm_args *a, const f8_gemm_desc *desc,
+                                          const f8_gemm_config *config);
+fp8flow_status f8_cuda_gemm_bf16(fp8flow_context *c, const fp8flow_gemm_args *a, const f8_gemm_desc *desc,
+                                 const f8_gemm_config *config);
+fp8flow_status f8_cuda_gemm_split(fp8flow_context *c, const fp8flow_gemm_args *a, const f8_gemm_desc *desc,
+                                  const f8_gemm_config *config);
+fp8flow_status f8_cuda_gemm_split_k(fp8flow_context *c, const fp8flow_gemm_args *a, const f8_gemm_desc *desc,
+                                    const f8_gemm_config *config);
 
 #if defined(__cplusplus)
 }

@@ -18,6 +18,7 @@
 
 #include "ops/gemm_walk.cuh"
 #include "ops/hopper_products.cuh"
+#include "ops/ring.cuh"
 #include "ops/tensor_map.cuh"
 #include "ops/warp.cuh"
 
@@ -36,14 +37,8 @@ struct pipeline {
     /* One thread. `bringers`: threads that arrive when a slot is filled; one more than the warps gives it back. */
     __device__ void init(int bringers)
     {
-        for (int i = 0; i < STAGES; i++) {
-            f8_barrier_init(&full[i], 1);
-            f8_barrier_init(&empty[i], 4 * GROUPS);
-        }
-        for (int i = 0; i < SLOTS; i++) {
-            f8_barrier_init(&ready[i], bringers);
-            f8_barrier_init(&taken[i], 4 * GROUPS + 1);
-        }
+        f8_ring_init(full, empty, 1, 4 * GROUPS);
+        f8_ring_init(ready, taken, bringers, 4 * GROUPS + 1);
         f8_barrier_fence();
     }
 };
@@ -71,8 +66,8 @@ struct ring_reader {
 /* The shuffles make descriptors uniform to the compiler: no moves between the products. */
 __device__ static inline ring_reader read_ring(const uint8_t *ring, const pipeline &pipe, int group)
 {
-    uint32_t a = __shfl_sync(~0u, f8_operand_low(f8_smem(ring) + group * 64 * STEP), 0);
-    uint32_t b = __shfl_sync(~0u, f8_operand_low(f8_smem(ring) + A_BYTES), 0);
+    uint32_t a = __shfl_sync(F8_ALL_LANES, f8_operand_low(f8_smem(ring) + group * 64 * STEP), 0);
+    uint32_t b = __shfl_sync(F8_ALL_LANES, f8_operand_low(f8_smem(ring) + A_BYTES), 0);
     return { a, b, f8_smem(pipe.full), 0, false };
 }
 

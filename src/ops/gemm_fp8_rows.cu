@@ -294,14 +294,14 @@ template <bool per_expert>
 __device__ static void consume(const problem &p, shared_memory &shared, const uint8_t *ring, uint8_t *boxes,
                                const CUtensorMap *c_map)
 {
-    int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
+    int group = __shfl_sync(F8_ALL_LANES, threadIdx.x / 128, 0);
     job<per_expert> work = { p, c_map, f8_smem(boxes) + group * BOXES * BOX_BYTES, read_ring(ring, shared.pipe, group),
                              { shared.pipe, shared.slots, 0 }, (int)threadIdx.x / 32 * 16 + f8_lane() / 4, false };
     float sum[SUMS];
     for (;;) {
         const slot &head = work.slots.wait();
         if (head.steps == 0) break;
-        int live = __shfl_sync(~0u, head.tile.row + 64 * group < head.tile.valid, 0);
+        int live = __shfl_sync(F8_ALL_LANES, head.tile.row + 64 * group < head.tile.valid, 0);
         work.within = head.tile.n % 128 != 0;
         if (live) run_tile(work, steps_of(p), false, sum);
         else skip_tile(work, steps_of(p), sum);
@@ -365,7 +365,7 @@ static fp8flow_status launch(fp8flow_context *c, const fp8flow_gemm_args *x, con
 
 static problem make_problem(const fp8flow_gemm_args *x, const f8_gemm_desc &d, const f8_gemm_config &config)
 {
-    bool fprop = x->product == FP8FLOW_FPROP, per_expert = x->a->scaling == FP8FLOW_TENSOR;
+    bool fprop = x->product == FP8FLOW_FPROP, per_expert = d.scaling == FP8FLOW_TENSOR;
     int64_t inner_blocks = f8_ceil_div(d.inner, 128), outer_blocks = f8_ceil_div(d.outer, 128);
     problem p = {};
     p.groups = { x->groups ? x->groups->offset : NULL, x->groups ? x->groups->rows : NULL, (int32_t)d.experts,
@@ -384,10 +384,9 @@ static problem make_problem(const fp8flow_gemm_args *x, const f8_gemm_desc &d, c
 }
 
 extern "C" fp8flow_status f8_cuda_gemm_fp8_rows(fp8flow_context *c, const fp8flow_gemm_args *x,
-                                                const f8_gemm_config *config)
+                                                const f8_gemm_desc *desc, const f8_gemm_config *config)
 {
-    f8_gemm_desc d = f8_gemm_describe(x);
-    problem p = make_problem(x, d, *config);
-    if (d.scaling == FP8FLOW_TENSOR) return launch<true>(c, x, d, p);
-    return launch<false>(c, x, d, p);
+    problem p = make_problem(x, *desc, *config);
+    if (desc->scaling == FP8FLOW_TENSOR) return launch<true>(c, x, *desc, p);
+    return launch<false>(c, x, *desc, p);
 }

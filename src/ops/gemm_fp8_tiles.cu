@@ -10,7 +10,6 @@
  */
 #include "ops/gemm_cuda.h"
 #include "ops/gemm_fp8_tiles.cuh"
-#include "ops/launch.cuh"
 
 enum { PIECE_COLS = 32, PIECES = COLUMNS / PIECE_COLS };
 
@@ -143,15 +142,15 @@ struct job {
 __device__ static void consume(const tile_problem &p, shared_memory &shared, const uint8_t *ring, uint8_t *boxes,
                                const CUtensorMap *c_map)
 {
-    int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
+    int group = __shfl_sync(F8_ALL_LANES, threadIdx.x / 128, 0);
     job work = { p, c_map, f8_smem(ring), f8_smem(boxes) + group * BOXES * BOX_BYTES,
                  read_ring(ring, shared.pipe, group), { shared.pipe, shared.slots, 0 }, false };
     float sum[SUMS];
     for (;;) {
         const tile_window &head = work.slots.wait().window;
         if (head.last) break;
-        int rows = __shfl_sync(~0u, head.rows, 0), steps = steps_of(rows, slot::LEAST_STEPS);
-        int live = __shfl_sync(~0u, rows > 0 && head.tile.row + 64 * group < head.tile.limit, 0);
+        int rows = __shfl_sync(F8_ALL_LANES, head.rows, 0), steps = steps_of(rows, slot::LEAST_STEPS);
+        int live = __shfl_sync(F8_ALL_LANES, rows > 0 && head.tile.row + 64 * group < head.tile.limit, 0);
         work.within = head.tile.n % 128 != 0;
         if (live) run_tile(work, steps, rows % STEP != 0, sum);
         else skip_tile(work, steps, sum);
@@ -198,17 +197,10 @@ static fp8flow_status gradient_map(CUtensorMap *map, const fp8flow_tensor *c, in
 }
 
 extern "C" fp8flow_status f8_cuda_gemm_fp8_tiles(fp8flow_context *c, const fp8flow_gemm_args *x,
-                                                 const f8_gemm_config *config)
+                                                 const f8_gemm_desc *desc, const f8_gemm_config *config)
 {
-    f8_gemm_desc d = f8_gemm_describe(x);
-    CUtensorMap a_map, b_map, c_map;
-    int blocks;
-    tile_problem p = describe_tiles(x, config);
-    F8_TRY(operand_map(&a_map, x->a->data, d.outer, x->a->rows, x->a->stride, F8_WALK_ROWS));
-    F8_TRY(operand_map(&b_map, x->b->data, d.inner, x->b->rows, x->b->stride, COLUMNS));
-    F8_TRY(gradient_map(&c_map, x->c, d.experts, d.outer));
-    F8_TRY(f8_multiprocessors("gemm", &blocks));
-    f8_allow_shared(gemm_fp8_tiles_kernel, SHARED_BYTES);
-    gemm_fp8_tiles_kernel<<<blocks, THREADS, SHARED_BYTES, f8_stream(c)>>>(a_map, b_map, c_map, p);
-    return f8_launched("gemm");
+    tile_launch launch = { x, desc, config, {}, {}, SHARED_BYTES };
+    F8_TRY(operand_map(&launch.b_map, x->b->data, desc->inner, x->b->rows, x->b->stride, COLUMNS));
+    F8_TRY(gradient_map(&launch.c_map, x->c, desc->experts, desc->outer));
+    return launch_tiles(c, launch, gemm_fp8_tiles_kernel);
 }

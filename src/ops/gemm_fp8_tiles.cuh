@@ -15,6 +15,7 @@
 #define F8_OPS_GEMM_FP8_TILES_CUH
 
 #include "ops/gemm_fp8.cuh"
+#include "ops/launch.cuh"
 
 struct tile_problem {
     f8_walk_lines groups;
@@ -102,19 +103,41 @@ __device__ static inline void clear_rows(uint32_t stage_at, int group, int valid
     f8_named_barrier(1 + group, 128);
 }
 
-static inline tile_problem describe_tiles(const fp8flow_gemm_args *x, const f8_gemm_config *config)
+static inline tile_problem describe_tiles(const fp8flow_gemm_args *x, const f8_gemm_desc &d,
+                                          const f8_gemm_config &config)
 {
-    f8_gemm_desc d = f8_gemm_describe(x);
     tile_problem p = {};
     p.groups.rows.offset = x->groups ? x->groups->offset : NULL;
     p.groups.rows.rows = x->groups ? x->groups->rows : NULL;
-    p.groups.rows.capacity = (int32_t)x->a->rows;
+    p.groups.rows.capacity = (int32_t)d.rows;
     p.groups.experts = p.groups.rows.experts = (int32_t)d.experts;
-    p.groups.columns = (int32_t)d.inner, p.groups.lines = (int32_t)d.outer, p.groups.band = config->band;
+    p.groups.columns = (int32_t)d.inner, p.groups.lines = (int32_t)d.outer, p.groups.band = config.band;
     p.groups.empty_untouched = x->write == FP8FLOW_ACCUMULATE;
     p.a_scale = (const uint8_t *)x->a->scale, p.b_scale = (const uint8_t *)x->b->scale;
     p.write = x->write;
     return p;
+}
+
+/* Maps of b and c and the kernel are what differs. */
+struct tile_launch {
+    const fp8flow_gemm_args *args;
+    const f8_gemm_desc *desc;
+    const f8_gemm_config *config;
+    CUtensorMap b_map, c_map;
+    int shared_bytes;
+};
+
+template <class Kernel> static fp8flow_status launch_tiles(fp8flow_context *c, const tile_launch &x, Kernel *kernel)
+{
+    CUtensorMap a_map;
+    int blocks;
+    const fp8flow_tensor *a = x.args->a;
+    tile_problem p = describe_tiles(x.args, *x.desc, *x.config);
+    F8_TRY(operand_map(&a_map, a->data, x.desc->outer, a->rows, a->stride, F8_WALK_ROWS));
+    F8_TRY(f8_multiprocessors("gemm", &blocks));
+    f8_allow_shared(kernel, x.shared_bytes);
+    kernel<<<blocks, THREADS, x.shared_bytes, f8_stream(c)>>>(a_map, x.b_map, x.c_map, p);
+    return f8_launched("gemm");
 }
 
 #endif

@@ -15,7 +15,6 @@
  */
 #include "ops/gemm_cuda.h"
 #include "ops/gemm_fp8_tiles.cuh"
-#include "ops/launch.cuh"
 
 enum { RING = 3, WARPS = 4 * GROUPS };
 enum { GROUP_COLS = 32, GROUP_LINES = 16, GROUP_BYTES = GROUP_LINES * 128, TILE_GROUPS = COLUMNS / GROUP_COLS };
@@ -126,7 +125,7 @@ template <fp8flow_write write> struct worker {
         ring.wait(stage);
         if (short_step)
             clear_rows(stages + stage * STAGE_BYTES, group, slots.get(slots.number).window.rows % STEP);
-        uint32_t offset = __shfl_sync(~0u, stage * (STAGE_BYTES / 16), 0);
+        uint32_t offset = __shfl_sync(F8_ALL_LANES, stage * (STAGE_BYTES / 16), 0);
         multiply(part, ring.a + offset, ring.b + offset);
     }
 
@@ -243,14 +242,14 @@ template <fp8flow_write write>
 __device__ static void consume(const tile_problem &p, shared_memory &shared, const uint8_t *stages,
                                const CUtensorMap *c_map)
 {
-    int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
+    int group = __shfl_sync(F8_ALL_LANES, threadIdx.x / 128, 0);
     worker<write> work = { p, c_map, shared, f8_smem(stages), read_ring(stages, shared.tiles.pipe, group),
                        { shared.tiles.pipe, shared.tiles.slots, 0 }, 0, group, 0 };
     float sum[SUMS];
     for (;;) {
         const tile_window &head = work.slots.wait().window;
         if (head.last) break;
-        work.run_tile(__shfl_sync(~0u, head.rows, 0), sum);
+        work.run_tile(__shfl_sync(F8_ALL_LANES, head.rows, 0), sum);
         work.slots.number++;
     }
     work.finish(sum);
@@ -313,19 +312,12 @@ static fp8flow_status gradient_map(CUtensorMap *map, const fp8flow_tensor *c, in
 }
 
 extern "C" fp8flow_status f8_cuda_gemm_fp8_tiles_few(fp8flow_context *c, const fp8flow_gemm_args *x,
-                                                 const f8_gemm_config *config)
+                                                     const f8_gemm_desc *desc, const f8_gemm_config *config)
 {
-    f8_gemm_desc d = f8_gemm_describe(x);
-    CUtensorMap a_map, b_map, c_map;
-    int blocks;
-    tile_problem p = describe_tiles(x, config);
-    F8_TRY(operand_map(&a_map, x->a->data, d.outer, x->a->rows, x->a->stride, F8_WALK_ROWS));
-    F8_TRY(permuted_map(&b_map, x->b));
-    F8_TRY(gradient_map(&c_map, x->c, d.experts, d.outer));
-    F8_TRY(f8_multiprocessors("gemm", &blocks));
-    auto kernel = x->write == FP8FLOW_ACCUMULATE ? gemm_fp8_tiles_few_kernel<FP8FLOW_ACCUMULATE>
-                                                 : gemm_fp8_tiles_few_kernel<FP8FLOW_OVERWRITE>;
-    f8_allow_shared(kernel, BYTES);
-    kernel<<<blocks, THREADS, BYTES, f8_stream(c)>>>(a_map, b_map, c_map, p);
-    return f8_launched("gemm");
+    tile_launch launch = { x, desc, config, {}, {}, BYTES };
+    F8_TRY(permuted_map(&launch.b_map, x->b));
+    F8_TRY(gradient_map(&launch.c_map, x->c, desc->experts, desc->outer));
+    if (desc->write == FP8FLOW_ACCUMULATE)
+        return launch_tiles(c, launch, gemm_fp8_tiles_few_kernel<FP8FLOW_ACCUMULATE>);
+    return launch_tiles(c, launch, gemm_fp8_tiles_few_kernel<FP8FLOW_OVERWRITE>);
 }

@@ -39,7 +39,8 @@ static fp8flow_status map_b(CUtensorMap *map, const fp8flow_tensor *b)
     return f8_tensor_map("gemm", map, b->data, shape);
 }
 
-template <class L> static fp8flow_status launch(fp8flow_context *c, const fp8flow_gemm_args *a, int band)
+template <class L>
+static fp8flow_status launch(fp8flow_context *c, const fp8flow_gemm_args *a, const f8_gemm_desc &d, int band)
 {
     CUtensorMap a_map, b_map;
     F8_TRY(map_a(&a_map, a->a, L::tile_n));
@@ -49,13 +50,13 @@ template <class L> static fp8flow_status launch(fp8flow_context *c, const fp8flo
     p.b_scale = a->b->scale;
     p.c = (float *)a->c->data;
     p.c_stride = a->c->stride;
-    p.experts = a->groups ? (int32_t)a->groups->count : 1;
+    p.experts = (int32_t)d.experts;
     p.offset = a->groups ? a->groups->offset : NULL;
     p.rows = a->groups ? a->groups->rows : NULL;
-    p.all_rows = (int32_t)a->a->rows;
-    p.n = (int32_t)a->a->cols;
-    p.k = (int32_t)a->b->cols;
-    p.band = band > 0 ? band : 1;
+    p.all_rows = (int32_t)d.rows;
+    p.n = (int32_t)d.outer;
+    p.k = (int32_t)d.inner;
+    p.band = band;
     p.write = a->write;
     p.prefetch = a->write == FP8FLOW_ACCUMULATE;
     int processors = 0;
@@ -70,16 +71,16 @@ template <class L> static fp8flow_status launch(fp8flow_context *c, const fp8flo
 
 /* With few rows two teams with tiles of 128 lines; else one of 192 lines, three warpgroups, or of 256. */
 extern "C" fp8flow_status f8_cuda_gemm_fp8_wgrad(fp8flow_context *c, const fp8flow_gemm_args *a,
-                                                 const f8_gemm_config *config)
+                                                 const f8_gemm_desc *desc, const f8_gemm_config *config)
 {
     int few = config->tile_m == 128, band = config->band;
-    switch (a->a->scaling) {
+    switch (desc->scaling) {
     case FP8FLOW_TENSOR:
-        return few ? launch<wgrad_layout<FP8FLOW_TENSOR, 2, 1, 2, 3>>(c, a, band)
-                   : launch<wgrad_layout<FP8FLOW_TENSOR, 1, 3, 1, 5>>(c, a, band);
+        return few ? launch<wgrad_layout<FP8FLOW_TENSOR, 2, 1, 2, 3>>(c, a, *desc, band)
+                   : launch<wgrad_layout<FP8FLOW_TENSOR, 1, 3, 1, 5>>(c, a, *desc, band);
     case FP8FLOW_COL128:
-        return few ? launch<wgrad_layout<FP8FLOW_COL128, 2, 1, 2, 3>>(c, a, band)
-                   : launch<wgrad_layout<FP8FLOW_COL128, 1, 2, 2, 4>>(c, a, band);
-    default: return launch<wgrad_layout<FP8FLOW_TILE128, 2, 1, 2, 3>>(c, a, band);
+        return few ? launch<wgrad_layout<FP8FLOW_COL128, 2, 1, 2, 3>>(c, a, *desc, band)
+                   : launch<wgrad_layout<FP8FLOW_COL128, 1, 2, 2, 4>>(c, a, *desc, band);
+    default: return launch<wgrad_layout<FP8FLOW_TILE128, 2, 1, 2, 3>>(c, a, *desc, band);
     }
 }

@@ -16,8 +16,9 @@
  * operations of the parts at the BF16 peak: 46, 46, 91).
  */
 #include "ops/gemm_cuda.h"
-#include "ops/hopper.cuh"
 #include "ops/hopper_products.cuh"
+#include "ops/launch.cuh"
+#include "ops/ring.cuh"
 #include "ops/split_parts.cuh"
 #include "ops/tensor_map.cuh"
 
@@ -95,17 +96,6 @@ __device__ static void produce(const block_work &w, const CUtensorMap *a_map, co
 
 /* ---- The warpgroups that multiply ---- */
 
-/* Each warp that has read a stage says so, in a cluster to both blocks: both write parts into it. */
-template <class S> __device__ static inline void release(uint32_t barrier)
-{
-    __syncwarp();
-    if (S::cluster == 1) {
-        if (f8_lane() == 0) f8_barrier_arrive(barrier);
-    } else {
-        if (f8_lane() < S::cluster) f8_barrier_arrive_at(barrier, f8_lane());
-    }
-}
-
 template <class S>
 __device__ static inline void multiply(float (&sum)[S::sums], uint32_t a, uint32_t b, int stage)
 {
@@ -155,8 +145,8 @@ template <class S>
 __device__ static void consume(const problem &p, const block_work &w, shared_memory<S> &shared, uint8_t *ring)
 {
     /* Shuffles make descriptors uniform to the compiler: no moves between the products. */
-    int group = __shfl_sync(~0u, threadIdx.x / 128, 0), warp = threadIdx.x / 32;
-    uint32_t address = __shfl_sync(~0u, f8_smem(ring), 0), a = address + group * BOX_BYTES;
+    int group = __shfl_sync(F8_ALL_LANES, threadIdx.x / 128, 0), warp = threadIdx.x / 32;
+    uint32_t address = __shfl_sync(F8_ALL_LANES, f8_smem(ring), 0), a = address + group * BOX_BYTES;
     uint32_t b = f8_operand_low(address + A_BYTES), full = f8_kept(shared.full);
     uint32_t empty = full + (uint32_t)sizeof shared.full, before = 0;
     a = S::a_outer ? f8_operand_low_outer(a, BOX_BYTES) : f8_operand_low(a);
@@ -169,7 +159,7 @@ __device__ static void consume(const problem &p, const block_work &w, shared_mem
         f8_barrier_wait(full + 8 * stage.at, stage.phase);
         multiply<S>(sum, a, b, stage.at);
         f8_products_wait<1>();
-        if (step > w.begin) release<S>(before);
+        if (step > w.begin) f8_release<S::cluster>(before);
         before = empty + 8 * stage.at;
         stage.advance();
     }
@@ -191,10 +181,7 @@ gemm_split_kernel(const __grid_constant__ CUtensorMap a_map, const __grid_consta
     uint8_t *ring = dynamic + (1024 - f8_smem(dynamic) % 1024) % 1024;
     block_work w = work_of<S>(p);
     if (threadIdx.x == 0) {
-        for (int i = 0; i < S::stages; i++) {
-            f8_barrier_init(&shared.full[i], 1);
-            f8_barrier_init(&shared.empty[i], 4 * GROUPS * S::cluster);
-        }
+        f8_ring_init(shared.full, shared.empty, 1, 4 * GROUPS * S::cluster);
         f8_barrier_fence();
     }
     __syncthreads();
@@ -241,16 +228,13 @@ template <class S> static fp8flow_status launch(fp8flow_context *c, const narrow
     CUtensorMap a_map, b_map;
     F8_TRY(f8_bf16_map("gemm", &a_map, &n.tall, 1, S::a_outer ? BOX : LINES));
     F8_TRY(f8_bf16_map("gemm", &b_map, &n.parts, n.p.tiles, S::parts / S::cluster));
-    cudaLaunchAttribute cluster = {};
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim = { S::cluster, 1, 1 };
+    cudaLaunchAttribute cluster;
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(f8_grid(n.p.lines, LINES * S::cluster) * S::cluster * n.p.tiles, n.config->splits);
     config.blockDim = dim3(THREADS);
     config.dynamicSmemBytes = S::bytes;
     config.stream = f8_stream(c);
-    config.attrs = &cluster;
-    config.numAttrs = S::cluster > 1;
+    if (S::cluster > 1) f8_use_clusters(&config, &cluster, S::cluster);
     f8_allow_shared(gemm_split_kernel<S>, S::bytes);
     cudaLaunchKernelEx(&config, gemm_split_kernel<S>, a_map, b_map, n.p);
     return f8_launched("gemm");
@@ -338,20 +322,20 @@ static fp8flow_status wgrad(fp8flow_context *c, const fp8flow_gemm_args *x, cons
 }
 
 extern "C" fp8flow_status f8_cuda_gemm_split(fp8flow_context *c, const fp8flow_gemm_args *x,
-                                             const f8_gemm_config *config)
+                                             const f8_gemm_desc *desc, const f8_gemm_config *config)
 {
-    return x->product == FP8FLOW_WGRAD ? wgrad(c, x, config) : fprop(c, x, config);
+    return desc->product == FP8FLOW_WGRAD ? wgrad(c, x, config) : fprop(c, x, config);
 }
 
 /* ---- DGRAD ---- */
 
 /* The parts of the weight stay; rows of a come pass by pass. */
 extern "C" fp8flow_status f8_cuda_gemm_split_k(fp8flow_context *c, const fp8flow_gemm_args *x,
-                                               const f8_gemm_config *config)
+                                               const f8_gemm_desc *desc, const f8_gemm_config *config)
 {
-    int64_t experts = f8_ceil_div(x->a->cols, 8) * 8, inner = F8_SPLIT_PAIRS * experts, columns = x->c->cols;
+    int64_t experts = f8_ceil_div(desc->inner, 8) * 8, inner = F8_SPLIT_PAIRS * experts, columns = desc->outer;
     uint16_t *b_parts = (uint16_t *)f8_cuda_scratch(c), *a_parts = b_parts + inner * columns;
-    int64_t most = (F8_CUDA_SCRATCH_BYTES - inner * columns * 2) / (inner * 2) / LINES * LINES, total = x->a->rows;
+    int64_t most = (F8_CUDA_SCRATCH_BYTES - inner * columns * 2) / (inner * 2) / LINES * LINES, total = desc->rows;
     fp8flow_tensor b = parts_tensor(b_parts, inner, columns);
     f8_split_launch(c, split_rows_kernel<f8_parts_right>, split_job(c, x->b, columns, experts, experts));
     for (int64_t first = 0; first < total; first += most) {
@@ -362,7 +346,8 @@ extern "C" fp8flow_status f8_cuda_gemm_split_k(fp8flow_context *c, const fp8flow
         job.to = a_parts;
         f8_split_launch(c, split_rows_kernel<f8_parts_left>, job);
         fp8flow_gemm_args args = { FP8FLOW_DGRAD, x->write, NULL, &a, &b, &to };
-        F8_TRY(f8_cuda_gemm_bf16(c, &args, config));
+        f8_gemm_desc pass = f8_gemm_describe(&args);
+        F8_TRY(f8_cuda_gemm_bf16(c, &args, &pass, config));
     }
     return FP8FLOW_OK;
 }

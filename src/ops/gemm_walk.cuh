@@ -12,6 +12,7 @@
 
 #include "ops/gemm_config.h"
 #include "ops/hopper.cuh"
+#include "ops/warp.cuh"
 
 enum { F8_WALK_ROWS = 128 };
 
@@ -102,17 +103,17 @@ template <int tile_n, int cluster, class Groups = f8_walk_groups> struct f8_walk
 template <class Walk, class Groups>
 __device__ static void f8_walk_count(const Groups &groups, int32_t *cumulative)
 {
-    int lane = threadIdx.x % 32, total = 0;
+    int lane = f8_lane(), total = 0;
     for (int base = 0; base < groups.experts; base += 32) {
         int e = base + lane;
         int units = e < groups.experts ? Walk::units(groups.row_tiles(e), Walk::column_tiles(groups)) : 0, sum = units;
 #pragma unroll
         for (int step = 1; step < 32; step *= 2) {
-            int other = __shfl_up_sync(~0u, sum, step);
+            int other = __shfl_up_sync(F8_ALL_LANES, sum, step);
             if (lane >= step) sum += other;
         }
         if (e < groups.experts) cumulative[e] = total + sum - units;
-        total += __shfl_sync(~0u, sum, 31);
+        total += __shfl_sync(F8_ALL_LANES, sum, 31);
     }
     if (lane == 0) cumulative[groups.experts] = total;
 }

@@ -236,10 +236,8 @@ __global__ __launch_bounds__(L::threads, 1) static void wgrad_kernel(const __gri
     uint8_t *stages = dynamic + (1024 - f8_smem(dynamic) % 1024) % 1024;
     float *factors = (float *)(stages + L::teams * L::stages * L::stage_bytes);
     if (threadIdx.x == 0) {
-        for (int i = 0; i < L::teams * L::stages; i++) {
-            f8_barrier_init(&s.full[0][0] + i, L::scaling == FP8FLOW_COL128 ? 2 : 1);
-            f8_barrier_init(&s.empty[0][0] + i, 4 * L::groups);
-        }
+        for (int i = 0; i < L::teams; i++)
+            f8_ring_init(s.full[i], s.empty[i], L::scaling == FP8FLOW_COL128 ? 2 : 1, 4 * L::groups);
         f8_barrier_fence();
     }
     __syncthreads();

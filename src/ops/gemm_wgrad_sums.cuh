@@ -5,6 +5,7 @@
 #define F8_OPS_GEMM_WGRAD_SUMS_CUH
 
 #include "ops/hopper_products.cuh"
+#include "ops/ring.cuh"
 #include "ops/warp.cuh"
 
 enum { WGRAD_STEP = 128, WGRAD_K = 128 };

@@ -102,28 +102,11 @@ __device__ static inline void f8_barrier_arrive_at(uint64_t *barrier, uint32_t r
     f8_barrier_arrive_at(f8_smem(barrier), rank);
 }
 
-/* Position in a ring of `size` and the phase of its barriers. */
-template <int size> struct f8_position {
-    int at;
-    uint32_t phase;
-
-    __device__ void advance()
-    {
-        if (++at == size) at = 0, phase ^= 1;
-    }
-};
-
 /* Wait of one named barrier for `threads` threads of the block: whole warps, which come back together first. */
 __device__ static inline void f8_named_barrier(int name, int threads)
 {
     __syncwarp();
     asm volatile("bar.sync %0, %1;" ::"r"(name), "r"(threads) : "memory");
-}
-
-/* The arrival of `threads` threads in all, of which others wait. */
-__device__ static inline void f8_named_arrive(int name, int threads)
-{
-    asm volatile("bar.arrive %0, %1;" ::"r"(name), "r"(threads) : "memory");
 }
 
 __device__ static inline uint32_t f8_cluster_rank()
@@ -249,7 +232,7 @@ __device__ static inline void f8_copy_box(void *to, const CUtensorMap *map, uint
                  : "memory");
 }
 
-/* The same of a 4-D map and from an address; and the way back. */
+/* The same of a 4-D map, and to an address; then from an address to the map. */
 __device__ static inline void f8_copy_box(uint32_t to, const CUtensorMap *map, uint32_t barrier, int x, int y, int z,
                                           int w, uint64_t policy)
 {
@@ -268,7 +251,7 @@ __device__ static inline void f8_store_box(const CUtensorMap *map, uint32_t from
                  : "memory");
 }
 
-/* The same without a policy, and to the same place in every block of the cluster named by `blocks`. */
+/* That of a 3-D map without a policy. */
 __device__ static inline void f8_copy_box(void *to, const CUtensorMap *map, uint64_t *barrier, int x, int y, int z)
 {
     asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes "
@@ -277,6 +260,7 @@ __device__ static inline void f8_copy_box(void *to, const CUtensorMap *map, uint
                  : "memory");
 }
 
+/* The same to the same place in every block of the cluster that has its bit in `blocks`. */
 __device__ static inline void f8_share_box(void *to, const CUtensorMap *map, uint64_t *barrier, int x, int y, int z,
                                            uint16_t blocks)
 {
@@ -286,7 +270,7 @@ __device__ static inline void f8_share_box(void *to, const CUtensorMap *map, uin
                  : "memory");
 }
 
-/* The way back; what lies outside the tensor is not written. */
+/* From a pointer to a 3-D map; what lies outside the tensor is not written. */
 __device__ static inline void f8_store_box(const CUtensorMap *map, const void *from, int x, int y, int z,
                                            uint64_t policy)
 {
@@ -303,6 +287,13 @@ __device__ static inline void f8_add_box(const CUtensorMap *map, const void *fro
     asm volatile("cp.reduce.async.bulk.tensor.3d.global.shared::cta.add.bulk_group.L2::cache_hint "
                  "[%0, {%2, %3, %4}], [%1], %5;" ::"l"(map),
                  "r"(f8_smem(from)), "r"(x), "r"(y), "r"(z), "l"(policy)
+                 : "memory");
+}
+
+/* Box of a 3-D tensor map to L2. */
+__device__ static inline void f8_prefetch_box(const CUtensorMap *map, int x, int y, int z)
+{
+    asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global [%0, {%1, %2, %3}];" ::"l"(map), "r"(x), "r"(y), "r"(z)
                  : "memory");
 }
 
@@ -416,6 +407,15 @@ __device__ static inline void f8_store_matrices(uint32_t address, uint32_t x0, u
 {
     asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(x0), "r"(x1),
                  "r"(x2), "r"(x3)
+                 : "memory");
+}
+
+/* The way back: register i holds matrix i. */
+__device__ static inline void f8_load_matrices(uint32_t (&x)[4], uint32_t address)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+                 : "r"(address)
                  : "memory");
 }
 

@@ -28,14 +28,27 @@ static inline unsigned f8_grid(int64_t count, int64_t per_block)
     return (unsigned)f8_ceil_div(count, per_block);
 }
 
-/* Dynamic shared memory that every kernel may have. */
-enum { F8_PLAIN_SHARED_BYTES = 48 << 10 };
+/* Dynamic shared memory that every kernel may have; all of a block's. */
+enum { F8_PLAIN_SHARED_BYTES = 48 << 10, F8_SHARED_BYTES = 227 << 10 };
 
-/* To be called before a launch with `bytes` of dynamic shared memory; what fails here shows at f8_launched. */
+/* To be called before a launch with `bytes` of dynamic shared memory; what fails here shows at f8_launched. A kernel is
+ * allowed all that there is: the allowance is the process's, and another thread may be about to launch it with more. */
 template <class Kernel> static inline void f8_allow_shared(Kernel *kernel, int bytes)
 {
-    if (bytes > F8_PLAIN_SHARED_BYTES)
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    cudaFuncAttributes now;
+    if (bytes <= F8_PLAIN_SHARED_BYTES || cudaFuncGetAttributes(&now, kernel) != cudaSuccess) return;
+    if (now.maxDynamicSharedSizeBytes < bytes)
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             F8_SHARED_BYTES - (int)now.sharedSizeBytes);
+}
+
+/* Clusters of `blocks` blocks for a launch, whose configuration points to `attribute` from here on. */
+static inline void f8_use_clusters(cudaLaunchConfig_t *config, cudaLaunchAttribute *attribute, int blocks)
+{
+    attribute->id = cudaLaunchAttributeClusterDimension;
+    attribute->val.clusterDim = { (unsigned)blocks, 1, 1 };
+    config->attrs = attribute;
+    config->numAttrs = 1;
 }
 
 /* What the launches before said; a failure of the kernels themselves shows at fp8flow_synchronize. */

@@ -36,13 +36,16 @@ fp8flow_status fp8flow_synchronize(fp8flow_context *c)
 fp8flow_status fp8flow_graph_begin(fp8flow_context *c)
 {
     F8_REQUIRE(c, EINVAL, "graph_begin: NULL context");
-    return c->device->graph_begin(c->stream);
+    F8_TRY(c->device->graph_begin(c->stream));
+    c->recording = 1;
+    return FP8FLOW_OK;
 }
 
 fp8flow_status fp8flow_graph_end(fp8flow_context *c, fp8flow_graph **graph)
 {
     F8_REQUIRE(c && graph, EINVAL, "graph_end: NULL argument");
     void *handle = NULL;
+    c->recording = 0;
     F8_TRY(c->device->graph_end(c->stream, &handle));
     *graph = handle;
     return FP8FLOW_OK;
@@ -84,6 +87,11 @@ fp8flow_status fp8flow_event_elapsed(fp8flow_context *c, fp8flow_event *start, f
 void fp8flow_event_destroy(fp8flow_context *c, fp8flow_event *event)
 {
     if (c && event) c->device->event_destroy(HANDLE(event));
+}
+
+int32_t fp8flow_device_count(void)
+{
+    return f8_device_cuda_count();
 }
 
 fp8flow_status fp8flow_device_describe(fp8flow_context *c, fp8flow_device_info *info)

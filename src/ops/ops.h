@@ -1,4 +1,5 @@
-/* ops.h - the list of operators, the table of a backend, the context. Contracts: fp8flow_ops.h.
+/* ops.h - the list of operators, the table of a backend, the context. Contracts: fp8flow_ops.h,
+ * fp8flow_ops_ranks.h.
  *
  * Each operator has one file <op>.c with its public entry (checks the contract, then F8_RUN) and its
  * reference f8_ref_<op>, and where it pays a neighbour <op>_avx2.c with f8_avx2_<op>, and <op>.cu with f8_cuda_<op>.
@@ -14,11 +15,13 @@
 #include "base/status.h"
 #include "base/tensor.h"
 #include "device/device.h"
+#include "fp8flow_ops_ranks.h"
 
 /* clang-format off */
 #define F8_OPS(X)                                                                              \
     X(quantize) X(dequantize) X(transpose)                                                     \
     X(permute_plan) X(permute) X(unpermute)                                                    \
+    X(rank_destinations) X(rank_routing) X(rank_gates)                                         \
     X(swiglu) X(swiglu_backward)                                                               \
     X(router) X(router_sum) X(router_loss) X(router_backward)                                  \
     X(router_bias_update) X(add_counts)                                                        \
@@ -73,6 +76,7 @@ struct fp8flow_context {
     const f8_device *device;
     void *stream; /* of the device; owned unless the caller brought it */
     int owns_stream;
+    int recording; /* a graph: calls are not done now, and nobody may wait for them */
     int num_threads;
     char *scratch; /* num_threads * F8_SCRATCH_BYTES; F8_CUDA_SCRATCH_BYTES of device memory under CUDA */
     int64_t calls[F8_NUM_OPS];
@@ -100,6 +104,9 @@ fp8flow_status f8_context_check_groups(const fp8flow_context *c, const char *op,
 /* 1 in an operator's OpenMP loops means: too little work to share. `work` is about one simple operation. */
 int f8_threads_for(const fp8flow_context *c, int64_t work);
 
+/* "gemm"; static. */
+const char *f8_op_name(f8_op op);
+
 /* Enter a call into the context's trace, before and after it (trace.c). stop returns what went wrong first. */
 void f8_trace_start(fp8flow_context *c, f8_op op, const void *args);
 fp8flow_status f8_trace_stop(fp8flow_context *c, fp8flow_status status);
@@ -107,11 +114,13 @@ fp8flow_status f8_trace_stop(fp8flow_context *c, fp8flow_status status);
 static inline void f8_before_call(fp8flow_context *c, f8_op op, const void *args)
 {
     c->calls[op]++;
+    c->device->range_begin(f8_op_name(op));
     if (c->trace) f8_trace_start(c, op, args);
 }
 
 static inline fp8flow_status f8_after_call(fp8flow_context *c, fp8flow_status status)
 {
+    c->device->range_end();
     return c->trace ? f8_trace_stop(c, status) : status;
 }
 

@@ -236,17 +236,13 @@ typedef void plan_kernel(plan_call call);
 static void plan_launch_cluster(cudaStream_t stream, plan_kernel *kernel, int cluster, int64_t shared_bytes,
                                 const plan_call &call)
 {
-    cudaLaunchAttribute attribute = {};
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim.x = (unsigned)cluster;
-    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+    cudaLaunchAttribute attribute;
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3((unsigned)cluster);
     config.blockDim = dim3(PLAN_THREADS);
     config.dynamicSmemBytes = (size_t)shared_bytes;
     config.stream = stream;
-    config.attrs = &attribute;
-    config.numAttrs = 1;
+    f8_use_clusters(&config, &attribute, cluster);
     f8_allow_shared(kernel, (int)shared_bytes);
     cudaLaunchKernelEx(&config, kernel, call);
 }

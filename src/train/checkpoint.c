@@ -241,14 +241,26 @@ static fp8flow_status read_tensor(const source *s, const char *name, int64_t row
     return f8_safetensors_read(file, &tensor, memory, (vector ? 1 : rows) * cols * 4, &access);
 }
 
-static fp8flow_status read_slices(const source *s, const f8_parameter_table *table, const char *suffix, float *array)
+/* What this rank has of a tensor, to its place in an array of masters or moments. A checksum is of a whole tensor: one
+ * that is not all here passes through the place of its gradient. */
+static fp8flow_status read_slice(const source *s, const f8_model *m, const f8_stored_slice *slice, const char *suffix,
+                                 float *array)
 {
     char name[F8_CHECKPOINT_NAME];
-    for (int64_t i = 0; i < table->num_slices; i++) {
-        const f8_stored_slice *slice = &table->slice[i];
-        snprintf(name, sizeof name, "%s%s", slice->name, suffix);
-        F8_TRY(read_tensor(s, name, slice->rows, slice->cols, array + slice->offset));
-    }
+    const f8_section *section = f8_model_section(m, slice->offset);
+    int64_t elements = (slice->rows ? slice->rows : 1) * slice->cols;
+    int64_t begin, count = f8_section_overlap(section, slice->offset, elements, &begin);
+    float *place = array + (begin - section->begin + section->state);
+    if (count == 0) return FP8FLOW_OK;
+    snprintf(name, sizeof name, "%s%s", slice->name, suffix);
+    if (count == elements) return read_tensor(s, name, slice->rows, slice->cols, place);
+    F8_TRY(read_tensor(s, name, slice->rows, slice->cols, m->gradient + slice->offset));
+    return fp8flow_memory_copy(m->context, place, m->gradient + begin, (size_t)count * sizeof *place);
+}
+
+static fp8flow_status read_slices(const source *s, const f8_model *m, const char *suffix, float *array)
+{
+    for (int64_t i = 0; i < m->table->num_slices; i++) F8_TRY(read_slice(s, m, &m->table->slice[i], suffix, array));
     return FP8FLOW_OK;
 }
 
@@ -330,7 +342,7 @@ static fp8flow_status load_weights(const char *path, const f8_checkpoint_state *
     f8_safetensors_set *set = NULL;
     F8_TRY(open_shards(path, "model", state->num_shards, &set));
     source s = { set, m->context };
-    fp8flow_status status = read_slices(&s, m->table, "", m->master);
+    fp8flow_status status = read_slices(&s, m, "", m->master);
     if (status == FP8FLOW_OK) status = read_router_biases(&s, m);
     if (status == FP8FLOW_OK) status = refuse_surplus(set, m, (const char *const[]){ "", "" });
     f8_safetensors_set_close(set);
@@ -343,8 +355,8 @@ static fp8flow_status load_moments(const char *path, const f8_checkpoint_state *
     f8_safetensors_set *set = NULL;
     F8_TRY(open_shards(path, "optimizer", state->num_shards, &set));
     source s = { set, m->context };
-    fp8flow_status status = read_slices(&s, m->table, suffixes[0], m->moment1);
-    if (status == FP8FLOW_OK) status = read_slices(&s, m->table, suffixes[1], m->moment2);
+    fp8flow_status status = read_slices(&s, m, suffixes[0], m->moment1);
+    if (status == FP8FLOW_OK) status = read_slices(&s, m, suffixes[1], m->moment2);
     if (status == FP8FLOW_OK) status = refuse_surplus(set, m, suffixes);
     f8_safetensors_set_close(set);
     return status;

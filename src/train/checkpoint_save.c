@@ -6,8 +6,8 @@
  *     config.json    as given               state.json   step, seeds, data identity, checksum of config.json
  *     COMPLETE       last of all: the checksum of state.json
  *
- * Rank 0 stores the replicated tensors, every rank its experts. Each tensor has a checksum in its file's
- * metadata, so that one flipped bit anywhere is found on loading.
+ * Every rank stores the tensors that start in its shares of the masters and moments; rank 0 the router biases. Each
+ * tensor has a checksum in its file's metadata, so that one flipped bit anywhere is found on loading.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -26,6 +26,121 @@
 
 #define TEMPORARY ".tmp"
 
+/* ---- Agreement ---- */
+
+/* All ranks return what the lowest rank that failed has to say. */
+static fp8flow_status agree(fp8flow_comm *comm, fp8flow_status mine)
+{
+    struct {
+        fp8flow_status status;
+        char message[1024];
+    } report = { mine, "" };
+    int64_t first = mine != FP8FLOW_OK ? comm->size - comm->rank : 0;
+    if (mine != FP8FLOW_OK) snprintf(report.message, sizeof report.message, "%s", fp8flow_last_error());
+    F8_TRY(f8_comm_all_reduce(comm, F8_MAX_I64, &first, 1));
+    if (first == 0) return FP8FLOW_OK;
+    F8_TRY(f8_comm_broadcast(comm, comm->size - (int32_t)first, &report, sizeof report));
+    return f8_fail(report.status, "%s", report.message);
+}
+
+/* ---- Tensors that lie in shares of several ranks ----
+ *
+ * A tensor is stored by the rank that has its first element. So of each section the last tensor of a rank may miss its
+ * end, which the next ranks have; and all that a rank has for others is at the start of its share. */
+
+enum { NUM_ARRAYS = 3 }; /* master, moments */
+
+typedef struct {
+    const f8_section *section;
+    int64_t first, count;     /* the tensor: elements of the arrays; count 0: none misses its end */
+    float *whole[NUM_ARRAYS]; /* memory of the context */
+    int32_t keeper;           /* of the tensor at the start of this rank's share; -1: this rank */
+    int64_t sent;             /* elements for the keeper */
+} joint;
+
+typedef struct {
+    joint section[F8_NUM_SECTIONS];
+} joints;
+
+static int64_t elements_of(const f8_stored_slice *slice)
+{
+    return (slice->rows ? slice->rows : 1) * slice->cols;
+}
+
+static int is_stored_here(const f8_model *m, const f8_stored_slice *slice)
+{
+    const f8_section *s = f8_model_section(m, slice->offset);
+    return s->begin <= slice->offset && slice->offset < s->end;
+}
+
+/* Where the joints of this rank are, from the table alone. */
+static void find_joint(const f8_model *m, const f8_section *s, joint *j)
+{
+    *j = (joint){ .section = s, .keeper = -1 };
+    for (int64_t i = 0; s->comm && i < m->table->num_slices; i++) {
+        const f8_stored_slice *slice = &m->table->slice[i];
+        int64_t begin, count = f8_section_overlap(s, slice->offset, elements_of(slice), &begin);
+        if (count == 0 || count == elements_of(slice)) continue;
+        if (is_stored_here(m, slice)) {
+            j->first = slice->offset;
+            j->count = elements_of(slice);
+            continue;
+        }
+        j->sent = count;
+        for (j->keeper = s->comm->rank; s->first + s->share[j->keeper] > slice->offset;) j->keeper--;
+    }
+}
+
+static fp8flow_status allocate_joint(const f8_model *m, joint *j)
+{
+    size_t bytes = (size_t)j->count * sizeof(float);
+    for (int i = 0; i < NUM_ARRAYS && bytes; i++) F8_TRY(m->context->device->alloc(bytes, (void **)&j->whole[i]));
+    F8_REQUIRE(j->count <= INT32_MAX && j->sent <= INT32_MAX, ESHAPE,
+               "save: a tensor of more than 2^31 elements is in the shares of several ranks");
+    return FP8FLOW_OK;
+}
+
+static fp8flow_status fill_joint(const f8_model *m, joint *j)
+{
+    const f8_section *s = j->section;
+    const float *array[NUM_ARRAYS] = { m->master, m->moment1, m->moment2 };
+    f8_comm_part part[NUM_ARRAYS];
+    int32_t send_rows[F8_COMM_MAX_RANKS] = { 0 }, recv_rows[F8_COMM_MAX_RANKS] = { 0 };
+    if (!s->comm) return FP8FLOW_OK;
+    int64_t here = j->count ? s->end - j->first : 0;
+    for (int i = 0; i < NUM_ARRAYS; i++) {
+        part[i] = (f8_comm_part){ array[i] + s->state, j->whole[i] ? j->whole[i] + here : NULL, sizeof(float) };
+        if (j->count)
+            F8_TRY(fp8flow_memory_copy(m->context, j->whole[i], array[i] + (j->first - s->begin + s->state),
+                                       (size_t)here * sizeof(float)));
+    }
+    if (j->sent) send_rows[j->keeper] = (int32_t)j->sent;
+    for (int32_t r = s->comm->rank + 1; r < s->comm->size; r++) {
+        int64_t begin = s->first + s->share[r], end = s->first + s->share[r + 1], last = j->first + j->count;
+        recv_rows[r] = (int32_t)(last <= begin ? 0 : (last < end ? last : end) - begin);
+    }
+    return f8_comm_exchange(s->comm, part, NUM_ARRAYS, send_rows, recv_rows);
+}
+
+static void free_joints(const f8_model *m, joints *all)
+{
+    for (int i = 0; i < F8_NUM_SECTIONS; i++)
+        for (int k = 0; k < NUM_ARRAYS; k++) m->context->device->free(all->section[i].whole[k]);
+}
+
+/* On an error everything is given back. Collective. */
+static fp8flow_status fill_joints(const fp8flow_trainer *t, joints *all)
+{
+    const f8_model *m = t->model;
+    fp8flow_status status = FP8FLOW_OK;
+    for (int i = 0; i < F8_NUM_SECTIONS; i++) find_joint(m, &m->section[i], &all->section[i]);
+    for (int i = 0; i < F8_NUM_SECTIONS && status == FP8FLOW_OK; i++) status = allocate_joint(m, &all->section[i]);
+    status = agree(t->comm, status);
+    for (int i = 0; i < F8_NUM_SECTIONS && status == FP8FLOW_OK; i++) status = fill_joint(m, &all->section[i]);
+    if (status != FP8FLOW_OK) free_joints(m, all);
+    return status;
+}
+
 /* ---- Shards of one rank ---- */
 
 typedef struct {
@@ -43,19 +158,18 @@ static void add_tensor(shard *s, const char *name, const char *suffix, int64_t r
     s->tensors[s->count++] = t;
 }
 
-/* Rank 0 stores everything it has; other ranks only their experts. */
-static int is_stored_here(const fp8flow_trainer *t, int64_t offset)
+/* The tensors of array number `array` that this rank stores. */
+static void add_slices(shard *s, const f8_model *m, const joints *all, int array, const char *suffix)
 {
-    return fp8flow_comm_rank(t->comm) == 0 || offset >= t->model->table->replicated;
-}
-
-static void add_slices(shard *s, const fp8flow_trainer *t, const char *suffix, const float *array)
-{
-    const f8_parameter_table *table = t->model->table;
-    for (int64_t i = 0; i < table->num_slices; i++) {
-        const f8_stored_slice *slice = &table->slice[i];
-        if (is_stored_here(t, slice->offset))
-            add_tensor(s, slice->name, suffix, slice->rows, slice->cols, array + slice->offset);
+    const float *state[NUM_ARRAYS] = { m->master, m->moment1, m->moment2 };
+    for (int64_t i = 0; i < m->table->num_slices; i++) {
+        const f8_stored_slice *slice = &m->table->slice[i];
+        const f8_section *section = f8_model_section(m, slice->offset);
+        const joint *j = &all->section[section - m->section];
+        if (!is_stored_here(m, slice)) continue;
+        const float *data = state[array] + (slice->offset - section->begin + section->state);
+        if (j->count && j->first == slice->offset) data = j->whole[array];
+        add_tensor(s, slice->name, suffix, slice->rows, slice->cols, data);
     }
 }
 
@@ -81,7 +195,7 @@ static fp8flow_status write_shard(const fp8flow_trainer *t, const char *director
     return status;
 }
 
-static fp8flow_status write_shards(const fp8flow_trainer *t, const char *directory)
+static fp8flow_status write_shards(const fp8flow_trainer *t, const char *directory, const joints *all)
 {
     const f8_model *m = t->model;
     size_t most = (size_t)(2 * m->table->num_slices + m->config.num_layers);
@@ -89,19 +203,29 @@ static fp8flow_status write_shards(const fp8flow_trainer *t, const char *directo
     fp8flow_status status = FP8FLOW_OK;
     if (!s.tensors || !s.names) status = F8_FAIL(ENOMEM, "save: no memory for %zu tensor names", most);
     if (status == FP8FLOW_OK) {
-        add_slices(&s, t, "", m->master);
+        add_slices(&s, m, all, 0, "");
         add_router_biases(&s, t);
         status = write_shard(t, directory, "model", &s);
     }
     if (status == FP8FLOW_OK) {
         s.count = 0;
-        add_slices(&s, t, ".exp_avg", m->moment1);
-        add_slices(&s, t, ".exp_avg_sq", m->moment2);
+        add_slices(&s, m, all, 1, ".exp_avg");
+        add_slices(&s, m, all, 2, ".exp_avg_sq");
         status = write_shard(t, directory, "optimizer", &s);
     }
     free(s.tensors);
     free(s.names);
     return status;
+}
+
+/* Collective. */
+static fp8flow_status store_tensors(const fp8flow_trainer *t, const char *directory)
+{
+    joints all;
+    F8_TRY(fill_joints(t, &all));
+    fp8flow_status status = write_shards(t, directory, &all);
+    free_joints(t->model, &all);
+    return agree(t->comm, status);
 }
 
 /* ---- state.json and COMPLETE (rank 0) ---- */
@@ -228,21 +352,6 @@ static fp8flow_status rename_folder(const char *from, const char *to, const char
     return f8_directory_sync(output);
 }
 
-/* All ranks return what the lowest rank that failed has to say. */
-static fp8flow_status agree(fp8flow_comm *comm, fp8flow_status mine)
-{
-    struct {
-        fp8flow_status status;
-        char message[1024];
-    } report = { mine, "" };
-    int64_t first = mine != FP8FLOW_OK ? comm->size - comm->rank : 0;
-    if (mine != FP8FLOW_OK) snprintf(report.message, sizeof report.message, "%s", fp8flow_last_error());
-    F8_TRY(f8_comm_all_reduce(comm, F8_MAX_I64, &first, 1));
-    if (first == 0) return FP8FLOW_OK;
-    F8_TRY(f8_comm_broadcast(comm, comm->size - (int32_t)first, &report, sizeof report));
-    return f8_fail(report.status, "%s", report.message);
-}
-
 static fp8flow_status save_folder(fp8flow_trainer *t, const char *temporary, const char *final)
 {
     int first = fp8flow_comm_rank(t->comm) == 0;
@@ -252,7 +361,7 @@ static fp8flow_status save_folder(fp8flow_trainer *t, const char *temporary, con
         status = f8_directory_make(temporary);
     }
     F8_TRY(agree(t->comm, status));
-    F8_TRY(agree(t->comm, write_shards(t, temporary)));
+    F8_TRY(store_tensors(t, temporary));
     if (first) {
         status = write_commit(t, temporary);
         if (status == FP8FLOW_OK) status = rename_folder(temporary, final, t->output);

@@ -1,4 +1,5 @@
 /* figures.c - the figures of a step: where they lie, and what they say when they have come back from the device. */
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -39,13 +40,15 @@ static uint64_t note_edges(fp8flow_trainer *t, int64_t layer, const f8_moe_figur
     return sum;
 }
 
+/* Of a tensor, what is in this rank's share. */
 static fp8flow_status note_slice(fp8flow_trainer *t, const f8_stored_slice *slice, float *piece)
 {
-    int64_t elements = (slice->rows ? slice->rows : 1) * slice->cols, bad = 0;
+    int64_t begin, bad = 0, elements = (slice->rows ? slice->rows : 1) * slice->cols;
+    elements = f8_section_overlap(f8_model_section(t->model, slice->offset), slice->offset, elements, &begin);
     for (int64_t first = 0; first < elements; first += PIECE) {
         int64_t count = elements - first < PIECE ? elements - first : PIECE;
-        F8_TRY(fp8flow_memory_copy(t->context, piece, t->model->gradient + slice->offset + first,
-                                   (size_t)count * sizeof *piece));
+        F8_TRY(
+            fp8flow_memory_copy(t->context, piece, t->model->gradient + begin + first, (size_t)count * sizeof *piece));
         for (int64_t i = 0; i < count; i++) bad += !f8_is_finite(piece[i]);
     }
     char *place = bad ? next_place(t) : NULL;
@@ -88,12 +91,41 @@ static void measure_layers(fp8flow_trainer *t, fp8flow_step_metrics *metrics)
     metrics->wire_bytes_per_token = m->num_moe_layers ? (double)all / token_layers : 0.0;
 }
 
+f8_step_spent f8_step_find_spent(const fp8flow_trainer *t)
+{
+    const f8_model *m = t->model;
+    f8_comm_spent sums = f8_ranks_spent(&m->ranks, F8_ALL_REDUCE);
+    f8_step_spent spent = { .reduce = f8_ranks_spent(&m->ranks, F8_REDUCE_SCATTER),
+                            .gather = f8_ranks_spent(&m->ranks, F8_ALL_GATHER) };
+    spent.reduce.bytes += sums.bytes;
+    spent.reduce.seconds += sums.seconds;
+    for (int64_t layer = 0; layer < m->config.num_layers; layer++) {
+        if (!m->moe[layer]) continue;
+        spent.dispatch_seconds += m->moe[layer]->dispatch_seconds;
+        spent.combine_seconds += m->moe[layer]->combine_seconds;
+    }
+    return spent;
+}
+
+static void measure_collectives(const fp8flow_trainer *t, fp8flow_step_metrics *metrics)
+{
+    const f8_step_spent now = f8_step_find_spent(t), *before = &t->spent;
+    double seen = f8_on_host(t->context) ? 1.0 : (double)NAN; /* the program's clock sees them only here */
+    metrics->reduce_bytes = now.reduce.bytes - before->reduce.bytes;
+    metrics->gather_bytes = now.gather.bytes - before->gather.bytes;
+    metrics->reduce_seconds = seen * (now.reduce.seconds - before->reduce.seconds);
+    metrics->gather_seconds = seen * (now.gather.seconds - before->gather.seconds);
+    metrics->dispatch_seconds = seen * (now.dispatch_seconds - before->dispatch_seconds);
+    metrics->combine_seconds = seen * (now.combine_seconds - before->combine_seconds);
+}
+
 fp8flow_status f8_step_measure(fp8flow_trainer *t, fp8flow_step_metrics *metrics)
 {
     metrics->tokens = t->options.batch * t->options.sequence_length;
     for (int64_t i = 0; i < t->num_micro_batches; i++)
         metrics->loss += t->last_step->loss_sum[i] / (double)metrics->tokens;
     measure_layers(t, metrics);
+    measure_collectives(t, metrics);
     F8_TRY(f8_comm_all_reduce(t->comm, F8_SUM_F64, &metrics->loss, 1));
     return f8_comm_all_reduce(t->comm, F8_SUM_F64, &metrics->aux_loss, 1);
 }

@@ -243,7 +243,11 @@ static fp8flow_status run_request(const request *r, fp8flow_comm *comm, const ch
     F8_TRY(f8_checkpoint_open(path, &state, text));
     F8_TRY(f8_model_config_parse(path, text->data, text->size, config, NULL));
     F8_TRY(check(r->prompt, r->num_prompt, r->options, config));
-    f8_model_options options = { state.recipe, FP8FLOW_FULL, CHUNK_TOKENS, 1, F8_FOR_INFERENCE };
+    f8_model_options options = { .recipe = state.recipe,
+                                 .checkpointing = FP8FLOW_FULL,
+                                 .max_tokens = CHUNK_TOKENS,
+                                 .sequence_length = 1,
+                                 .purpose = F8_FOR_INFERENCE };
     config->router.sequence_coef = 0.0f; /* the losses are not needed, and chunks are of any length */
     fp8flow_status status = f8_model_create(r->context, comm, config, &options, &d.model);
     if (status == FP8FLOW_OK) status = f8_checkpoint_load(path, &state, d.model);

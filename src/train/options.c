@@ -42,6 +42,7 @@ static fp8flow_status check_integers(const fp8flow_train_options *o)
         { "validation_sequences", o->validation_sequences, 1, (int64_t)1 << 30 },
         { "keep_checkpoints", o->keep_checkpoints, 0, (int64_t)1 << 30 },
         { "num_data", o->num_data, 1, 1 << 20 },
+        { "expert_parallel", o->expert_parallel, 0, F8_COMM_MAX_RANKS },
     };
     for (size_t i = 0; i < sizeof ranges / sizeof ranges[0]; i++)
         F8_REQUIRE(ranges[i].value >= ranges[i].min && ranges[i].value <= ranges[i].max, EINVAL,
@@ -78,6 +79,8 @@ fp8flow_status f8_train_options_check(const fp8flow_train_options *o, int32_t nu
     F8_REQUIRE(o->recipe, EINVAL, "train: recipe is NULL");
     F8_REQUIRE((unsigned)o->checkpointing <= FP8FLOW_FULL, EINVAL, "train: unknown checkpointing %d",
                (int)o->checkpointing);
+    F8_REQUIRE(o->expert_parallel == 0 || num_ranks % o->expert_parallel == 0, EINVAL,
+               "train: expert_parallel = %d does not divide %d ranks", o->expert_parallel, num_ranks);
     int64_t together = o->micro_batch * num_ranks;
     F8_REQUIRE(o->batch % together == 0, EINVAL,
                "train: batch = %lld is not a multiple of %lld (micro_batch %lld on %d ranks)", (long long)o->batch,
@@ -85,6 +88,17 @@ fp8flow_status f8_train_options_check(const fp8flow_train_options *o, int32_t nu
     F8_REQUIRE(o->micro_batch * o->sequence_length < INT32_MAX, EINVAL,
                "train: micro_batch %lld x sequence_length %lld exceeds 2^31 tokens", (long long)o->micro_batch,
                (long long)o->sequence_length);
+    return FP8FLOW_OK;
+}
+
+fp8flow_status f8_train_options_check_model(const fp8flow_train_options *o, const f8_model_config *c)
+{
+    F8_REQUIRE(o->sequence_length <= c->max_positions, EINVAL,
+               "train: sequence_length = %lld, the model has max_position_embeddings %lld",
+               (long long)o->sequence_length, (long long)c->max_positions);
+    F8_REQUIRE(o->expert_parallel <= c->router.num_experts, EINVAL,
+               "train: expert_parallel = %d, the model has %lld experts", o->expert_parallel,
+               (long long)c->router.num_experts);
     return FP8FLOW_OK;
 }
 

@@ -95,48 +95,56 @@ static fp8flow_status run_micro_batches(fp8flow_trainer *t)
 
 /* ---- Update ---- */
 
-/* Sum the replicated gradients over the ranks, then the norm of all: replicated once, experts over the ranks. Where
- * there are ranks, the context's memory is the program's. */
+/* Sum the gradients over the ranks, then the norm of all: the shares of all ranks together are every gradient once. */
 static fp8flow_status reduce_gradients(fp8flow_trainer *t)
 {
     f8_model *m = t->model;
     f8_step_figures *f = t->figures;
-    int64_t replicated = m->table->replicated;
-    F8_TRY(f8_comm_all_reduce(t->comm, F8_SUM_F32, m->gradient, replicated));
-    F8_TRY(fp8flow_square_sum(t->context, &(fp8flow_square_sum_args){ replicated, m->gradient, &f->square_sums[0] }));
-    F8_TRY(fp8flow_square_sum(t->context, &(fp8flow_square_sum_args){ m->table->count - replicated,
-                                                                      m->gradient + replicated, &f->square_sums[1] }));
-    F8_TRY(f8_comm_all_reduce(t->comm, F8_SUM_F64, &f->square_sums[1], 1));
-    return fp8flow_clip(t->context, &(fp8flow_clip_args){ .count = 2,
+    F8_TRY(f8_model_reduce_gradients(m));
+    for (int i = 0; i < F8_NUM_SECTIONS; i++) {
+        const f8_section *s = &m->section[i];
+        F8_TRY(fp8flow_square_sum(
+            t->context, &(fp8flow_square_sum_args){ s->end - s->begin, m->gradient + s->begin, &f->square_sums[i] }));
+    }
+    F8_TRY(f8_comm_all_reduce(m->ranks.world_device, F8_SUM_F64, f->square_sums, F8_NUM_SECTIONS));
+    return fp8flow_clip(t->context, &(fp8flow_clip_args){ .count = F8_NUM_SECTIONS,
                                                           .square_sums = f->square_sums,
                                                           .limit = t->options.clip,
                                                           .norm = &f->norm,
                                                           .scale = &f->scale });
 }
 
+/* What this rank has of a parameter. */
+static fp8flow_status update_parameter(fp8flow_trainer *t, const f8_parameter *p, double lr)
+{
+    const fp8flow_train_options *o = &t->options;
+    const f8_model *m = t->model;
+    const f8_section *s = f8_model_section(m, p->offset);
+    int64_t begin, count = f8_section_overlap(s, p->offset, p->rows * p->cols, &begin);
+    int64_t state = begin - s->begin + s->state;
+    if (count == 0) return FP8FLOW_OK;
+    fp8flow_adamw_args args = { .count = count,
+                                .master = m->master + state,
+                                .m = m->moment1 + state,
+                                .v = m->moment2 + state,
+                                .grad = m->gradient + begin,
+                                .grad_scale = &t->figures->scale,
+                                .weight = m->weight + begin,
+                                .lr = (float)lr,
+                                .beta1 = (float)o->beta1,
+                                .beta2 = (float)o->beta2,
+                                .eps = (float)o->eps,
+                                .weight_decay = p->decay ? (float)o->weight_decay : 0.0f,
+                                .step = t->optimizer_step + 1 };
+    return fp8flow_adamw(t->context, &args);
+}
+
 /* Without an effect if the gradients are not finite: the scale is NaN then, and only the device knows yet. */
 static fp8flow_status update_weights(fp8flow_trainer *t, double lr)
 {
-    const fp8flow_train_options *o = &t->options;
     f8_model *m = t->model;
-    for (int64_t i = 0; i < m->table->num_parameters; i++) {
-        const f8_parameter *p = &m->table->parameter[i];
-        fp8flow_adamw_args args = { .count = p->rows * p->cols,
-                                    .master = m->master + p->offset,
-                                    .m = m->moment1 + p->offset,
-                                    .v = m->moment2 + p->offset,
-                                    .grad = m->gradient + p->offset,
-                                    .grad_scale = &t->figures->scale,
-                                    .weight = m->weight + p->offset,
-                                    .lr = (float)lr,
-                                    .beta1 = (float)o->beta1,
-                                    .beta2 = (float)o->beta2,
-                                    .eps = (float)o->eps,
-                                    .weight_decay = p->decay ? (float)o->weight_decay : 0.0f,
-                                    .step = t->optimizer_step + 1 };
-        F8_TRY(fp8flow_adamw(t->context, &args));
-    }
-    return FP8FLOW_OK;
+    for (int64_t i = 0; i < m->table->num_parameters; i++) F8_TRY(update_parameter(t, &m->table->parameter[i], lr));
+    return f8_model_gather_weights(m);
 }
 
 static fp8flow_status update_router_biases(fp8flow_trainer *t)
@@ -183,6 +191,7 @@ static fp8flow_status publish(fp8flow_trainer *t)
 static fp8flow_status run_step(fp8flow_trainer *t, fp8flow_step_metrics *metrics)
 {
     double lr = f8_learning_rate(&t->options, t->step + 1);
+    t->spent = f8_step_find_spent(t);
     F8_TRY(bring_tokens(t, t->step));
     F8_TRY(clear_sums(t));
     F8_TRY(run_micro_batches(t));

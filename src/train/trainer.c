@@ -67,18 +67,15 @@ static fp8flow_status build(fp8flow_trainer *t, const fp8flow_train_options *o, 
     F8_REQUIRE(config, ENOMEM, "train: no memory for the configuration");
     fp8flow_status status;
     F8_TRY_GOTO(status, read_config(t, o->model, checkpoint, &state, config));
-    if (o->sequence_length > config->max_positions) {
-        status = F8_FAIL(EINVAL, "train: sequence_length = %lld, the model has max_position_embeddings %lld",
-                         (long long)o->sequence_length, (long long)config->max_positions);
-        goto fail;
-    }
+    F8_TRY_GOTO(status, f8_train_options_check_model(o, config));
     F8_TRY_GOTO(status, f8_data_open(o->data, (int)o->num_data, o->sequence_length,
                                      &(f8_data_options){ .batch_size = o->batch }, &t->data));
     f8_model_options options = { .recipe = o->recipe,
                                  .checkpointing = o->checkpointing,
                                  .max_tokens = o->micro_batch * o->sequence_length,
                                  .sequence_length = o->sequence_length,
-                                 .purpose = F8_FOR_TRAINING };
+                                 .purpose = F8_FOR_TRAINING,
+                                 .expert_parallel = o->expert_parallel };
     F8_TRY_GOTO(status, f8_model_create(t->context, t->comm, config, &options, &t->model));
     F8_TRY_GOTO(status, allocate(t));
     if (checkpoint) {
@@ -104,9 +101,6 @@ fp8flow_status fp8flow_trainer_create(fp8flow_context *context, fp8flow_comm *co
                                       const fp8flow_train_options *options, fp8flow_trainer **trainer)
 {
     F8_REQUIRE(context && comm && options && trainer, EINVAL, "trainer_create: NULL argument");
-    F8_REQUIRE(f8_on_host(context) || fp8flow_comm_size(comm) == 1, ENOSYS,
-               "trainer_create: %d ranks: training on %s runs on one rank", fp8flow_comm_size(comm),
-               context->device->name);
     F8_TRY(f8_train_options_check(options, fp8flow_comm_size(comm)));
     char *checkpoint = NULL;
     if (options->resume) F8_TRY(f8_checkpoint_find(options->resume, &checkpoint));

@@ -15,11 +15,17 @@ enum { F8_MAX_NONFINITE = 64, F8_NONFINITE_BYTES = 160 };
 
 /* What a step counts and sums on the device: one block, cleared at the start of a step, copied once at its end. */
 typedef struct {
-    double square_sums[2]; /* of the gradients: the replicated ones, the experts of all ranks */
+    double square_sums[F8_NUM_SECTIONS]; /* of the gradients of all ranks */
     double norm;
     float scale;       /* of the gradients: clipping; NaN: the norm is not finite */
     double loss_sum[]; /* [micro-batches]; behind them f8_moe_figures of each layer */
 } f8_step_figures;
+
+/* What the trainer's ranks and layers have spent since they were made. */
+typedef struct {
+    f8_comm_spent reduce, gather;
+    double dispatch_seconds, combine_seconds;
+} f8_step_spent;
 
 struct fp8flow_trainer {
     fp8flow_context *context;
@@ -35,6 +41,7 @@ struct fp8flow_trainer {
     int32_t *tokens, *device_tokens; /* [micro-batches][ids, targets][micro_batch, S]; the program's, the device's */
     int64_t tokens_step;             /* whose training tokens the device has; -1: none */
     f8_step_figures *figures, *last_step; /* the device's; the program's copy */
+    f8_step_spent spent;                  /* when the step began */
     int num_nonfinite;
     char nonfinite[F8_MAX_NONFINITE][F8_NONFINITE_BYTES];
     fp8flow_observer *observer;
@@ -44,6 +51,9 @@ struct fp8flow_trainer {
 
 /* options.c: ranges and combinations. Errors: EINVAL naming the field and the value. */
 fp8flow_status f8_train_options_check(const fp8flow_train_options *options, int32_t num_ranks);
+
+/* The same for what the model decides. */
+fp8flow_status f8_train_options_check_model(const fp8flow_train_options *options, const f8_model_config *config);
 
 /* Learning rate of step 1 .. steps: linear warm-up, then cosine. */
 double f8_learning_rate(const fp8flow_train_options *options, int64_t step);
@@ -56,7 +66,10 @@ f8_moe_figures *f8_step_layer(const fp8flow_trainer *trainer, f8_step_figures *f
  * not finite. Sums over ranks. Collective. */
 fp8flow_status f8_step_measure(fp8flow_trainer *trainer, fp8flow_step_metrics *metrics);
 
-/* Which gradients hold the non-finite values that the norm has shown. */
+/* What has been spent until now. */
+f8_step_spent f8_step_find_spent(const fp8flow_trainer *trainer);
+
+/* Which gradients of this rank's shares hold the non-finite values that the norm has shown. */
 fp8flow_status f8_step_note_gradients(fp8flow_trainer *trainer);
 
 /* checkpoint.c: a checkpoint folder. */
@@ -76,8 +89,8 @@ typedef struct {
 /* Check COMPLETE and the checksums of state.json and config.json; read both. *config_text is initialised here. */
 fp8flow_status f8_checkpoint_open(const char *path, f8_checkpoint_state *state, f8_buffer *config_text);
 
-/* Fill the model's masters and router biases (and the moments if it has them) from a checkpoint: every tensor must
- * be there with its shape and checksum, and no other. */
+/* Fill this rank's shares of masters and moments (if the model has them) and the router biases from a checkpoint: every
+ * tensor of them must be there with its shape and checksum, and no other. The gradients are lost. */
 fp8flow_status f8_checkpoint_load(const char *path, const f8_checkpoint_state *state, f8_model *model);
 
 /* Write output/step-NNNNNNNN. Collective. */
