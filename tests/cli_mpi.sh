@@ -131,7 +131,7 @@ disturb() # LIMIT RANK SIGNAL WHAT COUNT DELAY
     lines=$(grep -c '^fp8flow' "$logs/err")
     # A killed rank is reported by mpirun, which ends the others at once: Open MPI names the rank, MPICH the process.
     said=$(grep -m 1 '^fp8flow' "$logs/err" || cat "$logs/err" "$logs/out" |
-        grep -m 1 -E "process rank $1 with PID .* on signal 9|Killed \(signal 9\)")
+        grep -m 1 -E "process rank $1 with PID .* on signal 9|Killed \(signal 9\)|BAD TERMINATION")
     check "$name: somebody says it" [ -n "$said" ]
     check "$name: ends" [ "$code" -ne 0 -a "$code" -ne 124 ]
     check "$name: in time, not $seconds s" [ "${seconds%.*}" -lt "$limit" ]

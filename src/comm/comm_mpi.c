@@ -29,7 +29,7 @@ typedef struct {
     const f8_mpi_plugin *plugin;
     double timeout;
     int32_t next_tag;
-    int is_over, was_told;        /* a transfer has failed: there are no others; because of another rank */
+    int is_over;                  /* a transfer has failed: there are no others */
     const char *what;             /* the collective */
     f8_mpi_failure failure;       /* of this rank, when is_over */
     int32_t waits_for[MAX_RANKS]; /* of each rank that has told it; else SILENT */
@@ -59,8 +59,7 @@ static fp8flow_status fail_transfer(job *j, const char *what, f8_mpi_outcome out
     fp8flow_status status;
     j->is_over = 1;
     j->what = what;
-    j->was_told = outcome == F8_MPI_TOLD;
-    if (j->was_told) {
+    if (outcome == F8_MPI_TOLD) {
         j->waits_for[told->rank] = told->waits_for;
         status = F8_FAIL(ECOMM, "rank %d: rank %d has failed: %s", j->failure.rank, told->rank, told->message);
     } else if (outcome == F8_MPI_TIMEOUT) status = fail_timeout(j);
@@ -410,7 +409,7 @@ static fp8flow_status end_with_failure(member *world, fp8flow_status status, int
         j->waits_for[told.rank] = told.waits_for;
     *failed_rank = find_cause(j, world->base.size);
     if (*failed_rank != world->base.rank) rest(patience);
-    else if (j->was_told) return fail_timeout(j);
+    else if (j->failure.waits_for >= 0) return fail_timeout(j);
     return status;
 }
 
