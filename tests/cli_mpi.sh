@@ -143,7 +143,6 @@ disturb() # LIMIT RANK SIGNAL WHAT COUNT DELAY
     # shellcheck disable=SC2086
     run $launch -n 4 "$program" train $small --output $broken --resume $broken --steps $((last + 1))
     check "$name: goes on" [ "$code" -eq 0 ]
-    jobs=$((${jobs:-0} + 1))
     [ -z "${FAULT_JOBS:-}" ] || echo "$name: ended in $seconds s, resumed after step $last; $said"
 }
 names_all() # LINE
