@@ -69,6 +69,9 @@ test_library()
     run $launch -n 3 "$program" train $small --steps 4 : -n 1 "$program" train $small --steps 4 --lr 0.01
     check "$library: other options end the job" [ "$code" -ne 0 ]
     check "$library: one line names the rank" [ "$(grep -c 'fp8flow train: rank 3 has other options' "$logs/err")" -eq 1 ]
+    # shellcheck disable=SC2086
+    run $launch -n 2 "$program" bench comm --device cpu --repeat 1 --megabytes 1 --tokens 64 --recipes bf16,flow
+    check "$library: bench comm prints one table" [ "$(grep -cE '^flow +[0-9]+ ' "$logs/out")" -eq 1 ]
     disturb KILL "$library-killed"
     disturb STOP "$library-stopped"
     check "$library: the line names the collective and the rank" grep -qE 'has waited 5 s for rank' "$logs/err"
