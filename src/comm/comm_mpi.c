@@ -183,7 +183,7 @@ static fp8flow_status mpi_all_gather(fp8flow_comm *comm, void *data, const int64
 
 static fp8flow_status mpi_all_reduce(fp8flow_comm *comm, f8_reduction reduction, void *data, int64_t count)
 {
-    int64_t element[MAX_RANKS + 1], byte[MAX_RANKS + 1];
+    int64_t element[MAX_RANKS + 1] = { 0 }, byte[MAX_RANKS + 1] = { 0 };
     for (int32_t r = 0; r <= comm->size; r++) {
         element[r] = count * r / comm->size;
         byte[r] = element[r] * f8_comm_element_bytes(reduction);
@@ -212,7 +212,7 @@ typedef struct {
 /* The tag is the first that no rank here has used: two ranks have no other group with it. */
 static fp8flow_status mpi_split(fp8flow_comm *comm, int32_t group, fp8flow_comm **part)
 {
-    split_entry entry[MAX_RANKS];
+    split_entry entry[MAX_RANKS] = { 0 };
     int64_t offset[MAX_RANKS + 1];
     member *me = member_of(comm), *mine = calloc(1, sizeof *mine);
     F8_REQUIRE(mine, ENOMEM, "split: no memory for rank %d", comm->rank);

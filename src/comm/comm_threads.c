@@ -184,7 +184,7 @@ static fp8flow_status threads_all_gather(fp8flow_comm *comm, void *data, const i
 
 static fp8flow_status threads_all_reduce(fp8flow_comm *comm, f8_reduction reduction, void *data, int64_t count)
 {
-    int64_t element[MAX_RANKS + 1], byte[MAX_RANKS + 1];
+    int64_t element[MAX_RANKS + 1] = { 0 }, byte[MAX_RANKS + 1] = { 0 };
     for (int32_t r = 0; r <= comm->size; r++) {
         element[r] = count * r / comm->size;
         byte[r] = element[r] * f8_comm_element_bytes(reduction);
