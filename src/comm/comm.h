@@ -88,9 +88,9 @@ void f8_comm_free(fp8flow_comm *part); /* NULL allowed */
 
 /* ---- Memory of a device ----
  *
- * A communicator moves memory of the program. For arrays in memory of a device one asks for a view of it: the same ranks,
- * collectives in the order of `stream`. On the host that is `host` itself. The same view for the same device and stream
- * as long as it has users: release for each for_device, before `host` ends. Collective over `host`. */
+ * A communicator moves memory of the program. For arrays in memory of a device one asks for a view of it: the same
+ * ranks, collectives in the order of `stream`. On the host that is `host` itself. The same view for the same device and
+ * stream as long as it has users: release for each for_device, before `host` ends. Collective over `host`. */
 fp8flow_status f8_comm_for_device(fp8flow_comm *host, const f8_device *device, void *stream, fp8flow_comm **comm);
 void f8_comm_release(fp8flow_comm *comm); /* NULL allowed */
 
