@@ -1,6 +1,7 @@
 # fp8flow: one Makefile. `make` alone prints the targets; `make deps` installs what the build needs.
 #
-# Variables: DEBUG=1 ASAN=1 UBSAN=1 TSAN=1 FUZZ=1 CUDA=0|1 MPI=0 WERROR=1 V=1 CC=... NVCC=... PREFIX=... DESTDIR=...
+# Variables: DEBUG=1 ASAN=1 UBSAN=1 TSAN=1 FUZZ=1 CUDA=0|1 NCCL=0 MPI=0 WERROR=1 V=1 CC=... NVCC=... PREFIX=...
+# DESTDIR=...
 # Every combination builds in its own folder build/<variant>/, so that switching never costs a rebuild. All cores are
 # used unless -j says else.
 
@@ -43,11 +44,15 @@ with_cuda := $(if $(and $(NVCC),$(has_gpu),$(if $(ASAN)$(UBSAN)$(TSAN)$(FUZZ),,y
 else
 with_cuda := $(filter-out 0,$(CUDA))
 endif
+# NCCL is looked for at run time; what is needed here is its header. NCCL=0 leaves it out.
+nccl_dir := $(if $(filter 0,$(NCCL)),,$(firstword $(patsubst %/nccl.h,%,$(wildcard $(addsuffix /nccl.h, \
+              $(CUDA_DIR)/include /usr/include /usr/local/include)))))
+with_nccl := $(if $(with_cuda),$(nccl_dir))
 
 # ---- Where and how to build ----
 empty :=
 kinds := $(strip $(foreach k,DEBUG ASAN UBSAN TSAN FUZZ,$(if $($k),$(shell echo $k | tr A-Z a-z))) \
-           $(if $(filter 1,$(CUDA)),cuda))
+           $(if $(filter 1,$(CUDA)),cuda $(if $(filter 0,$(NCCL)),nonccl)))
 B     := build/$(if $(kinds),$(subst $(empty) $(empty),-,$(kinds)),release)$(if $(is_clang),-clang)
 Q     := $(if $(V),,@)
 
@@ -88,7 +93,8 @@ mpi_plugins := $(if $(filter 0,$(MPI)),,$(foreach m,openmpi mpich,$(if $(shell c
 
 avx2_src := $(if $(avx2),$(wildcard src/*/*_avx2.c))
 cu_src   := $(if $(with_cuda),$(wildcard src/*/*.cu))
-lib_src  := $(filter-out %_avx2.c $(if $(with_cuda),%_nocuda.c,%_cuda.c),$(wildcard src/*.c src/*/*.c)) $(avx2_src)
+lib_src  := $(filter-out %_avx2.c $(if $(with_cuda),%_nocuda.c,%_cuda.c) $(if $(with_nccl),%_nonccl.c,%_nccl.c), \
+              $(wildcard src/*.c src/*/*.c)) $(avx2_src)
 cli_src  := $(wildcard cli/*.c)
 headers  := $(wildcard include/*.h)
 contracts := include/fp8flow_ops.h include/fp8flow_ops_ranks.h
@@ -132,6 +138,7 @@ $(B)/%.o: %.c Makefile | require-deps
 	$(Q)$(CC) $(cflags) -c $< -o $@
 
 $(B)/%_cuda.o: cflags += -isystem $(CUDA_DIR)/include
+$(B)/%_nccl.o: cflags += -isystem $(nccl_dir) -isystem $(CUDA_DIR)/include
 $(B)/%.cu.o: %.cu Makefile
 	@mkdir -p $(@D)
 	$(if $(V),,@echo "  NVCC  $<")

@@ -17,7 +17,7 @@ enum { CLI_DONE = 0, CLI_FAILED = 1, CLI_USAGE = 2, CLI_GO_ON = -1 };
 extern const cli_command cli_train, cli_generate, cli_compare, cli_inspect, cli_bench, cli_doctor;
 
 /* Commands of two words: `bench` hands over to them. */
-extern const cli_command cli_bench_layer, cli_bench_train;
+extern const cli_command cli_bench_layer, cli_bench_train, cli_bench_comm;
 
 /* Parse the arguments of a command; under mpirun, only of one that runs there. CLI_GO_ON: *values is ready. Otherwise the help text or the error has
  * been printed and the value is the exit code. */

@@ -136,8 +136,8 @@ typedef struct {
 static const cli_option options[] = {
     CLI_OPTION_OPERAND(
         settings, filter, "FILTER",
-        "run what has all these words in its name or shape; layer and train are commands with options of their own: "
-        "fp8flow bench layer --help"),
+        "run what has all these words in its name or shape; layer, train and comm are commands with options of their "
+        "own: fp8flow bench layer --help"),
     CLI_OPTION_INTEGER(settings, repeats, "repeat", "N", 1, TIMING_MAX_REPEATS, "measurements of each operator"),
     CLI_OPTION_CHOICE(settings, device, "device", "cpu|cuda", "what to measure: the processor or a GPU"),
     CLI_OPTION_REAL(settings, seconds, "seconds", "S", 0, 60,
@@ -186,6 +186,7 @@ static int run(int argc, char **argv)
 {
     if (argc > 1 && strcmp(argv[1], "layer") == 0) return cli_bench_layer.run(argc - 1, argv + 1);
     if (argc > 1 && strcmp(argv[1], "train") == 0) return cli_bench_train.run(argc - 1, argv + 1);
+    if (argc > 1 && strcmp(argv[1], "comm") == 0) return cli_bench_comm.run(argc - 1, argv + 1);
     settings s = { .filter = "", .repeats = 7, .seconds = 2 };
     int code = cli_parse(&cli_bench, argc, argv, &s);
     if (code != CLI_GO_ON) return code;

@@ -92,6 +92,32 @@ FP8FLOW_API int32_t fp8flow_mpi_launched(int32_t *rank);
 FP8FLOW_API fp8flow_status fp8flow_run_mpi_ranks(double timeout, fp8flow_status (*body)(fp8flow_comm *comm, void *user),
                                                  void *user, int32_t *failed_rank);
 
+/* The ranks of `comm` as a communicator for arrays in the context's memory: the collectives below happen in the order
+ * of its operator calls, and under CUDA return before they are done. There they go through NCCL where it is found and
+ * every rank has a GPU of its own, else through host memory; FP8FLOW_TRANSPORT=nccl or staged in the environment
+ * insists on one. close it before the context and `comm` end, after fp8flow_synchronize. Collective, also over those
+ * that were made so. Errors: EINVAL, ENOMEM, ECOMM, EBACKEND, ENOSYS (a transport that cannot be had). */
+FP8FLOW_API fp8flow_status fp8flow_comm_open(fp8flow_comm *comm, fp8flow_context *context, fp8flow_comm **opened);
+FP8FLOW_API void fp8flow_comm_close(fp8flow_comm *opened);
+
+/* "threads", "nccl", ...; static. */
+FP8FLOW_API const char *fp8flow_comm_transport(const fp8flow_comm *comm);
+
+/* Send rows of row_bytes bytes: send_rows[r] to rank r, those for rank 0 first; recv_rows[r] come from rank r, in the
+ * order of the ranks. Both are the program's memory, and what one rank sends the other must expect. Collective. */
+FP8FLOW_API fp8flow_status fp8flow_comm_exchange(fp8flow_comm *comm, int64_t row_bytes, const void *send,
+                                                 const int32_t *send_rows, void *recv, const int32_t *recv_rows);
+
+/* In place, over `count` numbers: the sum over the ranks, the same bits on all of them. Ranks ascending, but for NCCL,
+ * whose order depends on the GPUs and the count. Collective. */
+FP8FLOW_API fp8flow_status fp8flow_comm_sum(fp8flow_comm *comm, float *data, int64_t count);
+
+/* The two halves of it. Slice r is elements offset[r] to offset[r + 1], ascending from 0 and the same on every rank
+ * (offset [size + 1] is the program's memory). After sum_slices this rank's slice has the sum, the others are
+ * undefined; gather_slices brings every rank the other ranks' slices. Collective. */
+FP8FLOW_API fp8flow_status fp8flow_comm_sum_slices(fp8flow_comm *comm, float *data, const int64_t *offset);
+FP8FLOW_API fp8flow_status fp8flow_comm_gather_slices(fp8flow_comm *comm, float *data, const int64_t *offset);
+
 /* ---- MoE layer ------------------------------------------------------------------------------
  *
  * Weights, gradients and the data of x, y, dy and dx are memory of the context: under CUDA device memory, and calls

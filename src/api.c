@@ -2,6 +2,7 @@
 #include <stdio.h>
 
 #include "comm/comm_mpi.h"
+#include "comm/comm_nccl.h"
 #include "fp8flow.h"
 #include "ops/blas.h"
 #include "ops/ops.h"
@@ -84,9 +85,11 @@ static fp8flow_feature find_mpi(void)
                               found ? "" : "ranks are threads of one process, on one machine" };
 }
 
-static fp8flow_feature find_nothing(const char *name, const char *cost)
+static fp8flow_feature find_nccl(void)
 {
-    return (fp8flow_feature){ name, 0, "not in this version", cost };
+    int usable;
+    const char *summary = f8_comm_nccl_summary(&usable);
+    return (fp8flow_feature){ "NCCL", usable, summary, usable ? "" : "ranks on GPUs exchange through host memory" };
 }
 
 fp8flow_status fp8flow_feature_get(int64_t index, fp8flow_feature *feature)
@@ -98,7 +101,7 @@ fp8flow_status fp8flow_feature_get(int64_t index, fp8flow_feature *feature)
     case 2: *feature = find_openmp(); break;
     case 3: *feature = find_cuda(); break;
     case 4: *feature = find_mpi(); break;
-    case 5: *feature = find_nothing("NCCL", "no ranks on GPUs"); break;
+    case 5: *feature = find_nccl(); break;
     default: return F8_FAIL(EINVAL, "feature_get: index %lld of 6", (long long)index);
     }
     return FP8FLOW_OK;

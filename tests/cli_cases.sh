@@ -166,10 +166,16 @@ refuse "bench train in no mode" 2 'is not one of none|moe_expert|full' bench tra
 refuse "bench train of no recipe" 2 'flow' bench train --recipes bf16,fp4
 refuse "bench train of some operators" 2 'is not one of none|main|all' bench train --kernels some
 refuse "bench train of an odd batch" 2 '--batch 3 is not a multiple of --micro-batch 2' bench train --batch 3
+refuse "bench comm of no recipe" 2 'flow' bench comm --recipes bf16,fp4
+refuse "bench comm of too many ranks" 2 '--ranks: "257" is not in 0 .. 256' bench comm --ranks 257
+refuse "bench comm over a pigeon" 2 'is not one of auto|nccl|staged' bench comm --transport pigeon
+refuse "bench comm over NCCL on the CPU" 2 '--transport is of GPUs' bench comm --device cpu --transport nccl
+refuse "bench comm of an odd width" 1 'multiple of 16' bench comm --device cpu --hidden 24 --megabytes 1 --recipes bf16
 export TMPDIR=/no/such/place
 refuse "bench train without a place" 1 'temporary folder: No such file' bench train --layers 1
 unset TMPDIR
 accept "bench train --help" 'Usage: fp8flow bench train' bench train --help
+accept "bench comm --help" 'Usage: fp8flow bench comm' bench comm --help
 accept "bench layer --help" 'Usage: fp8flow bench layer' bench layer --help
 refuse "bench of words that nothing has" 2 'nothing has the words "gemm quantize"' bench 'gemm quantize'
 
@@ -199,6 +205,7 @@ refuse "text without a GPU" 1 'cuda: ' generate --checkpoint folder --device cud
 refuse "dataflow without a GPU" 1 'cuda: ' inspect --device cuda
 refuse "bench layer without a GPU" 1 'cuda: ' bench layer --device cuda
 refuse "bench train without a GPU" 1 'cuda: ' bench train --device cuda
+refuse "bench comm without a GPU" 1 'cuda: ' bench comm --device cuda
 unset CUDA_VISIBLE_DEVICES
 
 # ---- Long and odd arguments (one argument may have 128 KiB on Linux; a megabyte comes in pieces) ----

@@ -253,6 +253,14 @@ check "bench train --json is a list" is_list "$logs/out"
 check "bench train --json has every key in every record" every_record_has "$logs/out" model recipe checkpointing layers \
     step_ms tokens_per_s mfu_percent memory_bytes used_bytes loss ratio_bf16 calls
 check "bench train --json lists the operators of every mode" [ "$(grep -c '"op": "adamw"' "$logs/out")" -ge 2 ]
+run bench comm --device cpu --repeat 1 --megabytes 1 --tokens 64 --ranks 3 --recipes flow,bf16
+check "bench comm prints a table" grep -qE '^flow +[0-9]+ +[0-9]+ ' "$logs/out"
+check "bench comm sends at most 0.51 of the bytes of bf16" \
+    awk '$1 == "flow" { found = $7 > 0 && $7 <= 0.51 } END { exit !found }' "$logs/out"
+run bench comm --device cpu --repeat 2 --megabytes 1 --tokens 16 --ranks 2 --recipes flow --json
+check "bench comm --json is a list" is_list "$logs/out"
+check "bench comm --json has every key in every record" every_record_has "$logs/out" ranks transport device bytes exchange
+check "bench comm --json knows no ratio without bf16" says '"dispatch_to_bf16": null'
 run bench no-such-operator
 check "bench of nothing is refused" [ $code -ne 0 ]
 if "$program" doctor | grep -q '^CUDA *yes'; then

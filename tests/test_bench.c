@@ -1,6 +1,8 @@
-/* test_bench.c - what `bench layer` and `bench train` compute before they measure: variants, layers that fit, FLOP. */
+/* test_bench.c - what `bench layer`, `bench train` and `bench comm` compute beside measuring: variants, layers that
+ * fit, FLOP, ratios. */
 #include "support.h"
 
+#include "../cli/bench_comm.h"
 #include "../cli/bench_layer.h"
 #include "../cli/bench_train.h"
 
@@ -79,12 +81,23 @@ static void test_files_of_a_trainer(void **state)
     train_files_remove(&files);
 }
 
+static void test_figures_of_the_wire(void **state)
+{
+    (void)state;
+    const comm_payload bf16 = { .dispatch = { 4096, 4096 } }, half = { .dispatch = { 1024, 3072 } }, none = { 0 };
+    const timing time = { .median = 2 }, no_time = { .median = 0 };
+    assert_float_equal(comm_dispatch_ratio(&half, &bf16), 0.5, 0);
+    assert_float_equal(comm_dispatch_ratio(&half, &none), 0, 0);
+    assert_float_equal(comm_gb_per_s(3000000, &time), 1.5, 1e-12);
+    assert_float_equal(comm_gb_per_s(3000000, &no_time), 0, 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_baselines_come_first), cmocka_unit_test(test_without_names_there_are_all),
         cmocka_unit_test(test_layers_that_fit),      cmocka_unit_test(test_flops_of_a_layer),
-        cmocka_unit_test(test_files_of_a_trainer),
+        cmocka_unit_test(test_files_of_a_trainer),   cmocka_unit_test(test_figures_of_the_wire),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -3,6 +3,9 @@
  * All but the lives of teams run twice: over the transport itself, and over its views for memory of a device.
  */
 #include "comm_bodies.h"
+
+#include <sched.h>
+
 #include "fake_device.h"
 
 static const int32_t team_sizes[] = { 1, 2, 3, 8 };
@@ -127,6 +130,26 @@ static void test_lowest_of_several_failing_ranks_is_reported(void **state)
     }
 }
 
+/* Rank 0 waits for nobody, and learns it all the same. */
+static fp8flow_status asking_body(fp8flow_comm *comm, void *user)
+{
+    int64_t value = 0;
+    F8_TRY(f8_comm_check(comm));
+    F8_TRY(fp8flow_comm_max(comm, &value));
+    if (comm->rank == 1) return F8_FAIL(ENOMEM, "no memory on rank 1");
+    while (f8_comm_check(comm) == FP8FLOW_OK) sched_yield();
+    snprintf(user, 256, "%s", fp8flow_last_error());
+    return FP8FLOW_ECOMM;
+}
+
+static void test_check_tells_a_failure_without_waiting(void **state)
+{
+    char message[256] = "";
+    (void)state;
+    assert_fails(run_ranks(2, asking_body, message), FP8FLOW_ENOMEM, "no memory on rank 1");
+    assert_string_equal(message, "rank 0: rank 1 has failed: no memory on rank 1");
+}
+
 /* Rank 0 hands on the failure of rank 1, in words of its own: it did not fail by itself. */
 static fp8flow_status wrapping_body(fp8flow_comm *comm, void *user)
 {
@@ -221,6 +244,7 @@ int main(void)
         cmocka_unit_test(test_a_failure_ends_all_groups),
         cmocka_unit_test(test_others_get_ecomm_when_one_rank_fails),
         cmocka_unit_test(test_lowest_of_several_failing_ranks_is_reported),
+        cmocka_unit_test(test_check_tells_a_failure_without_waiting),
         cmocka_unit_test(test_failure_that_was_handed_on_is_not_the_cause),
         cmocka_unit_test(test_one_rank_returns_its_own_failure),
         cmocka_unit_test(test_exchange_with_different_counts_is_refused),

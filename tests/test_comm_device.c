@@ -175,6 +175,34 @@ static void test_own_rows_must_agree_too(void **state)
                  "rank 0 expects 2 rows from itself and sends 1");
 }
 
+/* ---- Which transport ---- */
+
+static fp8flow_status name_body(fp8flow_comm *host, void *user)
+{
+    fp8flow_comm *view;
+    F8_TRY(f8_comm_for_device(host, fake_device(), NULL, &view));
+    if (host->rank == 0) *(const char **)user = view->ops->name;
+    f8_comm_release(view);
+    return FP8FLOW_OK;
+}
+
+static void test_the_environment_chooses_the_transport(void **state)
+{
+    const char *name = "";
+    (void)state;
+    assert_ok(fp8flow_run_ranks(NUM_RANKS, name_body, &name));
+    assert_string_equal(name, "host memory");
+    setenv("FP8FLOW_TRANSPORT", "staged", 1);
+    assert_ok(fp8flow_run_ranks(NUM_RANKS, name_body, &name));
+    setenv("FP8FLOW_TRANSPORT", "nccl", 1);
+    assert_fails(fp8flow_run_ranks(NUM_RANKS, name_body, &name), FP8FLOW_ENOSYS, "nccl: ");
+    assert_fails(fp8flow_run_ranks(1, name_body, &name), FP8FLOW_ENOSYS, "nccl: ");
+    setenv("FP8FLOW_TRANSPORT", "pigeons", 1);
+    assert_fails(fp8flow_run_ranks(NUM_RANKS, name_body, &name), FP8FLOW_EINVAL,
+                 "FP8FLOW_TRANSPORT is \"pigeons\", expected auto, nccl or staged");
+    unsetenv("FP8FLOW_TRANSPORT");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -183,6 +211,7 @@ int main(void)
         cmocka_unit_test(test_a_large_reduction_goes_in_pieces),
         cmocka_unit_test(test_a_device_that_fails_ends_the_ranks),
         cmocka_unit_test(test_own_rows_must_agree_too),
+        cmocka_unit_test(test_the_environment_chooses_the_transport),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -11,9 +11,9 @@ cd "$(dirname "$0")/.." || exit 1
 find src include cli tests -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null | sort | xargs awk '
 BEGIN {
     # layer and packages of each folder; files directly under src/ are "api"
-    split("base:0:sanitizer/asan_interface device:1:cuda recipe:1: io:1:jansson,xxhash" \
-          " ops:2:cblas,omp,pthread,cuda,immintrin comm:2:dlfcn,omp,pthread,mpi,nccl,cuda moe:3: model:4: train:5:xxhash" \
-          " api:6:", rows, " ")
+    split("base:0:sanitizer/asan_interface device:1:cuda,nvtx3/nvToolsExt recipe:1: io:1:jansson,xxhash" \
+          " ops:2:cblas,omp,pthread,cuda,immintrin comm:2:omp,pthread,dlfcn,mpi,nccl,cuda moe:3: model:4:" \
+          " train:5:xxhash api:6:", rows, " ")
     for (i in rows) {
         split(rows[i], field, ":")
         layer[field[1]] = field[2]

@@ -40,8 +40,11 @@ static int stays_in_place(const fp8flow_comm *comm, const f8_comm_part *part, in
     return same;
 }
 
-fp8flow_status f8_comm_exchange(fp8flow_comm *comm, const f8_comm_part *part, int num_parts, const int32_t *send_rows,
-                                const int32_t *recv_rows)
+typedef fp8flow_status exchange_function(fp8flow_comm *comm, const f8_comm_part *part, int num_parts,
+                                         const int32_t *send_rows, const int32_t *recv_rows);
+
+static fp8flow_status exchange_by(exchange_function *exchange, fp8flow_comm *comm, const f8_comm_part *part,
+                                  int num_parts, const int32_t *send_rows, const int32_t *recv_rows)
 {
     int64_t rows = 0, row_bytes = 0;
     for (int32_t r = 0; r < comm->size; r++) {
@@ -53,8 +56,25 @@ fp8flow_status f8_comm_exchange(fp8flow_comm *comm, const f8_comm_part *part, in
     comm->exchanged_bytes += rows * row_bytes;
     if (stays_in_place(comm, part, num_parts)) return FP8FLOW_OK;
     double start = seconds_now();
-    return note(comm, F8_EXCHANGE, rows * row_bytes, start,
-                comm->ops->exchange(comm, part, num_parts, send_rows, recv_rows));
+    return note(comm, F8_EXCHANGE, rows * row_bytes, start, exchange(comm, part, num_parts, send_rows, recv_rows));
+}
+
+fp8flow_status f8_comm_exchange(fp8flow_comm *comm, const f8_comm_part *part, int num_parts, const int32_t *send_rows,
+                                const int32_t *recv_rows)
+{
+    return exchange_by(comm->ops->exchange, comm, part, num_parts, send_rows, recv_rows);
+}
+
+fp8flow_status f8_comm_exchange_begin(fp8flow_comm *comm, const f8_comm_part *part, int num_parts,
+                                      const int32_t *send_rows, const int32_t *recv_rows)
+{
+    exchange_function *begin = comm->ops->exchange_begin ? comm->ops->exchange_begin : comm->ops->exchange;
+    return exchange_by(begin, comm, part, num_parts, send_rows, recv_rows);
+}
+
+fp8flow_status f8_comm_exchange_end(fp8flow_comm *comm)
+{
+    return comm->ops->exchange_end ? comm->ops->exchange_end(comm) : FP8FLOW_OK;
 }
 
 fp8flow_status f8_comm_counts(fp8flow_comm *comm, const int32_t *send_rows, int32_t *recv_rows)
@@ -119,6 +139,11 @@ fp8flow_status f8_comm_split(fp8flow_comm *comm, int32_t group, fp8flow_comm **p
 void f8_comm_free(fp8flow_comm *part)
 {
     if (part) part->ops->free(part);
+}
+
+fp8flow_status f8_comm_check(fp8flow_comm *comm)
+{
+    return comm->ops->check ? comm->ops->check(comm) : FP8FLOW_OK;
 }
 
 /* ---- Arithmetic of the transports ---- */

@@ -29,6 +29,10 @@ typedef struct {
     const char *name;
     fp8flow_status (*exchange)(fp8flow_comm *comm, const f8_comm_part *part, int num_parts, const int32_t *send_rows,
                                const int32_t *recv_rows);
+    /* Both or neither: what can go on while the rank's stream does other work. */
+    fp8flow_status (*exchange_begin)(fp8flow_comm *comm, const f8_comm_part *part, int num_parts,
+                                     const int32_t *send_rows, const int32_t *recv_rows);
+    fp8flow_status (*exchange_end)(fp8flow_comm *comm);
     fp8flow_status (*all_reduce)(fp8flow_comm *comm, f8_reduction reduction, void *data, int64_t count);
     fp8flow_status (*reduce_scatter)(fp8flow_comm *comm, f8_reduction reduction, void *data, const int64_t *offset);
     fp8flow_status (*all_gather)(fp8flow_comm *comm, void *data, const int64_t *offset);
@@ -36,6 +40,8 @@ typedef struct {
     fp8flow_status (*split)(fp8flow_comm *comm, int32_t group, fp8flow_comm **part);
     void (*free)(fp8flow_comm *comm); /* of one that split has made */
     void (*abort)(fp8flow_comm *comm, const char *message);
+    /* NULL: failures are seen in collectives only. Else check and abort are for any thread. */
+    fp8flow_status (*check)(fp8flow_comm *comm);
 } f8_comm_ops;
 
 /* What this rank has spent on collectives of one kind since the start, where there are several ranks. */
@@ -58,6 +64,7 @@ struct fp8flow_comm {
     int32_t rank, size;
     f8_comm_spent spent[F8_NUM_COLLECTIVES];
     int64_t exchanged_bytes;    /* sent by this rank in exchange, itself included */
+    double timeout;             /* seconds that a collective waits for the other ranks; 0: as the transport has it */
     struct f8_comm_view *views; /* of it, for memory of devices: comm_device.c */
     struct f8_comm_view *view;  /* that it is itself */
 };
@@ -67,15 +74,22 @@ struct fp8flow_comm {
 fp8flow_status f8_comm_exchange(fp8flow_comm *comm, const f8_comm_part *part, int num_parts, const int32_t *send_rows,
                                 const int32_t *recv_rows);
 
+/* The same in two halves. What the parts point to is neither read nor written, and nothing else of `comm` is called,
+ * between them; other work put on the rank's stream there is done meanwhile where the transport can do that. */
+fp8flow_status f8_comm_exchange_begin(fp8flow_comm *comm, const f8_comm_part *part, int num_parts,
+                                      const int32_t *send_rows, const int32_t *recv_rows);
+fp8flow_status f8_comm_exchange_end(fp8flow_comm *comm);
+
 /* recv_rows[r] = what rank r has in send_rows[this rank]. */
 fp8flow_status f8_comm_counts(fp8flow_comm *comm, const int32_t *send_rows, int32_t *recv_rows);
 
-/* In place, the same result on every rank: sums in ascending rank order. Alone it does not look at the data. */
+/* In place, the same result on every rank: sums in ascending rank order (NCCL: in an order of its own, comm_nccl.c).
+ * Alone it does not look at the data. */
 fp8flow_status f8_comm_all_reduce(fp8flow_comm *comm, f8_reduction reduction, void *data, int64_t count);
 
-/* The two halves of it. offset [size + 1], ascending from 0, the same on every rank; slice r is [offset[r], offset[r + 1]).
- * reduce_scatter: offsets are elements; this rank's slice becomes the sum over the ranks, the other slices are undefined.
- * all_gather: offsets are bytes; every rank gets the others' slices from their data. */
+/* The two halves of it. offset [size + 1], ascending from 0, the same on every rank: slice r is from offset[r] to
+ * offset[r + 1]. reduce_scatter: offsets are elements; this rank's slice becomes the sum over the ranks, the other
+ * slices are undefined. all_gather: offsets are bytes; every rank gets the others' slices from their data. */
 fp8flow_status f8_comm_reduce_scatter(fp8flow_comm *comm, f8_reduction reduction, void *data, const int64_t *offset);
 fp8flow_status f8_comm_all_gather(fp8flow_comm *comm, void *data, const int64_t *offset);
 
@@ -86,11 +100,17 @@ fp8flow_status f8_comm_broadcast(fp8flow_comm *comm, int32_t root, void *data, i
 fp8flow_status f8_comm_split(fp8flow_comm *comm, int32_t group, fp8flow_comm **part);
 void f8_comm_free(fp8flow_comm *part); /* NULL allowed */
 
+/* ECOMM with its message once a rank has failed. Neither collective nor waiting, and for any thread: what came over a
+ * transport that does not wait (comm_nccl.h) is good if this succeeds after the device's work is done. */
+fp8flow_status f8_comm_check(fp8flow_comm *comm);
+
 /* ---- Memory of a device ----
  *
  * A communicator moves memory of the program. For arrays in memory of a device one asks for a view of it: the same
- * ranks, collectives in the order of `stream`. On the host that is `host` itself. The same view for the same device and
- * stream as long as it has users: release for each for_device, before `host` ends. Collective over `host`. */
+ * ranks, collectives in the order of `stream`. On the host that is `host` itself; else NCCL where it can be used
+ * (comm_nccl.h), else a way through host memory. FP8FLOW_TRANSPORT in the environment, the same for every rank, insists
+ * on one: "nccl" or "staged". The same view for the same device and stream as long as it has users: release for each
+ * for_device, before `host` ends. Collective over `host`. */
 fp8flow_status f8_comm_for_device(fp8flow_comm *host, const f8_device *device, void *stream, fp8flow_comm **comm);
 void f8_comm_release(fp8flow_comm *comm); /* NULL allowed */
 

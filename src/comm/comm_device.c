@@ -2,6 +2,9 @@
 #include "comm/comm.h"
 
 #include <stdlib.h>
+#include <string.h>
+
+#include "comm/comm_nccl.h"
 
 struct f8_comm_view {
     fp8flow_comm *comm, *host;
@@ -13,8 +16,18 @@ struct f8_comm_view {
 
 typedef struct f8_comm_view view;
 
+/* A rank that is alone needs no NCCL, unless somebody insists on it. */
 static fp8flow_status create(fp8flow_comm *host, const f8_device *device, void *stream, fp8flow_comm **comm)
 {
+    const char *named = getenv("FP8FLOW_TRANSPORT"), *wanted = named && *named ? named : "auto";
+    int insists = strcmp(wanted, "nccl") == 0, is_free = strcmp(wanted, "auto") == 0;
+    F8_REQUIRE(insists || is_free || strcmp(wanted, "staged") == 0, EINVAL,
+               "FP8FLOW_TRANSPORT is \"%s\", expected auto, nccl or staged", wanted);
+    if (insists || (is_free && host->size > 1)) {
+        fp8flow_status status = f8_comm_nccl_usable(host, device);
+        if (status == FP8FLOW_OK) return f8_comm_nccl_create(host, device, stream, comm);
+        if (insists || status != FP8FLOW_ENOSYS) return status;
+    }
     return f8_comm_staged_create(host, device, stream, comm);
 }
 

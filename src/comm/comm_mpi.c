@@ -183,7 +183,7 @@ static fp8flow_status mpi_all_gather(fp8flow_comm *comm, void *data, const int64
 
 static fp8flow_status mpi_all_reduce(fp8flow_comm *comm, f8_reduction reduction, void *data, int64_t count)
 {
-    int64_t element[MAX_RANKS + 1], byte[MAX_RANKS + 1];
+    int64_t element[MAX_RANKS + 1] = { 0 }, byte[MAX_RANKS + 1] = { 0 };
     for (int32_t r = 0; r <= comm->size; r++) {
         element[r] = count * r / comm->size;
         byte[r] = element[r] * f8_comm_element_bytes(reduction);
@@ -212,7 +212,7 @@ typedef struct {
 /* The tag is the first that no rank here has used: two ranks have no other group with it. */
 static fp8flow_status mpi_split(fp8flow_comm *comm, int32_t group, fp8flow_comm **part)
 {
-    split_entry entry[MAX_RANKS];
+    split_entry entry[MAX_RANKS] = { 0 };
     int64_t offset[MAX_RANKS + 1];
     member *me = member_of(comm), *mine = calloc(1, sizeof *mine);
     F8_REQUIRE(mine, ENOMEM, "split: no memory for rank %d", comm->rank);
@@ -220,6 +220,7 @@ static fp8flow_status mpi_split(fp8flow_comm *comm, int32_t group, fp8flow_comm 
     entry[comm->rank] = (split_entry){ group, me->job->next_tag };
     fp8flow_status status = gather_slices(comm, "split", (char *)entry, offset);
     mine->base.ops = comm->ops;
+    mine->base.timeout = comm->timeout;
     mine->job = me->job;
     for (int32_t r = 0; r < comm->size && status == FP8FLOW_OK; r++) {
         if (entry[r].next_tag > mine->tag) mine->tag = entry[r].next_tag;
@@ -419,7 +420,7 @@ fp8flow_status fp8flow_run_mpi_ranks(double timeout, fp8flow_status (*body)(fp8f
     F8_REQUIRE(body && failed_rank && timeout > 0, EINVAL, "run_mpi_ranks: NULL argument or timeout %g", timeout);
     launch launched;
     job j = { .timeout = timeout, .next_tag = 2 };
-    member world = { .base = { .ops = &mpi_ops }, .job = &j, .tag = 1 };
+    member world = { .base = { .ops = &mpi_ops, .timeout = timeout }, .job = &j, .tag = 1 };
     for (int32_t r = 0; r < MAX_RANKS; r++) j.waits_for[r] = SILENT;
     F8_TRY(find_launch(&launched));
     *failed_rank = launched.rank;

@@ -187,6 +187,11 @@ static void staged_abort(fp8flow_comm *comm, const char *message)
     host->ops->abort(host, message);
 }
 
+static fp8flow_status staged_check(fp8flow_comm *comm)
+{
+    return f8_comm_check(staged_of(comm)->host);
+}
+
 static const f8_comm_ops staged_ops = {
     .name = "host memory",
     .exchange = staged_exchange,
@@ -197,6 +202,7 @@ static const f8_comm_ops staged_ops = {
     .split = staged_split,
     .free = staged_free,
     .abort = staged_abort,
+    .check = staged_check,
 };
 
 fp8flow_status f8_comm_staged_create(fp8flow_comm *host, const f8_device *device, void *stream, fp8flow_comm **comm)

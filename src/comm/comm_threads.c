@@ -67,6 +67,15 @@ static team *team_of(fp8flow_comm *comm)
     return member_of(comm)->team;
 }
 
+/* With the mutex held: ECOMM once a rank has failed. */
+static fp8flow_status told_failure(fp8flow_comm *comm)
+{
+    const job *j = team_of(comm)->job;
+    if (!j->failed) return FP8FLOW_OK;
+    *member_of(comm)->released = 1;
+    return F8_FAIL(ECOMM, "rank %d: rank %d has failed: %s", member_of(comm)->job_rank, j->failed_rank, j->message);
+}
+
 /* Wait for all ranks; ECOMM once one has failed. */
 static fp8flow_status barrier(fp8flow_comm *comm)
 {
@@ -80,11 +89,18 @@ static fp8flow_status barrier(fp8flow_comm *comm)
         pthread_cond_broadcast(&j->all_here);
     }
     while (!j->failed && t->generation == generation) pthread_cond_wait(&j->all_here, &j->mutex);
-    int failed = j->failed && t->generation == generation, failed_rank = j->failed_rank;
+    fp8flow_status status = t->generation == generation ? told_failure(comm) : FP8FLOW_OK;
     pthread_mutex_unlock(&j->mutex);
-    *member_of(comm)->released |= failed;
-    F8_REQUIRE(!failed, ECOMM, "rank %d: rank %d has failed: %s", member_of(comm)->job_rank, failed_rank, j->message);
-    return FP8FLOW_OK;
+    return status;
+}
+
+static fp8flow_status threads_check(fp8flow_comm *comm)
+{
+    job *j = team_of(comm)->job;
+    pthread_mutex_lock(&j->mutex);
+    fp8flow_status status = told_failure(comm);
+    pthread_mutex_unlock(&j->mutex);
+    return status;
 }
 
 static void threads_abort(fp8flow_comm *comm, const char *message)
@@ -168,7 +184,7 @@ static fp8flow_status threads_all_gather(fp8flow_comm *comm, void *data, const i
 
 static fp8flow_status threads_all_reduce(fp8flow_comm *comm, f8_reduction reduction, void *data, int64_t count)
 {
-    int64_t element[MAX_RANKS + 1], byte[MAX_RANKS + 1];
+    int64_t element[MAX_RANKS + 1] = { 0 }, byte[MAX_RANKS + 1] = { 0 };
     for (int32_t r = 0; r <= comm->size; r++) {
         element[r] = count * r / comm->size;
         byte[r] = element[r] * f8_comm_element_bytes(reduction);
@@ -229,6 +245,7 @@ static fp8flow_status threads_split(fp8flow_comm *comm, int32_t group, fp8flow_c
     member *mine = calloc(1, sizeof *mine);
     F8_REQUIRE(mine, ENOMEM, "split: no memory for rank %d", comm->rank);
     mine->base.ops = comm->ops;
+    mine->base.timeout = comm->timeout;
     mine->job_rank = member_of(comm)->job_rank;
     mine->released = member_of(comm)->released;
     team_of(comm)->slot[comm->rank].group = group;
@@ -255,6 +272,7 @@ static const f8_comm_ops threads_ops = {
     .split = threads_split,
     .free = threads_free,
     .abort = threads_abort,
+    .check = threads_check,
 };
 
 /* ---- Ranks ---- */

@@ -52,6 +52,10 @@ typedef struct {
     fp8flow_status (*graph_launch)(void *graph, void *stream);
     void (*graph_destroy)(void *graph);
 
+    /* What the calling thread does from here to the end of the range, for the timelines of profilers. Ranges nest. */
+    void (*range_begin)(const char *name);
+    void (*range_end)(void);
+
     fp8flow_status (*describe)(fp8flow_device_info *info);
 } f8_device;
 

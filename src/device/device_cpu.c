@@ -126,6 +126,15 @@ static void cpu_graph_destroy(void *graph)
     (void)graph;
 }
 
+static void cpu_range_begin(const char *name)
+{
+    (void)name;
+}
+
+static void cpu_range_end(void)
+{
+}
+
 static fp8flow_status cpu_describe(fp8flow_device_info *info)
 {
     *info = (fp8flow_device_info){ .name = "cpu" };
@@ -156,6 +165,8 @@ const f8_device *f8_device_cpu(void)
                                       .graph_end = cpu_graph_end,
                                       .graph_launch = cpu_graph_launch,
                                       .graph_destroy = cpu_graph_destroy,
+                                      .range_begin = cpu_range_begin,
+                                      .range_end = cpu_range_end,
                                       .describe = cpu_describe };
     return &device;
 }

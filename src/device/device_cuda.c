@@ -6,6 +6,10 @@
 #include "device/device.h"
 
 #include <cuda_runtime_api.h>
+#if __has_include(<nvtx3/nvToolsExt.h>)
+#include <nvtx3/nvToolsExt.h>
+#define HAS_NVTX 1
+#endif
 #include <stdio.h>
 
 /* A reported error is taken back from the runtime, which would show it again at the next launch. */
@@ -170,6 +174,24 @@ static void cuda_graph_destroy(void *graph)
     (void)cudaGraphExecDestroy(graph);
 }
 
+/* ---- Ranges: NVTX, a header that looks for a profiler at run time and does nothing without one ---- */
+
+static void cuda_range_begin(const char *name)
+{
+#if defined(HAS_NVTX)
+    (void)nvtxRangePushA(name);
+#else
+    (void)name;
+#endif
+}
+
+static void cuda_range_end(void)
+{
+#if defined(HAS_NVTX)
+    (void)nvtxRangePop();
+#endif
+}
+
 /* ---- The device itself ---- */
 
 static fp8flow_status cuda_describe(fp8flow_device_info *info)
@@ -213,6 +235,8 @@ static const f8_device cuda_device = { .name = "cuda",
                                        .graph_end = cuda_graph_end,
                                        .graph_launch = cuda_graph_launch,
                                        .graph_destroy = cuda_graph_destroy,
+                                       .range_begin = cuda_range_begin,
+                                       .range_end = cuda_range_end,
                                        .describe = cuda_describe };
 
 /* The kernels are machine code for compute capability 9.0 with no other version to fall back to. */

@@ -167,7 +167,7 @@ static fp8flow_status exchange_records(fp8flow_moe *m, f8_record record, const f
     }
     int64_t before = m->comm_device->exchanged_bytes;
     double start = exchange_seconds(m);
-    F8_DO(m, f8_comm_exchange(m->comm_device, part, num_parts, s->send_rows, s->recv_rows));
+    F8_DO(m, f8_comm_exchange_begin(m->comm_device, part, num_parts, s->send_rows, s->recv_rows));
     m->dispatch_seconds += exchange_seconds(m) - start;
     int64_t moved = m->comm_device->exchanged_bytes - before;
     int64_t routing = record == F8_ROWS_AND_ROUTING ? s->sent * top_k * 8 : 0;
@@ -184,14 +184,20 @@ fp8flow_status f8_ep_dispatch(fp8flow_moe *m, f8_record record, const fp8flow_te
     fp8flow_tensor sent;
     if (f8_moe_is_alone(m)) {
         *received = *wire;
+        s->before_sent = f8_arena_mark(m->workspace);
         return exchange_records(m, record, wire, received, bytes);
     }
     F8_TRY(draw_received(m, record, wire, arena, received));
-    f8_arena_position mark = f8_arena_mark(m->workspace);
+    s->before_sent = f8_arena_mark(m->workspace);
     F8_TRY(f8_draw_tensor(m->workspace, "sent rows", format, s->sent, wire->cols, &sent));
     F8_DO(m, fp8flow_permute(m->context, &(fp8flow_permute_args){ .x = wire, .plan = &s->send, .rows = &sent }));
-    F8_TRY(exchange_records(m, record, &sent, received, bytes));
-    f8_arena_rewind(m->workspace, mark);
+    return exchange_records(m, record, &sent, received, bytes);
+}
+
+fp8flow_status f8_ep_arrive(fp8flow_moe *m)
+{
+    F8_DO(m, f8_comm_exchange_end(m->comm_device));
+    f8_arena_rewind(m->workspace, m->state.before_sent);
     return FP8FLOW_OK;
 }
 

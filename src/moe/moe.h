@@ -67,6 +67,7 @@ typedef struct {
     /* expert parallelism: a token goes once to each rank that has one of its experts */
     fp8flow_plan send; /* "experts" are ranks: rows of the send order */
     int32_t send_rows[F8_MAX_RANKS], recv_rows[F8_MAX_RANKS];
+    f8_arena_position before_sent;      /* of the workspace, while rows are on their way */
     int32_t *send_expert, *recv_expert; /* [S, k], [R, k]: local expert at the destination or -1 */
     float *send_gate, *recv_gate;
     fp8flow_tensor inbox; /* received rows, wire format [R, H] */
@@ -210,6 +211,10 @@ typedef enum { F8_ROWS_ONLY, F8_ROWS_AND_ROUTING } f8_record;
 fp8flow_status f8_ep_dispatch(fp8flow_moe *m, f8_record record, const fp8flow_tensor *wire, f8_arena *arena,
                               fp8flow_tensor *received, int64_t *bytes);
 
+/* The rows are on their way until here; what is put on the stream in between hides it where the transport can do that.
+ * It draws nothing from the workspace, whose rows of the sender are dropped now. */
+fp8flow_status f8_ep_arrive(fp8flow_moe *m);
+
 /* Send rows [R, H] BF16 back and sum them per token in rank order: y [T, H]. F8_ROWS_AND_ROUTING: gate_rows [R, k]
  * travels along and arrives as gate [T, k]. *bytes grows by what is sent. Collective. */
 fp8flow_status f8_ep_combine(fp8flow_moe *m, f8_record record, const fp8flow_tensor *rows, const float *gate_rows,
@@ -222,7 +227,7 @@ fp8flow_status f8_moe_route(fp8flow_moe *m, const fp8flow_tensor *x, f8_arena *a
 
 typedef enum { F8_PASS_FORWARD, F8_PASS_RECOMPUTE } f8_pass;
 
-/* Cast to the wire and dispatch by the plan. */
+/* Cast to the wire and dispatch by the plan; f8_ep_arrive follows. */
 fp8flow_status f8_moe_send(fp8flow_moe *m, const fp8flow_tensor *x, f8_pass pass, f8_arena *rows);
 
 /* plan, permute, x1, fc1, h, swiglu, x2 as far as the pass needs them. */

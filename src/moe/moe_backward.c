@@ -16,6 +16,7 @@ static fp8flow_status compute_again(fp8flow_moe *m, const fp8flow_tensor *x)
     if (m->config.checkpointing == FP8FLOW_FULL) {
         F8_TRY(f8_ep_plan(m, m->workspace));
         F8_TRY(f8_moe_send(m, x, F8_PASS_RECOMPUTE, m->workspace));
+        F8_TRY(f8_ep_arrive(m));
     }
     return f8_moe_experts(m, F8_PASS_RECOMPUTE);
 }
@@ -36,6 +37,7 @@ static fp8flow_status bring_dy2(fp8flow_moe *m, const fp8flow_tensor *dy, fp8flo
     fp8flow_tensor wire, received, permuted;
     F8_TRY(f8_bring_rows(m, &wire_pair, dy, &wire, NULL));
     F8_TRY(f8_ep_dispatch(m, F8_ROWS_ONLY, &wire, m->workspace, &received, &m->report.dispatch_bytes[1]));
+    F8_TRY(f8_ep_arrive(m));
     f8_tensor_format format = { wire.dtype, wire.scaling, wire.layout };
     F8_TRY(f8_draw_tensor(m->workspace, "dy2 rows", format, s->padded, dy->cols, &permuted));
     int by_permute = f8_edge_is_fused(m, F8_DY2_COLUMNS);

@@ -194,16 +194,24 @@ static fp8flow_status combine_outputs(fp8flow_moe *m, fp8flow_tensor *y)
     return f8_ep_combine(m, F8_ROWS_ONLY, &rows, NULL, y, NULL, &m->report.combine_bytes[0]);
 }
 
-/* The shared expert, a dense BF16 SwiGLU over this rank's tokens, up to its second product: v [T, Fs]. */
-static fp8flow_status begin_shared_expert(fp8flow_moe *m, const fp8flow_tensor *x, fp8flow_tensor *v)
+/* Room for the shared expert's h and for v [T, Fs], what its second product takes. */
+static fp8flow_status draw_shared_expert(fp8flow_moe *m, fp8flow_tensor *v)
 {
     f8_moe_state *s = &m->state;
     int64_t width = m->config.shared_width;
     if (width == 0) return FP8FLOW_OK;
     f8_arena *arena = m->config.checkpointing == FP8FLOW_KEEP_ALL ? &m->saved : m->workspace;
-    fp8flow_tensor fc1 = f8_bf16((uint16_t *)(uintptr_t)m->weights.shared_fc1, 2 * width, m->config.hidden);
     F8_TRY(f8_draw_tensor(arena, "shared h", bf16, s->tokens, 2 * width, &s->shared_h));
-    F8_TRY(f8_draw_tensor(m->workspace, "shared x2", bf16, s->tokens, width, v));
+    return f8_draw_tensor(m->workspace, "shared x2", bf16, s->tokens, width, v);
+}
+
+/* A dense BF16 SwiGLU over this rank's tokens, up to its second product. */
+static fp8flow_status begin_shared_expert(fp8flow_moe *m, const fp8flow_tensor *x, fp8flow_tensor *v)
+{
+    f8_moe_state *s = &m->state;
+    int64_t width = m->config.shared_width;
+    if (width == 0) return FP8FLOW_OK;
+    fp8flow_tensor fc1 = f8_bf16((uint16_t *)(uintptr_t)m->weights.shared_fc1, 2 * width, m->config.hidden);
     F8_TRY(f8_moe_product(m, FP8FLOW_FPROP, x, &fc1, &s->shared_h));
     F8_DO(m, fp8flow_swiglu(m->context, &(fp8flow_swiglu_args){ .h = &s->shared_h, .rows = v }));
     return FP8FLOW_OK;
@@ -242,8 +250,10 @@ fp8flow_status f8_moe_run_forward(fp8flow_moe *m, const fp8flow_tensor *x, fp8fl
     F8_TRY(f8_moe_route(m, x, mode == FP8FLOW_KEEP_ALL ? &m->saved : m->workspace));
     F8_TRY(router_losses(m));
     F8_TRY(f8_ep_plan(m, routing));
-    F8_TRY(begin_shared_expert(m, x, &shared_x2)); /* something to do while the counts of rows are on their way */
+    F8_TRY(draw_shared_expert(m, &shared_x2));
     F8_TRY(f8_moe_send(m, x, F8_PASS_FORWARD, rows));
+    F8_TRY(begin_shared_expert(m, x, &shared_x2)); /* something to do while the rows are on their way */
+    F8_TRY(f8_ep_arrive(m));
     F8_TRY(f8_moe_experts(m, F8_PASS_FORWARD));
     F8_TRY(combine_outputs(m, y));
     return add_shared_expert(m, &shared_x2, y);

@@ -104,6 +104,9 @@ fp8flow_status f8_context_check_groups(const fp8flow_context *c, const char *op,
 /* 1 in an operator's OpenMP loops means: too little work to share. `work` is about one simple operation. */
 int f8_threads_for(const fp8flow_context *c, int64_t work);
 
+/* "gemm"; static. */
+const char *f8_op_name(f8_op op);
+
 /* Enter a call into the context's trace, before and after it (trace.c). stop returns what went wrong first. */
 void f8_trace_start(fp8flow_context *c, f8_op op, const void *args);
 fp8flow_status f8_trace_stop(fp8flow_context *c, fp8flow_status status);
@@ -111,11 +114,13 @@ fp8flow_status f8_trace_stop(fp8flow_context *c, fp8flow_status status);
 static inline void f8_before_call(fp8flow_context *c, f8_op op, const void *args)
 {
     c->calls[op]++;
+    c->device->range_begin(f8_op_name(op));
     if (c->trace) f8_trace_start(c, op, args);
 }
 
 static inline fp8flow_status f8_after_call(fp8flow_context *c, fp8flow_status status)
 {
+    c->device->range_end();
     return c->trace ? f8_trace_stop(c, status) : status;
 }
 

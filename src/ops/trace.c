@@ -71,14 +71,19 @@ fp8flow_status fp8flow_trace_end(fp8flow_context *c, int64_t *num_calls)
     return FP8FLOW_OK;
 }
 
-fp8flow_status fp8flow_trace_get(fp8flow_context *c, const fp8flow_trace *trace, int64_t index, int64_t rows,
-                                 fp8flow_trace_record *record)
+const char *f8_op_name(f8_op op)
 {
     static const char *const names[] = {
 #define F8_X(op) #op,
         F8_OPS(F8_X)
 #undef F8_X
     };
+    return names[op];
+}
+
+fp8flow_status fp8flow_trace_get(fp8flow_context *c, const fp8flow_trace *trace, int64_t index, int64_t rows,
+                                 fp8flow_trace_record *record)
+{
     F8_REQUIRE(c && trace && record, EINVAL, "trace_get: NULL argument");
     int64_t known = trace->num_calls < trace->capacity ? trace->num_calls : trace->capacity;
     F8_REQUIRE(index >= 0 && index < known, EINVAL, "trace_get: call %lld, the trace has %lld", (long long)index,
@@ -86,7 +91,7 @@ fp8flow_status fp8flow_trace_get(fp8flow_context *c, const fp8flow_trace *trace,
     const trace_call *call = &trace->call[index];
     const f8_cost *cost = &call->cost;
     double used = (double)(rows < 0 || rows > cost->capacity ? cost->capacity : rows);
-    *record = (fp8flow_trace_record){ .op = names[call->op],
+    *record = (fp8flow_trace_record){ .op = f8_op_name(call->op),
                                       .bytes = cost->bytes + used * cost->row_bytes,
                                       .flops = cost->flops + used * cost->row_flops,
                                       .groups = cost->groups,
