@@ -160,6 +160,11 @@ $(B)/libfp8flow_mpi_%.so: src/comm/plugin/mpi_plugin.c src/comm/mpi_plugin.h Mak
 	$(if $(V),,@echo "  MPICC  $@")
 	$(Q)mpicc.$* -std=c11 -D_GNU_SOURCE -Isrc -O2 -g -fPIC -fvisibility=hidden -Wall -Wextra -shared -o $@ $<
 
+# In a plugin's place, it kills a rank in the middle of a collective.
+$(B)/tests/mpi_fault.so: tests/mpi_fault.c src/comm/mpi_plugin.h Makefile
+	@mkdir -p $(@D)
+	$(Q)$(CC) -std=c11 -D_GNU_SOURCE -Isrc -O2 -g -fPIC -fvisibility=hidden $(warnings) -shared -o $@ $< -ldl
+
 # Parts of the program that have unit tests: a test takes from the archive what it names.
 $(B)/cli.a: $(cli_obj)
 	$(Q)rm -f $@ && $(AR) rcs $@ $^
@@ -235,7 +240,7 @@ check-all-floats: $(B)/tests/long_formats ## every one of the 2^32 floats throug
 check-mpi: cli $(B)/tests/mpi_comm ## the MPI transport, with Open MPI and MPICH where they are installed
 	@$(run_tests) tests/mpi_comm.sh
 
-check-cli: cli ## the command line from end to end (tests/cli_*.sh)
+check-cli: cli $(B)/tests/mpi_fault.so ## the command line from end to end (tests/cli_*.sh)
 	@$(run_tests) $(wildcard tests/cli_*.sh)
 
 check-cuda: ## gpu-check where there is a GPU; else compile and link the CUDA side, where nvcc is installed

@@ -19,16 +19,16 @@ extern const cli_command cli_train, cli_generate, cli_compare, cli_inspect, cli_
 /* Commands of two words: `bench` hands over to them. */
 extern const cli_command cli_bench_layer, cli_bench_train, cli_bench_comm;
 
-/* Parse the arguments of a command; under mpirun, only of one that runs there. CLI_GO_ON: *values is ready. Otherwise the help text or the error has
- * been printed and the value is the exit code. */
+/* Parse the arguments of a command; under mpirun, only of one that runs there. CLI_GO_ON: *values is ready. Otherwise
+ * the help text or the error has been printed and the value is the exit code. */
 int cli_parse(const cli_command *command, int argc, char **argv, void *values);
 
 /* Print one line "fp8flow NAME: text" on stderr. Returns CLI_FAILED / CLI_USAGE. */
 int cli_fail(const cli_command *command, const char *format, ...) __attribute__((format(printf, 2, 3)));
 int cli_fail_usage(const cli_command *command, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-/* Between the two, errors are not printed: the first one is kept, and printed by cli_release_errors, with the rank if it
- * is not 0. */
+/* Between the two, errors are not printed: the first one is kept, and printed by cli_release_errors, with the rank if
+ * it is not 0. */
 void cli_hold_errors(int32_t rank);
 void cli_release_errors(void);
 

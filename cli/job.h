@@ -1,7 +1,7 @@
 /* job.h - what is different where mpirun or srun has started the program: N processes run the same command.
  *
- * A process that cannot take part must say so to the others, which wait for it in MPI; and what all of them have to say,
- * one says.
+ * A process that cannot take part must say so to the others, which wait for it in MPI; and what all of them have to
+ * say, one says.
  */
 #ifndef CLI_JOB_H
 #define CLI_JOB_H

@@ -267,6 +267,7 @@ static uint64_t hash_options(const cli_run *settings)
 {
     const fp8flow_train_options *o = &settings->train;
     const int64_t integers[] = { (int64_t)o->checkpointing,
+                                 o->expert_parallel,
                                  (int64_t)o->seed,
                                  (int64_t)o->data_seed,
                                  o->steps,

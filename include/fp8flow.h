@@ -85,10 +85,10 @@ FP8FLOW_API fp8flow_status fp8flow_run_ranks(int32_t num_ranks, fp8flow_status (
 FP8FLOW_API int32_t fp8flow_mpi_launched(int32_t *rank);
 
 /* Run body(comm, user) as the rank that this process is; once per process, on the thread that makes all collective
- * calls. A collective in which nothing arrives for `timeout` seconds fails with ECOMM, on all ranks. *failed_rank: after
- * an error, the rank whose message says why the job has failed; the same on all ranks that still can tell. After an error
- * the process must end, with an exit code other than 0: so mpirun learns of it. Errors: EINVAL, ENOMEM, ECOMM, ENOSYS
- * (the part for this MPI is not there), and whatever body returns. */
+ * calls. A collective in which nothing arrives for `timeout` seconds fails with ECOMM, on all ranks. *failed_rank:
+ * after an error, the rank whose message says why the job has failed; the same on all ranks that still can tell. After
+ * an error the process must end, with an exit code other than 0: so mpirun learns of it. Errors: EINVAL, ENOMEM, ECOMM,
+ * ENOSYS (the part for this MPI is not there), and whatever body returns. */
 FP8FLOW_API fp8flow_status fp8flow_run_mpi_ranks(double timeout, fp8flow_status (*body)(fp8flow_comm *comm, void *user),
                                                  void *user, int32_t *failed_rank);
 

@@ -1,9 +1,15 @@
 #!/bin/sh
 # cli_mpi.sh - training under mpirun, with each MPI library that is installed: the same bits as with threads, resumed
-# from one to the other, and how a job ends when a rank is killed, stopped or given something else.
+# from one to the other; what the processes must agree on; and how a job ends when a rank is killed or stopped in a
+# collective or in a save (tests/mpi_fault.c).
+#
+# FAULT_JOBS=50 kills that many jobs of each library, one after the other, instead of one for each kind.
 set -u
-. "$(dirname "$0")/support.sh"
-export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+. "$(dirname "$0")/support_mpi.sh"
+fault=$(dirname "$program")/tests/mpi_fault.so
+timeout_s=5
+limit_s=10
+broken=broken-$$
 small='--data text.txt --batch 8 --micro-batch 1 --sequence-length 64 --validate-every 2 --validation-sequences 5'
 small="$small --threads 1 --device cpu"
 
@@ -20,41 +26,155 @@ same_run() # FOLDER FOLDER
     done
     cmp "$1.lines" "$2.lines" && diff -r -x metrics.jsonl "$1" "$2" >"$logs/differences"
 }
-# The process of rank 2 among those whose output folder is $1.
-process_of_rank_2()
+# What all processes have to say, one says; and nobody waits for one that cannot take part.
+says() # NAME PATTERN
 {
-    for process in /proc/[0-9]*; do
-        cat "$process/cmdline" 2>/dev/null | tr '\0' ' ' | grep -q "train .*--output $1 " || continue
-        tr '\0' '\n' <"$process/environ" 2>/dev/null | grep -qE '^(OMPI_COMM_WORLD|PMI)_RANK=2$' && basename "$process"
-    done
+    check "$library: $1 ends the job" [ "$code" -ne 0 -a "$code" -ne 124 ]
+    check "$library: $1: one line" [ "$(grep -c '^fp8flow' "$logs/err")" -eq 1 ]
+    check "$library: $1: what it says" grep -qE "^fp8flow $2" "$logs/err"
 }
-# Send rank 2 a signal in the middle of a run; the job must end by itself, with an error, and leave no process.
-disturb() # SIGNAL FOLDER
+others() # NAME PATTERN OPTION...: rank 3 has the options, too
+{
+    name=$1
+    pattern=$2
+    shift 2
+    # shellcheck disable=SC2086
+    run $launch -n 3 "$program" train $small --steps 4 : -n 1 "$program" train $small --steps 4 "$@"
+    says "$name" "$pattern"
+}
+test_agreement()
+{
+    others options 'train: rank 3 has other options than rank 0' --lr 0.01
+    others data 'train: rank 3 has other data than rank 0' --data other.txt
+    others configuration 'train: rank 3 has another configuration of the model than rank 0' --model other.json
+    others usage 'train: rank 3: --steps: "x" is not' --steps x
+    # shellcheck disable=SC2086
+    run $launch -n 3 "$program" train $small --steps 4 --ranks 4
+    says --ranks 'train: --ranks 4: mpirun has started 3 ranks'
+    # shellcheck disable=SC2086
+    run $launch -n 3 "$program" train $small --steps 4 --output half
+    says 'a folder of another run' 'train: --output: "half" holds checkpoints'
+    # shellcheck disable=SC2086
+    run $launch -n 4 "$program" train $small --steps 4 --data missing.txt
+    says 'missing data' 'train: rank 0: missing.txt: cannot open'
+    # shellcheck disable=SC2086
+    run $launch -n 2 env FP8FLOW_MPI=none "$program" train $small --steps 1
+    check "$library: processes that have nothing to do with each other" [ "$code" -eq 0 ]
+    # shellcheck disable=SC2086
+    run env SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=2 FP8FLOW_MPI=$library "$program" train $small --steps 1
+    says 'srun without MPI' 'train: rank 0: run_mpi_ranks: 2 processes were started, 1 of them'
+    # shellcheck disable=SC2086
+    run $launch -n 3 "$program" compare $small --steps 4
+    says compare 'compare: runs in one process'
+}
+
+# A signal to one of the processes ends the job in order.
+test_signal()
 {
     # shellcheck disable=SC2086
-    timeout -k 5 60 $launch -n 4 "$program" train --output "$2" $small --timeout 5 --steps 100000 --save-every 5 \
-        </dev/null >"$logs/out" 2>"$logs/err" &
+    timeout -k 5 60 $launch -n 3 "$program" train $small --batch 6 --output "$library-signal" --steps 100000 \
+        --save-every 2 </dev/null >"$logs/out" 2>"$logs/err" &
     owner=$!
     tries=0
-    until [ -e "$2/step-00000005" ] || [ "$tries" -ge 300 ]; do
+    until [ -e "$library-signal/step-00000002/COMPLETE" ] || [ "$tries" -ge 300 ]; do
         tries=$((tries + 1))
         sleep 0.1
     done
-    victim=$(process_of_rank_2 "$2")
-    kill "-$1" "$victim"
+    kill -"$1" "$(processes_of "$library-signal" | tail -n 1)"
     wait "$owner"
     code=$?
     owner=
-    # 124: only our own timeout ended it
-    check "$library: SIG$1 of a rank ends the job" [ "$code" -ne 0 -a "$code" -ne 124 ]
-    tries=0
-    while [ -d "/proc/$victim" ] && [ "$tries" -lt 50 ]; do
-        tries=$((tries + 1))
+    check "$library: SIG$1 to one process ends the job well" [ "$code" -eq 0 ]
+    check "$library: SIG$1: the job says where it has stopped" grep -q '^stopped at step' "$logs/out"
+    check "$library: SIG$1: it is saved there" [ -n "$(newest "$library-signal")" ]
+    rm -rf "$library-signal"
+}
+
+# ---- Faults ----
+
+processes_of() # FOLDER
+{
+    for process in /proc/[0-9]*; do
+        # Not mpirun, nor what stands before it, whose command lines have the same words.
+        tr '\0' ' ' 2>/dev/null <"$process/cmdline" | grep -q "^[^ ]*fp8flow train .*--output $1 " &&
+            basename "$process"
+    done
+}
+is_gone() # FOLDER: a killed process takes a moment
+{
+    for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+        [ -z "$(processes_of "$1")" ] && return
         sleep 0.1
     done
-    check "$library: SIG$1 of a rank leaves no process" [ ! -d "/proc/$victim" ]
-    check "$library: SIG$1 leaves a complete checkpoint" [ -e "$2/step-00000005/COMPLETE" ]
+    return 1
 }
+newest() # FOLDER: of its complete checkpoints
+{
+    for checkpoint in "$1"/step-????????; do
+        [ -e "$checkpoint/COMPLETE" ] && last=${checkpoint##*-}
+    done
+    echo "$last" | sed 's/^0*//'
+}
+# A job in which `FAULT` happens. It must end by itself, within the limit, and go on from its last complete checkpoint.
+disturb() # LIMIT RANK SIGNAL WHAT COUNT DELAY
+{
+    limit=$1
+    shift
+    name="$library: signal $2 for rank $1 in $3 $4 + $5 us"
+    rm -rf $broken mark
+    # shellcheck disable=SC2086
+    run $launch -n 4 env FAULT="$*" FAULT_AFTER=$broken/step-00000002/COMPLETE FAULT_MARK="$work/mark" \
+        FAULT_PLUGIN="$plugin" LD_PRELOAD="$fault" ./bin/fp8flow train $small --output $broken \
+        --timeout $timeout_s --steps 100000 --save-every 2 --keep 3
+    end=$(date +%s.%N)
+    seconds=$(echo "$end $(stat -c %.9Y mark 2>/dev/null || echo 0)" | awk '{ printf "%.1f", $1 - $2 }')
+    lines=$(grep -c '^fp8flow' "$logs/err")
+    # A killed rank is reported by mpirun, which ends the others at once: Open MPI names the rank, MPICH the process.
+    said=$(grep -m 1 '^fp8flow' "$logs/err" || cat "$logs/err" "$logs/out" |
+        grep -m 1 -E "process rank $1 with PID .* on signal 9|Killed \(signal 9\)|BAD TERMINATION")
+    check "$name: somebody says it" [ -n "$said" ]
+    check "$name: ends" [ "$code" -ne 0 -a "$code" -ne 124 ]
+    check "$name: in time, not $seconds s" [ "${seconds%.*}" -lt "$limit" ]
+    check "$name: at most one line, not $lines" [ "$lines" -le 1 ]
+    check "$name: no process is left" is_gone $broken
+    last=
+    last=$(newest $broken)
+    check "$name: a complete checkpoint" [ -n "$last" ]
+    # shellcheck disable=SC2086
+    run $launch -n 4 "$program" train $small --output $broken --resume $broken --steps $((last + 1))
+    check "$name: goes on" [ "$code" -eq 0 ]
+    jobs=$((${jobs:-0} + 1))
+    [ -z "${FAULT_JOBS:-}" ] || echo "$name: ended in $seconds s, resumed after step $last; $said"
+}
+names_all() # LINE
+{
+    echo "$1" | grep -qxE 'fp8flow train: rank [013] has waited [0-9.]+ s in [a-z_]+ for rank 2 \(step [0-9]+\)'
+}
+test_faults()
+{
+    mkdir -p bin
+    plugin=$(dirname "$program")/libfp8flow_mpi_$library.so
+    cp "$program" bin/fp8flow
+    cp "$fault" "bin/libfp8flow_mpi_$library.so"
+    job=0
+    while [ "$job" -lt "${FAULT_JOBS:-3}" ]; do
+        rank=$(((job + 2) % 4))
+        delay=$((job * 53 % 400))
+        case $((job % 3)) in
+        0) disturb $limit_s $rank 9 exchange $((1 + job * 71 % 200)) $delay ;;
+        1) disturb $limit_s $rank 9 all_reduce $((1 + job * 37 % 200)) $delay ;;
+        2) disturb $limit_s $rank 9 save $((1 + job * 7 % 12)) $delay ;;
+        esac
+        job=$((job + 1))
+    done
+    job=0
+    while [ "$job" -lt $((${FAULT_JOBS:-4} / 4)) ]; do
+        disturb $((2 * timeout_s)) 2 19 all_reduce $((1 + job * 37)) 0
+        check "$library: the line says who waits, where and when" names_all "$said"
+        job=$((job + 1))
+    done
+}
+
 test_library()
 {
     # shellcheck disable=SC2086
@@ -65,31 +185,23 @@ test_library()
     # shellcheck disable=SC2086
     run $launch -n 4 "$program" train $small --steps 4 --resume "$library-resumed" --output "$library-resumed" --keep 1
     check "$library: goes on from a checkpoint of threads" [ "$code" -eq 0 ]
-    # shellcheck disable=SC2086
-    run $launch -n 3 "$program" train $small --steps 4 : -n 1 "$program" train $small --steps 4 --lr 0.01
-    check "$library: other options end the job" [ "$code" -ne 0 ]
-    check "$library: one line names the rank" [ "$(grep -c 'fp8flow train: rank 3 has other options' "$logs/err")" -eq 1 ]
-    # shellcheck disable=SC2086
-    run $launch -n 2 "$program" bench comm --device cpu --repeat 1 --megabytes 1 --tokens 64 --recipes bf16,flow
-    check "$library: bench comm prints one table" [ "$(grep -cE '^flow +[0-9]+ ' "$logs/out")" -eq 1 ]
-    disturb KILL "$library-killed"
-    disturb STOP "$library-stopped"
-    check "$library: the line names the collective and the rank" grep -qE 'has waited 5 s for rank' "$logs/err"
+    if [ -z "${FAULT_JOBS:-}" ]; then
+        test_agreement
+        test_signal TERM
+        test_signal USR1
+        # shellcheck disable=SC2086
+        run $launch -n 2 "$program" bench comm --device cpu --repeat 1 --megabytes 1 --tokens 64 --recipes bf16,flow
+        check "$library: bench comm prints one table" [ "$(grep -cE '^flow +[0-9]+ ' "$logs/out")" -eq 1 ]
+    fi
+    test_faults
 }
 
+sed 1d text.txt >other.txt
 # shellcheck disable=SC2086
 run "$program" train $small --steps 4 --ranks 4 --output threads
 check 'threads train' [ "$code" -eq 0 ]
 # shellcheck disable=SC2086
 run "$program" train $small --steps 2 --ranks 4 --output half
-for library in openmpi mpich; do
-    plugin=$(dirname "$program")/libfp8flow_mpi_$library.so
-    launch=mpirun.$library
-    if [ ! -e "$plugin" ] || ! command -v "$launch" >/dev/null; then
-        skip "$library is not installed"
-        continue
-    fi
-    [ "$library" = mpich ] || launch="$launch --oversubscribe"
-    test_library
-done
+cp half/step-00000002/config.json other.json && echo >>other.json
+each_library test_library
 finish

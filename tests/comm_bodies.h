@@ -1,4 +1,5 @@
-/* comm_bodies.h - what ranks do in the tests of transports: the same on threads (test_comm.c) and on processes (mpi_comm.c).
+/* comm_bodies.h - what ranks do in the tests of transports: the same on threads (test_comm.c) and on processes
+ * (mpi_comm.c).
  *
  * Bodies run where cmocka's assertions must not be used: they return a status, and CHECK makes one.
  */

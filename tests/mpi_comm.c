@@ -1,4 +1,5 @@
-/* mpi_comm.c - the MPI transport with the bodies of test_comm.c. Started by mpirun; tests/mpi_comm.sh says what must come.
+/* mpi_comm.c - the MPI transport with the bodies of test_comm.c. Started by mpirun; tests/mpi_comm.sh says what must
+ * come.
  *
  *   mpi_comm CASE   the cases are below; exit code 1 and one line from one rank when a body fails
  */

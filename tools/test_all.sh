@@ -25,7 +25,8 @@ stage unit WERROR=1 check
 stage mirror check-mirror
 stage long check-long
 stage command-line check-cli
-stage asan-ubsan ASAN=1 UBSAN=1 check
+stage mpi check-mpi
+stage asan-ubsan ASAN=1 UBSAN=1 check check-mpi
 stage tsan tsan
 stage cuda check-cuda
 stage tools check-tools

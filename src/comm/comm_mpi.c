@@ -1,9 +1,9 @@
 /* comm_mpi.c - N ranks as N processes that mpirun or srun started. The MPI library itself is behind mpi_plugin.h.
  *
- * Sums have the bits of the thread transport: each rank is sent its slice of every rank's data and reduces it in ascending
- * rank order (f8_comm_reduce). A rank's part for itself never goes through MPI. A group is a table of ranks of the job
- * with a tag of its own. A failed rank tells the others, whose waiting ends with ECOMM in all groups; so does waiting
- * for longer than the timeout.
+ * Sums have the bits of the thread transport: each rank is sent its slice of every rank's data and reduces it in
+ * ascending rank order (f8_comm_reduce). A rank's part for itself never goes through MPI. A group is a table of ranks of
+ * the job with a tag of its own. A failed rank tells the others, whose waiting ends with ECOMM in all groups; so does
+ * waiting for longer than the timeout.
  */
 #include "comm/comm_mpi.h"
 
@@ -29,7 +29,7 @@ typedef struct {
     const f8_mpi_plugin *plugin;
     double timeout;
     int32_t next_tag;
-    int is_over, was_told;        /* a transfer has failed: there are no others; because of another rank */
+    int is_over;                  /* a transfer has failed: there are no others */
     const char *what;             /* the collective */
     f8_mpi_failure failure;       /* of this rank, when is_over */
     int32_t waits_for[MAX_RANKS]; /* of each rank that has told it; else SILENT */
@@ -59,12 +59,11 @@ static fp8flow_status fail_transfer(job *j, const char *what, f8_mpi_outcome out
     fp8flow_status status;
     j->is_over = 1;
     j->what = what;
-    j->was_told = outcome == F8_MPI_TOLD;
-    if (j->was_told) {
+    if (outcome == F8_MPI_TOLD) {
         j->waits_for[told->rank] = told->waits_for;
         status = F8_FAIL(ECOMM, "rank %d: rank %d has failed: %s", j->failure.rank, told->rank, told->message);
     } else if (outcome == F8_MPI_TIMEOUT) status = fail_timeout(j);
-    else status = F8_FAIL(ECOMM, "%s: rank %d %s", what, j->failure.rank, j->failure.message);
+    else status = F8_FAIL(ECOMM, "rank %d: %s", j->failure.rank, j->failure.message);
     return status;
 }
 
@@ -75,7 +74,7 @@ static fp8flow_status transfer(fp8flow_comm *comm, const char *what, f8_mpi_piec
     f8_mpi_failure told;
     F8_REQUIRE(!j->is_over, ECOMM, "rank %d: the job has failed: %s", me->job_rank[comm->rank], j->failure.message);
     for (int32_t i = 0; i < num_pieces; i++) piece[i].rank = me->job_rank[piece[i].rank];
-    f8_mpi_outcome outcome = j->plugin->transfer(me->tag, piece, num_pieces, j->timeout, &j->failure, &told);
+    f8_mpi_outcome outcome = j->plugin->transfer(what, me->tag, piece, num_pieces, j->timeout, &j->failure, &told);
     if (outcome == F8_MPI_DONE) return FP8FLOW_OK;
     fp8flow_status status = fail_transfer(j, what, outcome, &told);
     snprintf(j->failure.message, sizeof j->failure.message, "%.*s", F8_MPI_MESSAGE_BYTES - 1, fp8flow_last_error());
@@ -398,8 +397,8 @@ static int32_t find_cause(const job *j, int32_t size)
     return waiting >= 0 ? waiting : lowest;
 }
 
-/* All ranks that still can tell the others what they wait for: so the rank that keeps them waiting is known, and one rank
- * alone reports it. */
+/* All ranks that still can tell the others what they wait for: so the rank that keeps them waiting is known, and one
+ * rank alone reports it. */
 static fp8flow_status end_with_failure(member *world, fp8flow_status status, int32_t *failed_rank)
 {
     job *j = world->job;
@@ -410,7 +409,7 @@ static fp8flow_status end_with_failure(member *world, fp8flow_status status, int
         j->waits_for[told.rank] = told.waits_for;
     *failed_rank = find_cause(j, world->base.size);
     if (*failed_rank != world->base.rank) rest(patience);
-    else if (j->was_told) return fail_timeout(j);
+    else if (j->failure.waits_for >= 0) return fail_timeout(j);
     return status;
 }
 
@@ -422,9 +421,9 @@ fp8flow_status fp8flow_run_mpi_ranks(double timeout, fp8flow_status (*body)(fp8f
     job j = { .timeout = timeout, .next_tag = 2 };
     member world = { .base = { .ops = &mpi_ops, .timeout = timeout }, .job = &j, .tag = 1 };
     for (int32_t r = 0; r < MAX_RANKS; r++) j.waits_for[r] = SILENT;
-    F8_TRY(find_launch(&launched));
+    fp8flow_status status = find_launch(&launched);
     *failed_rank = launched.rank;
-    fp8flow_status status = start(&launched, &world, &j);
+    if (status == FP8FLOW_OK) status = start(&launched, &world, &j);
     if (status != FP8FLOW_OK) {
         /* If rank 0 has the same to say, it does so first, and mpirun ends this process. */
         if (launched.rank > 0) rest(patience);

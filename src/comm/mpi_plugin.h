@@ -37,11 +37,11 @@ typedef struct {
     /* "Open MPI 4.1.4"; works before start. */
     void (*describe)(char *text, int32_t bytes);
     f8_mpi_outcome (*start)(int32_t *rank, int32_t *size, f8_mpi_failure *failure);
-    /* Move all pieces. tag: 1 .. F8_MPI_LAST_TAG, the same on both sides; those of different tags do not mix. Ends early
-     * when another rank tells a failure (*told), or when `seconds` pass in which no piece is completed. *failure is this
-     * rank's own. After an error there are no other transfers. */
-    f8_mpi_outcome (*transfer)(int32_t tag, const f8_mpi_piece *piece, int32_t num_pieces, double seconds,
-                               f8_mpi_failure *failure, f8_mpi_failure *told);
+    /* Move all pieces. what: the collective's name, for messages. tag: 1 .. F8_MPI_LAST_TAG, the same on both sides;
+     * those of different tags do not mix. Ends early when another rank tells a failure (*told), or when `seconds` pass
+     * in which no piece is completed. *failure is this rank's own. After an error there are no other transfers. */
+    f8_mpi_outcome (*transfer)(const char *what, int32_t tag, const f8_mpi_piece *piece, int32_t num_pieces,
+                               double seconds, f8_mpi_failure *failure, f8_mpi_failure *told);
     /* The transfers of all other ranks end with TOLD. */
     void (*tell)(const f8_mpi_failure *failure);
     /* TOLD once another rank has told something, TIMEOUT after `seconds`. */

@@ -74,6 +74,7 @@ typedef struct {
     MPI_Request *request;
     int *bytes, *rank; /* bytes: -1 where it is sent */
     int count, tag;
+    const char *what; /* the collective */
 } messages;
 
 static int64_t count_messages(const f8_mpi_piece *piece, int32_t num_pieces)
@@ -119,8 +120,8 @@ static f8_mpi_outcome check_size(const messages *m, int i, const MPI_Status *sta
     if (m->bytes[i] < 0) return F8_MPI_DONE;
     MPI_Get_count(status, MPI_BYTE, &bytes);
     if (bytes == m->bytes[i]) return F8_MPI_DONE;
-    snprintf(failure->message, sizeof failure->message, "expects %d bytes from rank %d, which sends %d", m->bytes[i],
-             m->rank[i], bytes);
+    snprintf(failure->message, sizeof failure->message, "%s: expects %d bytes from rank %d, which sends %d", m->what,
+             m->bytes[i], m->rank[i], bytes);
     return F8_MPI_ERROR;
 }
 
@@ -133,7 +134,7 @@ static f8_mpi_outcome wait_for(messages *m, double seconds, f8_mpi_failure *fail
         MPI_Status status;
         int done = 0;
         int code = MPI_Test(&m->request[i], &done, &status);
-        if (code != MPI_SUCCESS) return explain(code, "MPI_Test", failure);
+        if (code != MPI_SUCCESS) return explain(code, m->what, failure);
         if (!done) {
             failure->seconds = now() - last;
             f8_mpi_outcome outcome = is_told(told)                ? F8_MPI_TOLD
@@ -171,20 +172,20 @@ static int post_all(messages *m, const f8_mpi_piece *piece, int32_t num_pieces)
     return code;
 }
 
-static f8_mpi_outcome transfer(int32_t tag, const f8_mpi_piece *piece, int32_t num_pieces, double seconds,
-                               f8_mpi_failure *failure, f8_mpi_failure *told)
+static f8_mpi_outcome transfer(const char *what, int32_t tag, const f8_mpi_piece *piece, int32_t num_pieces,
+                               double seconds, f8_mpi_failure *failure, f8_mpi_failure *told)
 {
     size_t count = (size_t)count_messages(piece, num_pieces) + 1;
-    messages m = { malloc(count * sizeof *m.request), malloc(count * sizeof *m.bytes), malloc(count * sizeof *m.rank),
-                   0, tag };
+    messages m = {
+        malloc(count * sizeof *m.request), malloc(count * sizeof *m.bytes), malloc(count * sizeof *m.rank), 0, tag, what
+    };
     f8_mpi_outcome outcome = F8_MPI_ERROR;
     *failure = (f8_mpi_failure){ team_rank, -1, 0, "" };
     if (m.request && m.bytes && m.rank) {
         int code = post_all(&m, piece, num_pieces);
-        outcome = code == MPI_SUCCESS ? wait_for(&m, seconds, failure, told)
-                                      : explain(code, "MPI_Isend or MPI_Irecv", failure);
+        outcome = code == MPI_SUCCESS ? wait_for(&m, seconds, failure, told) : explain(code, what, failure);
         if (outcome != F8_MPI_DONE) forget(&m);
-    } else snprintf(failure->message, sizeof failure->message, "has no memory for %zu messages", count);
+    } else snprintf(failure->message, sizeof failure->message, "%s: no memory for %zu messages", what, count);
     free(m.request), free(m.bytes), free(m.rank);
     return outcome;
 }
