@@ -44,9 +44,10 @@ with_cuda := $(if $(and $(NVCC),$(has_gpu),$(if $(ASAN)$(UBSAN)$(TSAN)$(FUZZ),,y
 else
 with_cuda := $(filter-out 0,$(CUDA))
 endif
-# NCCL is looked for at run time; what is needed here is its header. NCCL=0 leaves it out.
+# NCCL is looked for at run time; what is needed here is its header. NCCL_DIR=... has it in include/; NCCL=0 leaves it
+# out.
 nccl_dir := $(if $(filter 0,$(NCCL)),,$(firstword $(patsubst %/nccl.h,%,$(wildcard $(addsuffix /nccl.h, \
-              $(CUDA_DIR)/include /usr/include /usr/local/include)))))
+              $(NCCL_DIR:%=%/include) $(CUDA_DIR)/include /usr/include /usr/local/include)))))
 with_nccl := $(if $(with_cuda),$(nccl_dir))
 
 # ---- Where and how to build ----

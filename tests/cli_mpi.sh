@@ -205,6 +205,9 @@ test_library()
         test_agreement
         test_signal TERM
         test_signal USR1
+        # shellcheck disable=SC2086
+        run $launch -n 2 "$program" bench comm --device cpu --repeat 1 --megabytes 1 --tokens 64 --recipes bf16,flow
+        check "$library: bench comm prints one table" [ "$(grep -cE '^flow +[0-9]+ ' "$logs/out")" -eq 1 ]
     fi
     test_faults
 }

@@ -38,8 +38,8 @@ static inline void make_far_device(void)
     far_device.describe = describe_far_device;
 }
 
-/* A context of a rank, for any thread. Without a GPU: the CPU's operators, on memory that whoever works with the context
- * must take for that of a device. */
+/* A context of a rank, for any thread. Without a GPU: the CPU's operators, on memory that must be taken for that of a
+ * device. */
 static inline fp8flow_status create_device_context(const fp8flow_context_options *options, fp8flow_context **context)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;

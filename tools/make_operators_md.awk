@@ -70,7 +70,8 @@ inside {
 END {
     end_paragraph()
     print "# Operators\n"
-    print "Generated from `include/fp8flow_ops.h` and `include/fp8flow_ops_ranks.h` by `make docs`; edit the headers, not this file.\n"
+    print "Generated from `include/fp8flow_ops.h` and `include/fp8flow_ops_ranks.h` by `make docs`; edit the"
+    print "headers, not this file.\n"
     print "```\n" intro "```\n"
     print "| operator | computes | exactness |\n|---|---|---|"
     printf "%s%s", table, body

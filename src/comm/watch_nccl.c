@@ -48,14 +48,42 @@ static void fail_by(f8_nccl_watch *w, ncclResult_t result)
     fail(w, text);
 }
 
+/* For host communicators that only the program's thread may use (MPI): what the first communicator of this process to
+ * fail has to say. Others learn it here; other processes when this one, failing, leaves them. */
+static struct {
+    pthread_mutex_t mutex;
+    char message[F8_NCCL_MESSAGE_BYTES];
+} process = { .mutex = PTHREAD_MUTEX_INITIALIZER };
+
+static fp8flow_status check_host(const f8_nccl_watch *w)
+{
+    if (w->host->ops->check) return w->host->ops->check(w->host);
+    pthread_mutex_lock(&process.mutex);
+    fp8flow_status status = *process.message ? F8_FAIL(ECOMM, "%s", process.message) : FP8FLOW_OK;
+    pthread_mutex_unlock(&process.mutex);
+    return status;
+}
+
+static void tell_host(const f8_nccl_watch *w)
+{
+    if (check_host(w) != FP8FLOW_OK) return;
+    if (w->host->ops->check) {
+        w->host->ops->abort(w->host, w->message);
+        return;
+    }
+    pthread_mutex_lock(&process.mutex);
+    (void)snprintf(process.message, sizeof process.message, "%s", w->message);
+    pthread_mutex_unlock(&process.mutex);
+}
+
 /* The message of the host communicator comes first: it names the rank that was the cause. */
 fp8flow_status f8_nccl_check(f8_nccl_watch *w)
 {
+    F8_TRY(check_host(w));
     pthread_mutex_lock(&w->mutex);
     f8_nccl_state state = w->state;
     pthread_mutex_unlock(&w->mutex);
     if (state == F8_NCCL_WORKING) return FP8FLOW_OK;
-    F8_TRY(f8_comm_check(w->host));
     return F8_FAIL(ECOMM, "%s", w->message);
 }
 
@@ -83,7 +111,7 @@ static void look_at_time(f8_nccl_watch *w, progress *p)
 static void look(f8_nccl_watch *w, progress *p)
 {
     ncclResult_t seen = ncclSuccess;
-    if (f8_comm_check(w->host) != FP8FLOW_OK) fail(w, fp8flow_last_error());
+    if (check_host(w) != FP8FLOW_OK) fail(w, fp8flow_last_error());
     if (w->nccl && w->library->CommGetAsyncError(w->nccl, &seen) != ncclSuccess) seen = ncclInternalError;
     if (seen != ncclSuccess && seen != ncclInProgress) fail_by(w, seen);
     look_at_time(w, p);
@@ -96,14 +124,6 @@ static void wait_a_moment(f8_nccl_watch *w)
     until.tv_nsec += LOOK_MS * 1000000L;
     if (until.tv_nsec >= 1000000000L) until.tv_sec++, until.tv_nsec -= 1000000000L;
     (void)pthread_cond_timedwait(&w->wake, &w->mutex, &until);
-}
-
-/* The others must not wait for this rank, and this rank's next collective must not succeed, once it is woken. A host
- * communicator that only the program's thread may use (MPI) finds out when this rank, failing, leaves it. */
-static void tell_host(f8_nccl_watch *w)
-{
-    const f8_comm_ops *ops = w->host->ops;
-    if (ops->check && ops->check(w->host) == FP8FLOW_OK) ops->abort(w->host, w->message);
 }
 
 static void *watch(void *argument)
@@ -120,6 +140,7 @@ static void *watch(void *argument)
     ncclComm_t nccl = w->nccl;
     if (state != F8_NCCL_CLOSING) w->nccl = NULL;
     pthread_mutex_unlock(&w->mutex);
+    /* First: the others must not wait for this rank, nor must its next collective succeed once it is woken. */
     if (state == F8_NCCL_FAILED) tell_host(w);
     if (state != F8_NCCL_CLOSING && nccl) (void)w->library->CommAbort(nccl);
     return NULL;

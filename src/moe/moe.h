@@ -13,8 +13,8 @@
  *
  * All of it is memory of the context's device. A layer that is alone does not wait for the device: how many rows the
  * experts have with padding is known there alone, and tensors of that many rows have as many as are possible. Several
- * ranks wait once in a dispatch for the numbers of rows that they send (f8_ep_count), and for what their transport waits
- * for. What the layer counts is read when somebody asks for it.
+ * ranks wait once for the numbers of rows that they send (f8_ep_count), and for what their transport waits for. What
+ * the layer counts is read when somebody asks for it.
  */
 #ifndef F8_MOE_MOE_H
 #define F8_MOE_MOE_H

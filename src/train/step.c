@@ -176,7 +176,8 @@ static fp8flow_status clear_sums(fp8flow_trainer *t)
 static fp8flow_status finish(fp8flow_trainer *t)
 {
     if (t->step < t->options.steps) (void)bring_tokens(t, t->step);
-    return fp8flow_memory_copy(t->context, t->last_step, t->figures, f8_step_figures_bytes(t));
+    F8_TRY(fp8flow_memory_copy(t->context, t->last_step, t->figures, f8_step_figures_bytes(t)));
+    return f8_comm_check(t->model->ranks.world_device); /* or they are not what all ranks have computed */
 }
 
 /* What depends on whether the gradients were finite. The device does it while the program looks at the step. */
@@ -260,6 +261,7 @@ static fp8flow_status validate_rounds(fp8flow_trainer *t, int64_t round, int64_t
     }
     F8_TRY(
         fp8flow_memory_copy(t->context, t->last_step->loss_sum, t->figures->loss_sum, (size_t)rounds * sizeof(double)));
+    F8_TRY(f8_comm_check(t->model->ranks.world_device));
     for (int64_t i = 0; i < rounds; i++) *sum += t->last_step->loss_sum[i];
     return FP8FLOW_OK;
 }

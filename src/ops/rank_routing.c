@@ -1,5 +1,5 @@
-/* ranks.c - rank_destinations, rank_routing, rank_gates: integer work on the routing, a slot at a time. */
-#include "ops/ranks.h"
+/* rank_routing.c - rank_destinations, rank_routing, rank_gates: integer work on the routing, a slot at a time. */
+#include "ops/rank_routing.h"
 
 #include "ops/plan.h"
 

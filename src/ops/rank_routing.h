@@ -1,6 +1,6 @@
-/* ranks.h - which experts belong to which rank. Read by C and by CUDA C++. */
-#ifndef F8_OPS_RANKS_H
-#define F8_OPS_RANKS_H
+/* rank_routing.h - which experts belong to which rank. Read by C and by CUDA C++. */
+#ifndef F8_OPS_RANK_ROUTING_H
+#define F8_OPS_RANK_ROUTING_H
 
 #include "base/fp8.h"
 

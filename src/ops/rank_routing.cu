@@ -1,11 +1,11 @@
-/* ranks.cu - CUDA side of rank_destinations, rank_routing and rank_gates. Contracts: fp8flow_ops_ranks.h.
- * CPU side: ranks.c.
+/* rank_routing.cu - CUDA side of rank_destinations, rank_routing and rank_gates. Contracts: fp8flow_ops_ranks.h.
+ * CPU side: rank_routing.c.
  *
  * A thread per 4-byte number that is written, neighbours next to each other. What a thread reads is the routing of one
  * token, which stays in the cache: 8 bytes per slot from memory, 4 or 8 written.
  */
 #include "ops/launch.cuh"
-#include "ops/ranks.h"
+#include "ops/rank_routing.h"
 
 enum { THREADS = 256 };
 

@@ -1,4 +1,5 @@
-/* test_ranks.c - rank_destinations, rank_routing and rank_gates against a search through all ranks and their experts. */
+/* test_rank_routing.c - rank_destinations, rank_routing and rank_gates against a search through all ranks and their
+ * experts. */
 #include "support.h"
 
 #include "fp8flow_ops_ranks.h"
