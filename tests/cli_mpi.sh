@@ -79,6 +79,12 @@ test_agreement()
     # shellcheck disable=SC2086
     run env SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=2 FP8FLOW_MPI=$library "$program" train $small --steps 1
     says 'srun without MPI' 'train: rank 0: run_mpi_ranks: 2 processes were started, 1 of them'
+    # The program without its plugins.
+    mkdir -p bare && cp "$program" bare/fp8flow
+    # shellcheck disable=SC2086
+    run env -u LD_LIBRARY_PATH $launch -n 2 bare/fp8flow train $small --steps 1
+    check "$library: no plugin: ends the job" [ "$code" -ne 0 -a "$code" -ne 124 ]
+    check "$library: no plugin: what it says" grep -q "rank 0: .*libfp8flow_mpi_$library.so cannot be loaded" "$logs/err"
     # shellcheck disable=SC2086
     run $launch -n 3 "$program" compare $small --steps 4
     says compare 'compare: runs in one process'
@@ -220,4 +226,6 @@ check 'threads train' [ "$code" -eq 0 ]
 run "$program" train $small --steps 2 --ranks 4 --output half
 cp half/step-00000002/config.json other.json && echo >>other.json
 each_library test_library
+run "$program" doctor
+check 'doctor names what can be loaded' grep -qE '^MPI +(yes +(Open MPI|MPICH) [0-9]|no )' "$logs/out"
 finish
