@@ -26,6 +26,21 @@ same_run() # FOLDER FOLDER
     done
     cmp "$1.lines" "$2.lines" && diff -r -x metrics.jsonl "$1" "$2" >"$logs/differences"
 }
+# Two groups of ranks that share the experts out, in the other recipes: processes against threads.
+test_recipes()
+{
+    for recipe in bf16 tensorwise blockwise deepseek; do
+        options="$small --recipe $recipe --ep 2 --dp 2 --steps 2"
+        if [ ! -e "threads-$recipe" ]; then
+            # shellcheck disable=SC2086
+            run "$program" train $options --ranks 4 --output "threads-$recipe"
+        fi
+        # shellcheck disable=SC2086
+        run $launch -n 4 "$program" train $options --output "$library-$recipe"
+        check "$library: $recipe in 2 x 2 ranks: the same bits as threads" \
+            same_run "threads-$recipe" "$library-$recipe"
+    done
+}
 # What all processes have to say, one says; and nobody waits for one that cannot take part.
 says() # NAME PATTERN
 {
@@ -47,6 +62,7 @@ test_agreement()
     others options 'train: rank 3 has other options than rank 0' --lr 0.01
     others data 'train: rank 3 has other data than rank 0' --data other.txt
     others configuration 'train: rank 3 has another configuration of the model than rank 0' --model other.json
+    others 'a split of the ranks' 'train: rank 3 has other options than rank 0' --ep 2
     others usage 'train: rank 3: --steps: "x" is not' --steps x
     # shellcheck disable=SC2086
     run $launch -n 3 "$program" train $small --steps 4 --ranks 4
@@ -143,7 +159,6 @@ disturb() # LIMIT RANK SIGNAL WHAT COUNT DELAY
     # shellcheck disable=SC2086
     run $launch -n 4 "$program" train $small --output $broken --resume $broken --steps $((last + 1))
     check "$name: goes on" [ "$code" -eq 0 ]
-    jobs=$((${jobs:-0} + 1))
     [ -z "${FAULT_JOBS:-}" ] || echo "$name: ended in $seconds s, resumed after step $last; $said"
 }
 names_all() # LINE
@@ -186,6 +201,7 @@ test_library()
     run $launch -n 4 "$program" train $small --steps 4 --resume "$library-resumed" --output "$library-resumed" --keep 1
     check "$library: goes on from a checkpoint of threads" [ "$code" -eq 0 ]
     if [ -z "${FAULT_JOBS:-}" ]; then
+        test_recipes
         test_agreement
         test_signal TERM
         test_signal USR1

@@ -1,9 +1,9 @@
 /* comm_mpi.c - N ranks as N processes that mpirun or srun started. The MPI library itself is behind mpi_plugin.h.
  *
  * Sums have the bits of the thread transport: each rank is sent its slice of every rank's data and reduces it in
- * ascending rank order (f8_comm_reduce). A rank's part for itself never goes through MPI. A group is a table of ranks of
- * the job with a tag of its own. A failed rank tells the others, whose waiting ends with ECOMM in all groups; so does
- * waiting for longer than the timeout.
+ * ascending rank order (f8_comm_reduce). A rank's part for itself never goes through MPI. A group is a table of ranks
+ * of the job with a tag of its own. A failed rank tells the others, whose waiting ends with ECOMM in all groups; so
+ * does waiting for longer than the timeout.
  */
 #include "comm/comm_mpi.h"
 
