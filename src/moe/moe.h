@@ -212,7 +212,7 @@ fp8flow_status f8_ep_dispatch(fp8flow_moe *m, f8_record record, const fp8flow_te
                               fp8flow_tensor *received, int64_t *bytes);
 
 /* The rows are on their way until here; what is put on the stream in between hides it where the transport can do that.
- * It draws nothing from the workspace, whose rows of the sender are dropped now. */
+ * What was drawn from the workspace meanwhile is dropped now, with the rows that were sent. */
 fp8flow_status f8_ep_arrive(fp8flow_moe *m);
 
 /* Send rows [R, H] BF16 back and sum them per token in rank order: y [T, H]. F8_ROWS_AND_ROUTING: gate_rows [R, k]

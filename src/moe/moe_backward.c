@@ -29,22 +29,28 @@ static fp8flow_status recompute(fp8flow_moe *m, const fp8flow_tensor *x)
     return status;
 }
 
+/* Cast dy to the wire and dispatch it; f8_ep_arrive follows. */
+static fp8flow_status send_dy(fp8flow_moe *m, const fp8flow_tensor *dy, fp8flow_tensor *received)
+{
+    f8_edge_pair pair = { F8_BACKWARD_WIRE, F8_NUM_EDGES, "caller", NULL, m->workspace, NULL };
+    fp8flow_tensor wire;
+    F8_TRY(f8_bring_rows(m, &pair, dy, &wire, NULL));
+    return f8_ep_dispatch(m, F8_ROWS_ONLY, &wire, m->workspace, received, &m->report.dispatch_bytes[1]);
+}
+
 /* dy in expert order: the operands of fc2's two products. */
-static fp8flow_status bring_dy2(fp8flow_moe *m, const fp8flow_tensor *dy, fp8flow_tensor *rows, fp8flow_tensor *columns)
+static fp8flow_status bring_dy2(fp8flow_moe *m, const fp8flow_tensor *received, fp8flow_tensor *rows,
+                                fp8flow_tensor *columns)
 {
     f8_moe_state *s = &m->state;
-    f8_edge_pair wire_pair = { F8_BACKWARD_WIRE, F8_NUM_EDGES, "caller", NULL, m->workspace, NULL };
-    fp8flow_tensor wire, received, permuted;
-    F8_TRY(f8_bring_rows(m, &wire_pair, dy, &wire, NULL));
-    F8_TRY(f8_ep_dispatch(m, F8_ROWS_ONLY, &wire, m->workspace, &received, &m->report.dispatch_bytes[1]));
-    F8_TRY(f8_ep_arrive(m));
-    f8_tensor_format format = { wire.dtype, wire.scaling, wire.layout };
-    F8_TRY(f8_draw_tensor(m->workspace, "dy2 rows", format, s->padded, dy->cols, &permuted));
+    f8_tensor_format format = { received->dtype, received->scaling, received->layout };
+    fp8flow_tensor permuted;
+    F8_TRY(f8_draw_tensor(m->workspace, "dy2 rows", format, s->padded, received->cols, &permuted));
     int by_permute = f8_edge_is_fused(m, F8_DY2_COLUMNS);
-    if (by_permute) F8_TRY(f8_edge_draw(m, F8_DY2_COLUMNS, m->workspace, s->padded, dy->cols, columns));
+    if (by_permute) F8_TRY(f8_edge_draw(m, F8_DY2_COLUMNS, m->workspace, s->padded, received->cols, columns));
     uint64_t *histogram;
     F8_TRY(f8_observe_shifts(m, &histogram));
-    F8_DO(m, fp8flow_permute(m->context, &(fp8flow_permute_args){ .x = &received,
+    F8_DO(m, fp8flow_permute(m->context, &(fp8flow_permute_args){ .x = received,
                                                                   .plan = &s->plan,
                                                                   .rows = &permuted,
                                                                   .columns = by_permute ? columns : NULL,
@@ -107,15 +113,15 @@ static fp8flow_status expert_gradient(fp8flow_moe *m, float *gradient, int64_t r
     return expert_product(m, FP8FLOW_WGRAD, a, b, &c);
 }
 
-/* From dy to dx [T, H] and dgate [T, k], through the experts. */
-static fp8flow_status experts_backward(fp8flow_moe *m, const fp8flow_tensor *dy, const fp8flow_moe_gradients *gradients,
-                                       fp8flow_tensor *dx, float *dgate)
+/* From the dy that has arrived to dx [T, H] and dgate [T, k], through the experts. */
+static fp8flow_status experts_backward(fp8flow_moe *m, const fp8flow_tensor *received,
+                                       const fp8flow_moe_gradients *gradients, fp8flow_tensor *dx, float *dgate)
 {
     f8_moe_state *s = &m->state;
     int64_t hidden = m->config.hidden, width = m->config.expert_width;
     fp8flow_tensor dy2, dy2_columns, dx2, dh, dh_columns, dx1, rows;
     float *dgate_rows, *dgate_received;
-    F8_TRY(bring_dy2(m, dy, &dy2, &dy2_columns));
+    F8_TRY(bring_dy2(m, received, &dy2, &dy2_columns));
     F8_TRY(f8_draw_tensor(m->workspace, "dx2", bf16, s->padded, width, &dx2));
     F8_TRY(expert_product(m, FP8FLOW_DGRAD, &dy2, &m->fc2.columns, &dx2));
     F8_TRY(f8_arena_draw(m->workspace, "gate gradients", s->padded, 4, &dgate_rows));
@@ -165,8 +171,9 @@ static fp8flow_status router_backward(fp8flow_moe *m, const fp8flow_tensor *x, c
     return f8_moe_add_product(m, FP8FLOW_DGRAD, &dlogits, &weight, dx);
 }
 
-static fp8flow_status shared_backward(fp8flow_moe *m, const fp8flow_tensor *x, const fp8flow_tensor *dy,
-                                      const fp8flow_moe_gradients *gradients, fp8flow_tensor *dx)
+/* The shared expert down to dh [T, 2 Fs], with the gradients of its weights. */
+static fp8flow_status begin_shared_backward(fp8flow_moe *m, const fp8flow_tensor *x, const fp8flow_tensor *dy,
+                                            const fp8flow_moe_gradients *gradients, fp8flow_tensor *dh)
 {
     f8_moe_state *s = &m->state;
     int64_t width = m->config.shared_width, hidden = m->config.hidden;
@@ -175,10 +182,9 @@ static fp8flow_status shared_backward(fp8flow_moe *m, const fp8flow_tensor *x, c
     fp8flow_tensor fc2 = f8_bf16((uint16_t *)(uintptr_t)m->weights.shared_fc2, hidden, width);
     fp8flow_tensor dfc1 = f8_f32(gradients->shared_fc1, 2 * width, hidden);
     fp8flow_tensor dfc2 = f8_f32(gradients->shared_fc2, hidden, width);
-    fp8flow_tensor v, dv, dh;
+    fp8flow_tensor v, dv;
     F8_TRY(f8_draw_tensor(m->workspace, "shared x2", bf16, s->tokens, width, &v));
     F8_TRY(f8_draw_tensor(m->workspace, "shared dx2", bf16, s->tokens, width, &dv));
-    F8_TRY(f8_draw_tensor(m->workspace, "shared dh", bf16, s->tokens, 2 * width, &dh));
     if (m->config.checkpointing != FP8FLOW_KEEP_ALL) {
         F8_TRY(f8_draw_tensor(m->workspace, "shared h", bf16, s->tokens, 2 * width, &s->shared_h));
         F8_TRY(f8_moe_product(m, FP8FLOW_FPROP, x, &fc1, &s->shared_h));
@@ -187,18 +193,32 @@ static fp8flow_status shared_backward(fp8flow_moe *m, const fp8flow_tensor *x, c
     F8_TRY(f8_moe_add_product(m, FP8FLOW_WGRAD, dy, &v, &dfc2));
     F8_TRY(f8_moe_product(m, FP8FLOW_DGRAD, dy, &fc2, &dv));
     F8_DO(m, fp8flow_swiglu_backward(m->context,
-                                     &(fp8flow_swiglu_backward_args){ .h = &s->shared_h, .dv = &dv, .rows = &dh }));
-    F8_TRY(f8_moe_add_product(m, FP8FLOW_WGRAD, &dh, x, &dfc1));
-    return f8_moe_add_product(m, FP8FLOW_DGRAD, &dh, &fc1, dx);
+                                     &(fp8flow_swiglu_backward_args){ .h = &s->shared_h, .dv = &dv, .rows = dh }));
+    return f8_moe_add_product(m, FP8FLOW_WGRAD, dh, x, &dfc1);
+}
+
+/* The product that adds it to dx. */
+static fp8flow_status add_shared_backward(fp8flow_moe *m, const fp8flow_tensor *dh, fp8flow_tensor *dx)
+{
+    int64_t width = m->config.shared_width;
+    if (width == 0) return FP8FLOW_OK;
+    fp8flow_tensor fc1 = f8_bf16((uint16_t *)(uintptr_t)m->weights.shared_fc1, 2 * width, m->config.hidden);
+    return f8_moe_add_product(m, FP8FLOW_DGRAD, dh, &fc1, dx);
 }
 
 fp8flow_status f8_moe_run_backward(fp8flow_moe *m, const fp8flow_tensor *x, const fp8flow_tensor *dy, float loss_scale,
                                    const fp8flow_moe_gradients *gradients, fp8flow_tensor *dx)
 {
+    int64_t tokens = m->state.tokens, width = m->config.shared_width;
+    fp8flow_tensor received, shared_dh;
     float *dgate;
     F8_TRY(recompute(m, x));
-    F8_TRY(f8_arena_draw(m->workspace, "gate gradients", m->state.tokens * m->config.router.top_k, 4, &dgate));
-    F8_TRY(experts_backward(m, dy, gradients, dx, dgate));
+    F8_TRY(f8_arena_draw(m->workspace, "gate gradients", tokens * m->config.router.top_k, 4, &dgate));
+    if (width > 0) F8_TRY(f8_draw_tensor(m->workspace, "shared dh", bf16, tokens, 2 * width, &shared_dh));
+    F8_TRY(send_dy(m, dy, &received));
+    F8_TRY(begin_shared_backward(m, x, dy, gradients, &shared_dh)); /* while the rows are on their way */
+    F8_TRY(f8_ep_arrive(m));
+    F8_TRY(experts_backward(m, &received, gradients, dx, dgate));
     F8_TRY(router_backward(m, x, dgate, loss_scale, gradients->router, dx));
-    return shared_backward(m, x, dy, gradients, dx);
+    return add_shared_backward(m, &shared_dh, dx);
 }
