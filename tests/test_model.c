@@ -371,7 +371,7 @@ static void test_checkpointing_and_threads_do_not_change_a_gradient_bit(void **s
 }
 
 /* E4M3 rounds by 2^-4 at most, 2.6 % on average; both operands of a product, 3.7 %; eight products lie in a row from
- * the loss to a weight of the first layer: 10 % if nothing but experts carried the gradient. */
+ * the loss to a weight of the first layer: 10.5 % if nothing but experts carried the gradient. */
 static void test_fp8_gradients_stay_near_bf16(void **state)
 {
     (void)state;
@@ -388,7 +388,7 @@ static void test_fp8_gradients_stay_near_bf16(void **state)
             size += a * a;
         }
         assert_true(fabs(e.loss - exact.loss) < 0.05);
-        if (!(sqrt(error / size) < 0.10)) fail_msg("%s: %g", recipes[i], sqrt(error / size));
+        if (!(sqrt(error / size) < 0.105)) fail_msg("%s: %g", recipes[i], sqrt(error / size));
         assert_true(error > 0.0); /* it is FP8 indeed */
         free(e.gradient);
     }

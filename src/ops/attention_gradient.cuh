@@ -280,9 +280,12 @@ __device__ static inline void gradient_meet(const gradient_operands &x, const gr
     }
     f8_pin_all(dp);
     f8_pin_all(sums.first);
-    /* The stage before, its states too: what the lanes read of them is in ds, which the products waited for had. Hence
-     * these reads are over, though racecheck (compute-sanitizer 2025.3) takes the next copy of states for a hazard. */
-    if constexpr (which == NEXT_STEP) f8_release(x.empty + 8 * sums.before);
+    /* The stage before, its states too: what the lanes read of them is in ds, which the products waited for had. The
+     * fence orders these reads before the copies that overwrite what they read. */
+    if constexpr (which == NEXT_STEP) {
+        f8_async_fence();
+        f8_release(x.empty + 8 * sums.before);
+    }
     if constexpr (S::side == F8_OF_KEYS) gradient_differ<S>(dp, weights, t.rows.delta, x.delta + column);
     else gradient_differ<S>(dp, s, t.rows.delta, x.delta + column);
     f8_pack_weights(sums.ds, dp);
@@ -318,6 +321,7 @@ __device__ static inline void gradient_run(const gradient_operands &x, const gra
     f8_products_commit();
     f8_products_wait<0>();
     f8_pin_all(sums.first);
+    f8_async_fence();
     f8_release(x.empty + 8 * sums.before);
 }
 
