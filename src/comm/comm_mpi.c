@@ -372,11 +372,9 @@ int f8_comm_describe_mpi(char *text, size_t bytes)
 
 /* ---- The life of a job ---------------------------------------------------------------------- */
 
-/* 0 if a signal has come: mpirun ends this process. */
-static int rest(double seconds)
+static void rest(double seconds)
 {
-    return nanosleep(&(struct timespec){ (time_t)seconds, (long)((seconds - (double)(time_t)seconds) * 1e9) }, NULL) ==
-           0;
+    nanosleep(&(struct timespec){ (time_t)seconds, (long)((seconds - (double)(time_t)seconds) * 1e9) }, NULL);
 }
 
 static fp8flow_status start(const launch *launched, member *world, job *j)
@@ -426,7 +424,7 @@ static fp8flow_status end_with_failure(member *world, fp8flow_status status, int
     for (int32_t i = 0; i < world->base.size && j->plugin->listen(grace, &told) == F8_MPI_TOLD; i++)
         j->waits_for[told.rank] = told.waits_for;
     *failed_rank = find_cause(j, world->base.size);
-    if (*failed_rank != world->base.rank) (void)rest(patience);
+    if (*failed_rank != world->base.rank) rest(patience);
     else if (j->failure.waits_for >= 0) return fail_timeout(j);
     return status;
 }
@@ -444,7 +442,7 @@ fp8flow_status fp8flow_run_mpi_ranks(double timeout, fp8flow_status (*body)(fp8f
     if (status == FP8FLOW_OK) status = start(&launched, &world, &j);
     if (status != FP8FLOW_OK) {
         /* If rank 0 has the same to say, it does so first, and mpirun ends this process. */
-        if (launched.rank > 0 && !rest(patience)) *failed_rank = 0;
+        if (launched.rank > 0) rest(patience);
         return status;
     }
     status = body(&world.base, user);
