@@ -69,8 +69,8 @@ int cli_fail_status(const cli_command *command, fp8flow_status status)
     return status == FP8FLOW_EINVAL ? CLI_USAGE : CLI_FAILED;
 }
 
-/* What all processes of mpirun would say, rank 0 says. The others give it the time: with the first one that ends, mpirun
- * ends all. */
+/* What all processes of mpirun would say, rank 0 says. The others give it the time: with the first one that ends,
+ * mpirun ends all. */
 static int leave_it_to_rank_0(void)
 {
     sleep(1);

@@ -278,8 +278,8 @@ static void test_runs_and_threads_do_not_change_bits(void **state)
 /* ---- Reference against CPU ---- */
 
 /* Routing, plans and everything that is moved or counted is class E: the same in both backends. Products are class R:
- * results differ by rounding, and where h or dx2 round to another BF16, by the code that follows; so do the gradients of
- * the gates, and with them the router's. */
+ * results differ by rounding, and where h or dx2 round to another BF16, by the code that follows; so do the gradients
+ * of the gates, and with them the router's. */
 static void test_reference_and_cpu_backend_agree(void **state)
 {
     (void)state;
