@@ -153,6 +153,15 @@ int64_t f8_comm_element_bytes(f8_reduction reduction)
     return reduction == F8_SUM_F32 ? 4 : 8;
 }
 
+void f8_comm_even_slices(const fp8flow_comm *comm, f8_reduction reduction, int64_t count, int64_t *element,
+                         int64_t *byte)
+{
+    for (int32_t r = 0; r <= comm->size; r++) {
+        element[r] = count * r / comm->size;
+        byte[r] = element[r] * f8_comm_element_bytes(reduction);
+    }
+}
+
 static void sum_f32(const void *const *source, int32_t num_sources, int64_t count, float *result)
 {
     for (int64_t i = 0; i < count; i++) {

@@ -126,4 +126,9 @@ void f8_comm_reduce(f8_reduction reduction, const void *const *source, int32_t n
 /* Bytes of an element. */
 int64_t f8_comm_element_bytes(f8_reduction reduction);
 
+/* Slices of `count` elements that are as long for every rank, but for one element: [size + 1] each, in elements and
+ * in bytes. */
+void f8_comm_even_slices(const fp8flow_comm *comm, f8_reduction reduction, int64_t count, int64_t *element,
+                         int64_t *byte);
+
 #endif

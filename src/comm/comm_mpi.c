@@ -182,11 +182,8 @@ static fp8flow_status mpi_all_gather(fp8flow_comm *comm, void *data, const int64
 
 static fp8flow_status mpi_all_reduce(fp8flow_comm *comm, f8_reduction reduction, void *data, int64_t count)
 {
-    int64_t element[MAX_RANKS + 1] = { 0 }, byte[MAX_RANKS + 1] = { 0 };
-    for (int32_t r = 0; r <= comm->size; r++) {
-        element[r] = count * r / comm->size;
-        byte[r] = element[r] * f8_comm_element_bytes(reduction);
-    }
+    int64_t element[MAX_RANKS + 1], byte[MAX_RANKS + 1];
+    f8_comm_even_slices(comm, reduction, count, element, byte);
     F8_TRY(reduce_slices(comm, "all_reduce", reduction, data, element));
     return gather_slices(comm, "all_reduce", data, byte);
 }

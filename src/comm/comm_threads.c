@@ -184,11 +184,8 @@ static fp8flow_status threads_all_gather(fp8flow_comm *comm, void *data, const i
 
 static fp8flow_status threads_all_reduce(fp8flow_comm *comm, f8_reduction reduction, void *data, int64_t count)
 {
-    int64_t element[MAX_RANKS + 1] = { 0 }, byte[MAX_RANKS + 1] = { 0 };
-    for (int32_t r = 0; r <= comm->size; r++) {
-        element[r] = count * r / comm->size;
-        byte[r] = element[r] * f8_comm_element_bytes(reduction);
-    }
+    int64_t element[MAX_RANKS + 1], byte[MAX_RANKS + 1];
+    f8_comm_even_slices(comm, reduction, count, element, byte);
     F8_TRY(threads_reduce_scatter(comm, reduction, data, element));
     return threads_all_gather(comm, data, byte);
 }
