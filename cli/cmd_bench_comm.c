@@ -209,7 +209,7 @@ static int run(int argc, char **argv)
     int code = cli_parse(&cli_bench_comm, argc, argv, &s);
     if (code == CLI_DONE) return code;
     if (code == CLI_GO_ON) code = choose(&s, &variants);
-    if (code != CLI_DONE) return s.is_job ? cli_job_leave(&cli_bench_comm, (double)s.timeout, code) : code;
+    if (code != CLI_DONE) return s.is_job ? cli_job_leave((double)s.timeout, code) : code;
     cli_release_errors();
     comm_bench *b = malloc(sizeof *b);
     if (!b) return cli_fail(&cli_bench_comm, "out of memory");

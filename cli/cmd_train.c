@@ -165,7 +165,7 @@ static int run_train(int argc, char **argv)
     if (code == CLI_DONE) return code;
     if (code == CLI_GO_ON) code = check_settings(&settings);
     if (code == CLI_DONE) code = take_output(&folder, &settings);
-    if (code != CLI_DONE && is_job) code = cli_job_leave(&cli_train, (double)settings.training.timeout, code);
+    if (code != CLI_DONE && is_job) code = cli_job_leave((double)settings.training.timeout, code);
     else if (code == CLI_DONE) {
         cli_release_errors();
         code = run_with_output(&settings);

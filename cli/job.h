@@ -16,7 +16,7 @@ int32_t cli_job_threads(void);
 
 /* Before the job has begun, with errors held (cli_hold_errors): join it, tell the others, and print what was held if no
  * lower rank does. Returns `code`. */
-int cli_job_leave(const cli_command *command, double timeout, int code);
+int cli_job_leave(double timeout, int code);
 
 /* Something that must be the same on every rank: "other options", and its hash. */
 typedef struct {

@@ -74,8 +74,9 @@ static int help_command(int argc, char **argv)
     if (!command) return fail_unknown_command(argv[0]);
     char name[32], option[] = "--help";
     snprintf(name, sizeof name, "%s", command->name);
-    char *arguments[] = { name, option, NULL };
-    return command->run(2, arguments);
+    /* "help bench comm" */
+    char *of_two_words[] = { name, argc > 1 ? argv[1] : option, option, NULL }, *of_one[] = { name, option, NULL };
+    return argc > 1 ? command->run(3, of_two_words) : command->run(2, of_one);
 }
 
 static int dispatch(int argc, char **argv)

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 static char held[2048];
 static int is_holding;
@@ -68,12 +69,23 @@ int cli_fail_status(const cli_command *command, fp8flow_status status)
     return status == FP8FLOW_EINVAL ? CLI_USAGE : CLI_FAILED;
 }
 
+/* What all processes of mpirun would say, rank 0 says. The others give it the time: with the first one that ends,
+ * mpirun ends all. */
+static int leave_it_to_rank_0(void)
+{
+    sleep(1);
+    return CLI_USAGE;
+}
+
 int cli_parse(const cli_command *command, int argc, char **argv, void *values)
 {
     char message[CLI_MESSAGE_BYTES];
     int32_t rank;
+    if (fp8flow_mpi_launched(&rank) < 0)
+        return rank > 0 ? leave_it_to_rank_0() : cli_fail_status(command, FP8FLOW_EINVAL);
     if (!command->runs_under_mpirun && cli_is_job(&rank))
-        return rank > 0 ? CLI_USAGE : cli_fail_usage(command, "runs in one process; start it without mpirun or srun");
+        return rank > 0 ? leave_it_to_rank_0()
+                        : cli_fail_usage(command, "runs in one process; start it without mpirun or srun");
     switch (cli_options_parse(command, argc, argv, values, message)) {
     case CLI_PARSED: return CLI_GO_ON;
     case CLI_WANTS_HELP: cli_options_help(stdout, command, values); return CLI_DONE;

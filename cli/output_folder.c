@@ -59,6 +59,13 @@ static long read_owner(const char *path)
     return line ? strtol(line, NULL, 10) : 0;
 }
 
+long cli_output_folder_owner(const char *path)
+{
+    char lock_path[sizeof((cli_output_folder *)0)->lock_path];
+    int length = snprintf(lock_path, sizeof lock_path, "%s/lock", path);
+    return length < (int)sizeof lock_path ? read_owner(lock_path) : 0;
+}
+
 static int create(cli_output_folder *folder, const cli_command *command)
 {
     char quoted[CLI_QUOTE_BYTES];

@@ -22,6 +22,9 @@ int cli_output_folder_take(cli_output_folder *folder, const cli_command *command
 /* Also after a failed take. */
 void cli_output_folder_release(cli_output_folder *folder);
 
+/* The process that has taken the folder, on this machine or another; 0: it cannot be read. */
+long cli_output_folder_owner(const char *path);
+
 /* Whether the folder holds checkpoints (step-NNNNNNNN). */
 int cli_output_folder_has_checkpoints(const char *path);
 

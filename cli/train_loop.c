@@ -16,6 +16,7 @@
 #include "device.h"
 #include "job.h"
 #include "metrics.h"
+#include "output_folder.h"
 #include "progress.h"
 
 enum { PLACES_SHOWN = 10, PLACE_BYTES = 160 };
@@ -314,15 +315,25 @@ static fp8flow_status compare_ranks(const rank_run *run, const cli_job_part *par
     return FP8FLOW_EINVAL;
 }
 
+/* Rank 0 has the lock of the folder, and has written its own number there. */
+static uint64_t hash_folder(const char *output)
+{
+    long owner = output ? cli_output_folder_owner(output) : 0;
+    return cli_hash_bytes(CLI_HASH_START, &owner, sizeof owner);
+}
+
 static fp8flow_status compare_commands(const rank_run *run)
 {
+    const char *output = run->session->run->train.output;
     const cli_job_part parts[] = {
         { "another build of fp8flow",
           cli_hash_text(cli_hash_text(CLI_HASH_START, fp8flow_version()), fp8flow_build()) },
         { "other options", hash_options(run->session->run) },
         { "another configuration of the model", hash_model(run->session->run->train.model) },
+        { "another folder of --output", hash_folder(output) },
+        { "other rights in the folder of --output", (uint64_t)(output && access(output, W_OK | X_OK) == 0) },
     };
-    return compare_ranks(run, parts, 3);
+    return compare_ranks(run, parts, 5);
 }
 
 static fp8flow_status compare_inputs(const rank_run *run)

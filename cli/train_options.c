@@ -53,6 +53,8 @@ int cli_training_join(const cli_command *command, cli_training *training)
     if (training->ranks > 0 && training->ranks != launched)
         return cli_fail_usage(command, "--ranks %lld: mpirun has started %d ranks already", (long long)training->ranks,
                               launched);
+    if (launched > CLI_MOST_RANKS)
+        return cli_fail_usage(command, "mpirun has started %d ranks, at most %d", launched, CLI_MOST_RANKS);
     training->ranks = launched;
     if (training->threads == 0) training->threads = cli_job_threads();
     return CLI_DONE;

@@ -76,20 +76,20 @@ int64_t cli_training_threads(const cli_training *training);
                         "decoupled weight decay per unit of learning rate"),                                     \
         CLI_OPTION_REAL(type, member.train.clip, "clip", "X", 0, 1e9, "largest global gradient norm; 0: no clipping")
 
-#define CLI_TRAINING_MACHINE(type, member)                                                          \
-    CLI_OPTION_HEADING("Machine"),                                                                  \
-        CLI_OPTION_INTEGER(type, member.ranks, "ranks", "N", 0, CLI_MOST_RANKS,                     \
-                           "ranks: threads of this process; 0: as many as --ep and --dp call for"), \
-        CLI_OPTION_INTEGER(type, member.ep, "ep", "N", 0, CLI_MOST_RANKS,                           \
-                           "expert parallelism: ranks that share the experts out; 0: ranks / dp"),  \
-        CLI_OPTION_INTEGER(type, member.dp, "dp", "N", 0, CLI_MOST_RANKS,                           \
-                           "data parallelism: groups of such ranks; 0: ranks / ep"),                \
-        CLI_OPTION_INTEGER(type, member.threads, "threads", "N", 0, 4096,                           \
-                           "processor threads per rank; 0: all processors, shared by the ranks"),   \
-        CLI_OPTION_CHOICE(type, member.checkpointing, "checkpointing", CLI_CHECKPOINTING_NAMES,     \
-                          "what a MoE layer recomputes in backward"),                               \
-        CLI_OPTION_DEVICE(type, member.device),                                                     \
-        CLI_OPTION_CHOICE(type, member.backend, "backend", CLI_BACKEND_NAMES,                       \
+#define CLI_TRAINING_MACHINE(type, member)                                                         \
+    CLI_OPTION_HEADING("Machine"),                                                                 \
+        CLI_OPTION_INTEGER(type, member.ranks, "ranks", "N", 0, CLI_MOST_RANKS,                    \
+                           "ranks: threads, or mpirun's; 0: as many as --ep and --dp call for"),   \
+        CLI_OPTION_INTEGER(type, member.ep, "ep", "N", 0, CLI_MOST_RANKS,                          \
+                           "expert parallelism: ranks that share the experts out; 0: ranks / dp"), \
+        CLI_OPTION_INTEGER(type, member.dp, "dp", "N", 0, CLI_MOST_RANKS,                          \
+                           "data parallelism: groups of such ranks; 0: ranks / ep"),               \
+        CLI_OPTION_INTEGER(type, member.threads, "threads", "N", 0, 4096,                          \
+                           "processor threads per rank; 0: all processors, shared by the ranks"),  \
+        CLI_OPTION_CHOICE(type, member.checkpointing, "checkpointing", CLI_CHECKPOINTING_NAMES,    \
+                          "what a MoE layer recomputes in backward"),                              \
+        CLI_OPTION_DEVICE(type, member.device),                                                    \
+        CLI_OPTION_CHOICE(type, member.backend, "backend", CLI_BACKEND_NAMES,                      \
                           "operators on the CPU; reference: plain scalar code, slow")
 
 #define CLI_TRAINING_DISPLAY(type, member)                                                                           \

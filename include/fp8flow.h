@@ -80,8 +80,9 @@ FP8FLOW_API fp8flow_status fp8flow_run_ranks(int32_t num_ranks, fp8flow_status (
                                              void *user);
 
 /* Number of processes of the job if mpirun (Open MPI's or MPICH's) or srun started this one, with its rank (may be
- * NULL); else 0. The environment variable FP8FLOW_MPI names the library where it cannot be seen: openmpi, mpich; or
- * none: the processes have nothing to do with each other. */
+ * NULL); else 0; -1 if an environment variable of theirs, or FP8FLOW_MPI, has a value without meaning
+ * (fp8flow_last_error names it). FP8FLOW_MPI names the library where it cannot be seen: openmpi, mpich; or none: the
+ * processes have nothing to do with each other. */
 FP8FLOW_API int32_t fp8flow_mpi_launched(int32_t *rank);
 
 /* Run body(comm, user) as the rank that this process is; once per process, on the thread that makes all collective

@@ -176,6 +176,29 @@ refuse "bench train without a place" 1 'temporary folder: No such file' bench tr
 unset TMPDIR
 accept "bench train --help" 'Usage: fp8flow bench train' bench train --help
 accept "bench comm --help" 'Usage: fp8flow bench comm' bench comm --help
+accept "help bench comm" 'Usage: fp8flow bench comm' help bench comm
+refuse "help train more" 2 '"more"' help train more
+
+# ---- Variables that mpirun, or somebody, has set ----
+refuse_with() # VARIABLE=VALUE TEXT
+{
+    variable=$1 text=$2
+    export "${variable?}"
+    refuse "$variable" 2 "$text" train --data text.txt --steps 1 --batch 2 --micro-batch 1 --ranks 2 --device cpu
+    unset "${variable%%=*}"
+}
+refuse_with OMPI_COMM_WORLD_SIZE=abc 'OMPI_COMM_WORLD_SIZE is "abc"'
+refuse_with PMI_RANK=-1 'PMI_RANK is "-1"'
+refuse_with PMI_SIZE=4294967297 'PMI_SIZE is "4294967297"'
+refuse_with SLURM_PROCID='1 2' 'SLURM_PROCID is "1 2"'
+refuse_with FP8FLOW_MPI=lam 'FP8FLOW_MPI is "lam"'
+refuse_with FP8FLOW_TRANSPORT=smoke 'FP8FLOW_TRANSPORT is "smoke"'
+export PMI_SIZE=2
+refuse_with PMI_RANK=2 'PMI_RANK is 2, PMI_SIZE is 2'
+unset PMI_SIZE
+export OMPI_COMM_WORLD_RANK=0
+refuse_with OMPI_COMM_WORLD_SIZE=257 'mpirun has started 257 ranks'
+unset OMPI_COMM_WORLD_RANK
 accept "bench layer --help" 'Usage: fp8flow bench layer' bench layer --help
 refuse "bench of words that nothing has" 2 'nothing has the words "gemm quantize"' bench 'gemm quantize'
 

@@ -79,6 +79,35 @@ test_agreement()
     # shellcheck disable=SC2086
     run env SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=2 FP8FLOW_MPI=$library "$program" train $small --steps 1
     says 'srun without MPI' 'train: rank 0: run_mpi_ranks: 2 processes were started, 1 of them'
+    # shellcheck disable=SC2086
+    run $launch -n 3 env FP8FLOW_MPI=lam "$program" train $small --steps 1
+    says 'an unknown library' 'train: FP8FLOW_MPI is "lam"'
+    # Folders of one name.
+    mkdir -p elsewhere/apart && cp text.txt elsewhere
+    # shellcheck disable=SC2086
+    run $launch -wdir "$work" -n 1 "$program" train $small --steps 4 --output apart : \
+        -wdir "$work/elsewhere" -n 1 "$program" train $small --steps 4 --output apart
+    says 'another folder' 'train: rank 1 has another folder of --output than rank 0'
+    check "$library: another folder: nothing is left" [ ! -e apart ]
+    # Checkpoints of four ranks that two cannot read.
+    for file in model-00003 optimizer-00002; do
+        rm -rf damaged && cp -r half damaged
+        truncate -s -100 damaged/step-00000002/$file-of-00004.safetensors
+        # shellcheck disable=SC2086
+        run $launch -n 2 "$program" train $small --steps 4 --resume damaged --output damaged
+        says "a truncated $file" "train: rank 0: damaged/.*$file-of-00004.safetensors: "
+        rm damaged/step-00000002/$file-of-00004.safetensors
+        # shellcheck disable=SC2086
+        run $launch -n 2 "$program" train $small --steps 4 --dp 2 --resume damaged --output damaged
+        says "no $file" "train: rank 0: damaged/.*$file-of-00004.safetensors: cannot open"
+    done
+    # A checkpoint that rank 1 cannot write.
+    # shellcheck disable=SC2016,SC2086
+    run $launch -n 2 sh -c '[ "${OMPI_COMM_WORLD_RANK:-${PMI_RANK}}" = 0 ] || ulimit -f 9000; exec "$@"' sh \
+        "$program" train $small --steps 2 --output full
+    says 'a full disk' 'train: rank 1: full/step-00000002.tmp/.*cannot write: File too large \(step 2\)'
+    check "$library: a full disk: no checkpoint" [ ! -e full/step-00000002 ]
+    rm -rf full
     # The program without its plugins.
     mkdir -p bare && cp "$program" bare/fp8flow
     # shellcheck disable=SC2086

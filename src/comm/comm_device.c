@@ -16,13 +16,22 @@ struct f8_comm_view {
 
 typedef struct f8_comm_view view;
 
+/* Also of ranks on the CPU, which need none: a misspelt name is found wherever it is. */
+static fp8flow_status find_wanted(const char **wanted)
+{
+    const char *named = getenv("FP8FLOW_TRANSPORT");
+    *wanted = named && *named ? named : "auto";
+    F8_REQUIRE(strcmp(*wanted, "auto") == 0 || strcmp(*wanted, "nccl") == 0 || strcmp(*wanted, "staged") == 0, EINVAL,
+               "FP8FLOW_TRANSPORT is \"%.40s\", expected auto, nccl or staged", *wanted);
+    return FP8FLOW_OK;
+}
+
 /* A rank that is alone needs no NCCL, unless somebody insists on it. */
 static fp8flow_status create(fp8flow_comm *host, const f8_device *device, void *stream, fp8flow_comm **comm)
 {
-    const char *named = getenv("FP8FLOW_TRANSPORT"), *wanted = named && *named ? named : "auto";
+    const char *wanted;
+    F8_TRY(find_wanted(&wanted));
     int insists = strcmp(wanted, "nccl") == 0, is_free = strcmp(wanted, "auto") == 0;
-    F8_REQUIRE(insists || is_free || strcmp(wanted, "staged") == 0, EINVAL,
-               "FP8FLOW_TRANSPORT is \"%s\", expected auto, nccl or staged", wanted);
     if (insists || (is_free && host->size > 1)) {
         fp8flow_status status = f8_comm_nccl_usable(host, device);
         if (status == FP8FLOW_OK) return f8_comm_nccl_create(host, device, stream, comm);
@@ -33,8 +42,13 @@ static fp8flow_status create(fp8flow_comm *host, const f8_device *device, void *
 
 fp8flow_status f8_comm_for_device(fp8flow_comm *host, const f8_device *device, void *stream, fp8flow_comm **comm)
 {
-    *comm = device->is_host ? host : NULL;
-    if (*comm) return FP8FLOW_OK;
+    const char *wanted;
+    *comm = NULL;
+    F8_TRY(find_wanted(&wanted));
+    if (device->is_host) {
+        *comm = host;
+        return FP8FLOW_OK;
+    }
     view *v = host->views;
     while (v && (v->device != device || v->stream != stream)) v = v->next;
     if (!v) {

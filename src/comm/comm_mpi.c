@@ -22,7 +22,7 @@ enum { MAX_RANKS = F8_COMM_MAX_RANKS, MAX_PIECES = 16 * MAX_RANKS, BUFFER_BYTES 
  * ends: when the first process ends with an error, mpirun ends the others, and the line must have been printed. */
 static const double grace = 0.3, patience = 1.0;
 
-enum { SILENT = -2 };
+enum { SILENT = -2, WHY_BYTES = 512 };
 
 /* What all groups of this process share. */
 typedef struct {
@@ -284,10 +284,18 @@ static const struct {
                   { "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", OPENMPI } };
 enum { NUM_LAUNCHERS = sizeof launchers / sizeof *launchers };
 
-static int32_t environment_number(const char *name)
+/* -1: it is not set, or empty. */
+static fp8flow_status environment_number(const char *name, int32_t *number)
 {
     const char *text = getenv(name);
-    return text && *text ? (int32_t)strtol(text, NULL, 10) : -1;
+    *number = -1;
+    if (!text || !*text) return FP8FLOW_OK;
+    char *end;
+    long value = strtol(text, &end, 10);
+    F8_REQUIRE(*text >= '0' && *text <= '9' && !*end && value < INT32_MAX, EINVAL,
+               "%s is \"%.40s\", expected a number, as mpirun and srun set it", name, text);
+    *number = (int32_t)value;
+    return FP8FLOW_OK;
 }
 
 typedef struct {
@@ -302,8 +310,12 @@ static fp8flow_status find_launch(launch *found)
     *found = (launch){ 0, 0, NULL };
     if (wish && strcmp(wish, "none") == 0) return FP8FLOW_OK;
     for (int i = 0; i < NUM_LAUNCHERS && !found->plugin; i++) {
-        int32_t rank = environment_number(launchers[i].rank), size = environment_number(launchers[i].size);
-        if (rank >= 0 && size > rank) *found = (launch){ rank, size, libraries[launchers[i].library].plugin };
+        int32_t rank, size;
+        F8_TRY(environment_number(launchers[i].rank, &rank));
+        F8_TRY(environment_number(launchers[i].size, &size));
+        F8_REQUIRE(rank < 0 || size < 0 || rank < size, EINVAL, "%s is %d, %s is %d: there is no such rank",
+                   launchers[i].rank, rank, launchers[i].size, size);
+        if (rank >= 0 && size >= 0) *found = (launch){ rank, size, libraries[launchers[i].library].plugin };
     }
     if (!wish || !*wish) return FP8FLOW_OK;
     for (int i = 0; i < NUM_LIBRARIES; i++)
@@ -317,22 +329,26 @@ static fp8flow_status find_launch(launch *found)
 int32_t fp8flow_mpi_launched(int32_t *rank)
 {
     launch found;
-    (void)find_launch(&found);
+    fp8flow_status status = find_launch(&found);
     if (rank) *rank = found.rank;
-    return found.size;
+    return status == FP8FLOW_OK ? found.size : -1;
 }
 
-/* Beside the program, in ../lib of it, or where the system looks. Never unloaded: MPI does not bear that. */
-static const f8_mpi_plugin *load_plugin(const char *name, int mode, const char **why)
+/* Beside the program, in ../lib of it, or where the system looks. Never unloaded: MPI does not bear that. Of several
+ * reasons, that a library which the plugin needs is missing says more than where the plugin itself is not. */
+static const f8_mpi_plugin *load_plugin(const char *name, int mode, char why[WHY_BYTES])
 {
     static const char *const folders[] = { "$ORIGIN/", "$ORIGIN/../lib/", "" };
     char path[256];
     void *library = NULL;
+    *why = '\0';
     for (size_t i = 0; i < sizeof folders / sizeof *folders && !library; i++) {
         snprintf(path, sizeof path, "%s%s", folders[i], name);
         library = dlopen(path, RTLD_NOW | mode);
+        const char *reason = library ? NULL : dlerror();
+        if (reason && (!*why || !strstr(reason, name))) snprintf(why, WHY_BYTES, "%s", reason);
     }
-    *why = library ? "it is of another version of fp8flow" : dlerror();
+    if (library) snprintf(why, WHY_BYTES, "it is of another version of fp8flow");
     const f8_mpi_plugin *plugin = library ? dlsym(library, F8_MPI_PLUGIN_SYMBOL) : NULL;
     return plugin && plugin->version == F8_MPI_PLUGIN_VERSION ? plugin : NULL;
 }
@@ -340,12 +356,12 @@ static const f8_mpi_plugin *load_plugin(const char *name, int mode, const char *
 int f8_comm_describe_mpi(char *text, size_t bytes)
 {
     int count = 0;
-    const char *why;
+    char why[WHY_BYTES];
     size_t at = 0;
     *text = '\0';
     for (int i = 0; i < NUM_LIBRARIES; i++) {
         char version[128];
-        const f8_mpi_plugin *plugin = load_plugin(libraries[i].plugin, RTLD_LOCAL, &why);
+        const f8_mpi_plugin *plugin = load_plugin(libraries[i].plugin, RTLD_LOCAL, why);
         if (!plugin) continue;
         plugin->describe(version, sizeof version);
         if (at < bytes) at += (size_t)snprintf(text + at, bytes - at, "%s%s", count ? ", " : "", version);
@@ -363,11 +379,11 @@ static void rest(double seconds)
 
 static fp8flow_status start(const launch *launched, member *world, job *j)
 {
-    const char *why;
+    char why[WHY_BYTES];
     f8_mpi_failure failure = { 0 };
     F8_REQUIRE(launched->plugin, EINVAL, "run_mpi_ranks: this process was not started by mpirun or srun");
-    j->plugin = load_plugin(launched->plugin, RTLD_GLOBAL, &why);
-    F8_REQUIRE(j->plugin, ENOSYS, "run_mpi_ranks: %s cannot be loaded: %s", launched->plugin, why ? why : "no reason");
+    j->plugin = load_plugin(launched->plugin, RTLD_GLOBAL, why);
+    F8_REQUIRE(j->plugin, ENOSYS, "run_mpi_ranks: %s cannot be loaded: %s", launched->plugin, why);
     F8_REQUIRE(j->plugin->start(&world->base.rank, &world->base.size, &failure) == F8_MPI_DONE, ECOMM,
                "run_mpi_ranks: %s", failure.message);
     F8_REQUIRE(world->base.size == launched->size || launched->size == 0, ECOMM,

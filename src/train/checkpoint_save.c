@@ -28,7 +28,7 @@
 
 /* ---- Agreement ---- */
 
-/* All ranks return what the lowest rank that failed has to say. */
+/* All ranks return what the lowest rank that failed has to say, and which one that is. */
 static fp8flow_status agree(fp8flow_comm *comm, fp8flow_status mine)
 {
     struct {
@@ -39,8 +39,10 @@ static fp8flow_status agree(fp8flow_comm *comm, fp8flow_status mine)
     if (mine != FP8FLOW_OK) snprintf(report.message, sizeof report.message, "%s", fp8flow_last_error());
     F8_TRY(f8_comm_all_reduce(comm, F8_MAX_I64, &first, 1));
     if (first == 0) return FP8FLOW_OK;
-    F8_TRY(f8_comm_broadcast(comm, comm->size - (int32_t)first, &report, sizeof report));
-    return f8_fail(report.status, "%s", report.message);
+    int32_t failed = comm->size - (int32_t)first;
+    F8_TRY(f8_comm_broadcast(comm, failed, &report, sizeof report));
+    return comm->size == 1 ? f8_fail(report.status, "%s", report.message)
+                           : f8_fail(report.status, "rank %d: %s", failed, report.message);
 }
 
 /* ---- Tensors that lie in shares of several ranks ----
