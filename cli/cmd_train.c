@@ -101,6 +101,10 @@ static void print_summary(const train_settings *settings, const cli_run_result *
     if (!isnan(result->validation_loss)) printf("validation     %.4f\n", result->validation_loss);
     if (result->tokens_per_second > 0)
         printf("speed          %s tokens/s\n", cli_format_count(speed, result->tokens_per_second));
+    if (result->tokens_per_second > 0 && settings->training.ranks > 1)
+        printf("between ranks  exchange %.1f %% of a step (dispatch %.1f, combine %.1f), gradients %.1f %%\n",
+               1e2 * (result->dispatch_part + result->combine_part), 1e2 * result->dispatch_part,
+               1e2 * result->combine_part, 1e2 * result->gradients_part);
     if (result->saved_step > 0)
         printf("checkpoint     %s/step-%08lld\n", settings->training.train.output, (long long)result->saved_step);
     print_next(settings, result);

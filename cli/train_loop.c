@@ -34,10 +34,11 @@ typedef struct {
     cli_progress progress;
     cli_metrics metrics;
     cli_stop stop;
-    double step_seconds, step_tokens; /* sums for the average speed */
-    int is_reported;                  /* the error has been printed, by this process or rank 0's */
-    int64_t failed_step;              /* of a process: the step it was in; 0: before the first */
-    rank_places *places;              /* [num_ranks], gathered after each step */
+    double step_seconds, step_tokens; /* sums over steps, for averages */
+    double dispatch_seconds, combine_seconds, gradients_seconds;
+    int is_reported;     /* the error has been printed, by this process or rank 0's */
+    int64_t failed_step; /* of a process: the step it was in; 0: before the first */
+    rank_places *places; /* [num_ranks], gathered after each step */
 } run_session;
 
 typedef struct {
@@ -172,6 +173,9 @@ static void report_step(rank_run *run, fp8flow_step_metrics *metrics, const doub
     session->result->last = *metrics;
     session->step_seconds += metrics->seconds;
     session->step_tokens += (double)metrics->tokens;
+    session->dispatch_seconds += metrics->dispatch_seconds;
+    session->combine_seconds += metrics->combine_seconds;
+    session->gradients_seconds += metrics->reduce_seconds + metrics->gather_seconds;
     show_places(session, metrics->step, metrics->nonfinite);
     cli_progress_step(&session->progress, metrics);
     if (validation_loss) {
@@ -409,6 +413,16 @@ static int run_job(run_session *session)
     return cli_fail(run->command, "%s%s%s", prefix, *text ? text : fp8flow_status_name(status), suffix);
 }
 
+static void average(const run_session *session)
+{
+    cli_run_result *result = session->result;
+    if (session->step_seconds <= 0) return;
+    result->tokens_per_second = session->step_tokens / session->step_seconds;
+    result->dispatch_part = session->dispatch_seconds / session->step_seconds;
+    result->combine_part = session->combine_seconds / session->step_seconds;
+    result->gradients_part = session->gradients_seconds / session->step_seconds;
+}
+
 int cli_run_training(const cli_run *run, cli_run_result *result)
 {
     install_signal_handlers(run->mpi_timeout > 0);
@@ -427,7 +441,7 @@ int cli_run_training(const cli_run *run, cli_run_result *result)
     cli_metrics_close(&session.metrics);
     free(session.places);
     if (code != CLI_DONE) return code;
-    if (session.step_seconds > 0) result->tokens_per_second = session.step_tokens / session.step_seconds;
+    average(&session);
     return result->stop == CLI_STOP_FAILED ? CLI_FAILED : CLI_DONE;
 }
 

@@ -308,8 +308,9 @@ typedef struct {
     double wire_bytes_per_token;     /* dispatch + combine, forward + backward, per token and MoE layer */
     double dispatch_bytes_per_token; /* forward and backward dispatch: payload + scales */
     uint64_t nonfinite;              /* NaN and Inf seen by quantisers, all layers, this rank */
-    /* Between ranks, on this one; 0 where it is alone. Bytes are those of the arrays; seconds are those of the program
-     * in the calls, with the wait for slower ranks; NaN on a GPU, which does the work later. */
+    /* Between ranks, on this one; 0 where it is alone. Bytes are those of the arrays. Seconds are in the calls, with
+     * the wait for slower ranks: those of the program, or between events on the stream of a GPU, where dispatch has the
+     * program's exchange of the numbers of rows besides. */
     int64_t reduce_bytes, gather_bytes; /* sums over ranks (gradients, loads, norm); new weights */
     double reduce_seconds, gather_seconds;
     double dispatch_seconds, combine_seconds; /* of all MoE layers, forward and backward */

@@ -121,6 +121,9 @@ split="train --data text.txt --batch 4 --micro-batch 1 --sequence-length 64 --th
 # shellcheck disable=SC2086
 run $split --ep 2 --dp 2 --steps 2 --output split
 check "ep and dp call for ranks" grep -q '^ranks  *4: experts over 2, 2 such groups' "$logs/out"
+percent='[0-9]*\.[0-9]'
+check "the summary has what a step spends between ranks" grep -q "^between ranks  exchange $percent % of a step \
+(dispatch $percent, combine $percent), gradients $percent %\$" "$logs/out"
 check "every rank stores a part" [ "$(ls split/step-00000002/model-*-of-00004.safetensors | wc -l)" -eq 4 ]
 check "the metrics have what went between ranks" grep -q '"reduce_bytes": [1-9].*"combine_seconds": [0-9]' split/metrics.jsonl
 # shellcheck disable=SC2086

@@ -361,6 +361,7 @@ static void check_ranks(const char *json, const char *recipe, split s)
     assert_same_files(step_folder("once", gpu.until), step_folder("again", again.until));
     for (int64_t step = 1; step <= gpu.until; step++) {
         const fp8flow_step_metrics *a = &gpu.metrics[step], *b = &cpu.metrics[step];
+        assert_seconds_between(a, s.ranks, s.ep);
         if (!(fabs(a->loss - b->loss) <= (step == 1 ? 2e-3 : 5e-2) * b->loss))
             fail_msg("%s, %d ranks, EP %d, step %d: loss %.6f, on the CPU %.6f", recipe, s.ranks, s.ep, (int)step,
                      a->loss, b->loss);

@@ -175,6 +175,135 @@ static void test_own_rows_must_agree_too(void **state)
                  "rank 0 expects 2 rows from itself and sends 1");
 }
 
+/* ---- Time ---- */
+
+enum { NUM_TIMED = 6 }; /* calls of call_each */
+
+/* Every collective once. */
+static fp8flow_status call_each(fp8flow_comm *view)
+{
+    static const int32_t one[] = { 1, 1, 1 };
+    static const int64_t elements[] = { 0, 1, 2, 3 }, bytes[] = { 0, 8, 16, 24 };
+    double values[3] = { 1, 2, 3 }, others[3];
+    f8_comm_part part = { values, others, sizeof *values };
+    F8_TRY(f8_comm_exchange_begin(view, &part, 1, one, one));
+    F8_TRY(f8_comm_exchange_end(view));
+    F8_TRY(f8_comm_exchange_back(view, &part, 1, one, one));
+    F8_TRY(f8_comm_all_reduce(view, F8_SUM_F64, values, 3));
+    F8_TRY(f8_comm_reduce_scatter(view, F8_SUM_F64, values, elements));
+    F8_TRY(f8_comm_all_gather(view, values, bytes));
+    return f8_comm_broadcast(view, 1, values, sizeof values);
+}
+
+/* What has been spent since the last look; -1: on one kind nothing, on another something. */
+static double look_at_seconds(const fp8flow_comm *view, double seen[F8_NUM_COLLECTIVES])
+{
+    double sum = 0;
+    int num_spent = 0;
+    for (int i = 0; i < F8_NUM_COLLECTIVES; i++) {
+        double spent = view->spent[i].seconds - seen[i];
+        num_spent += spent > 0;
+        sum += spent;
+        seen[i] = view->spent[i].seconds;
+    }
+    return num_spent % F8_NUM_COLLECTIVES == 0 ? sum : -1;
+}
+
+static fp8flow_status timed_body(fp8flow_comm *host, void *user)
+{
+    double seen[F8_NUM_COLLECTIVES] = { 0 };
+    fp8flow_comm *view;
+    (void)user;
+    F8_TRY(f8_comm_for_device(host, fake_device(), NULL, &view));
+    F8_TRY(call_each(view));
+    F8_TRY(f8_comm_clock_read(view));
+    CHECK(look_at_seconds(view, seen) == 0 && fake.num_events == 0); /* nobody wants to know */
+    for (int round = 0; round < 3; round++) {
+        f8_comm_clock_start(view);
+        for (int i = 0; i < 20; i++) F8_TRY(call_each(view));
+        CHECK(look_at_seconds(view, seen) == 0 && fake.num_readings == 0);
+        F8_TRY(f8_comm_clock_read(view));
+        CHECK(look_at_seconds(view, seen) > 0);
+        CHECK(fake.num_readings == 20 * NUM_TIMED && fake.num_events == 2 * 20 * NUM_TIMED);
+        fake.num_readings = 0;
+        F8_TRY(f8_comm_clock_read(view)); /* once only */
+        CHECK(look_at_seconds(view, seen) == 0);
+    }
+    f8_comm_clock_start(view); /* of a step that failed nothing is left */
+    F8_TRY(call_each(view));
+    f8_comm_clock_start(view);
+    F8_TRY(f8_comm_clock_read(view));
+    CHECK(look_at_seconds(view, seen) == 0);
+    f8_comm_release(view);
+    CHECK(fake.num_events == 0);
+    return FP8FLOW_OK;
+}
+
+static void test_a_view_is_timed_by_events(void **state)
+{
+    (void)state;
+    assert_ok(fp8flow_run_ranks(NUM_RANKS, timed_body, NULL));
+}
+
+/* Without a start. */
+static fp8flow_status host_time_body(fp8flow_comm *host, void *user)
+{
+    double seen[F8_NUM_COLLECTIVES] = { 0 };
+    (void)user;
+    F8_TRY(call_each(host));
+    CHECK(look_at_seconds(host, seen) > 0);
+    f8_comm_clock_start(host);
+    F8_TRY(call_each(host));
+    CHECK(look_at_seconds(host, seen) > 0);
+    return f8_comm_clock_read(host);
+}
+
+static void test_the_program_times_its_own_memory(void **state)
+{
+    (void)state;
+    assert_ok(fp8flow_run_ranks(NUM_RANKS, host_time_body, NULL));
+}
+
+static fp8flow_status exchange_nothing(fp8flow_comm *comm, const f8_comm_part *part, int num_parts,
+                                       const int32_t *send_rows, const int32_t *recv_rows)
+{
+    (void)comm, (void)part, (void)num_parts, (void)send_rows, (void)recv_rows;
+    return FP8FLOW_OK;
+}
+
+static void free_nothing(fp8flow_comm *comm)
+{
+    (void)comm;
+}
+
+/* Of a transport that has a stream for them: from where the rows are ready to where they have come. */
+static void test_an_exchange_aside_is_timed_on_both_streams(void **state)
+{
+    static const f8_comm_ops ops = { .exchange = exchange_nothing,
+                                     .exchange_begin = exchange_nothing,
+                                     .free = free_nothing };
+    static const int32_t one[] = { 1, 1 };
+    int stream, aside;
+    fp8flow_comm comm = { .ops = &ops, .size = 2, .clock = { fake_device(), &stream, &aside } };
+    f8_comm_part part = { 0 };
+    (void)state;
+    f8_comm_clock_start(&comm);
+    assert_ok(f8_comm_exchange_begin(&comm, &part, 1, one, one));
+    assert_true(fake.event_stream[1] == &stream && fake.event_stream[0] == &aside);
+    assert_ok(f8_comm_exchange_back(&comm, &part, 1, one, one));
+    assert_true(fake.event_stream[1] == &stream && fake.event_stream[0] == &stream);
+    assert_ok(f8_comm_clock_read(&comm));
+    assert_true(comm.spent[F8_EXCHANGE].seconds > 0 && comm.spent[F8_EXCHANGE_BACK].seconds > 0);
+    fake.refuse_events = 1;
+    f8_comm_clock_start(&comm);
+    assert_ok(f8_comm_exchange(&comm, &part, 1, one, one));
+    assert_ok(f8_comm_exchange(&comm, &part, 1, one, one));
+    assert_fails(f8_comm_exchange(&comm, &part, 1, one, one), FP8FLOW_EBACKEND, "fake: no event");
+    fake.refuse_events = 0;
+    f8_comm_free(&comm);
+    assert_int_equal(fake.num_events, 0);
+}
+
 /* ---- Which transport ---- */
 
 static fp8flow_status name_body(fp8flow_comm *host, void *user)
@@ -211,6 +340,9 @@ int main(void)
         cmocka_unit_test(test_a_large_reduction_goes_in_pieces),
         cmocka_unit_test(test_a_device_that_fails_ends_the_ranks),
         cmocka_unit_test(test_own_rows_must_agree_too),
+        cmocka_unit_test(test_a_view_is_timed_by_events),
+        cmocka_unit_test(test_the_program_times_its_own_memory),
+        cmocka_unit_test(test_an_exchange_aside_is_timed_on_both_streams),
         cmocka_unit_test(test_the_environment_chooses_the_transport),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -440,7 +440,11 @@ static void test_models_beyond_the_machine_are_refused_with_their_size(void **st
           "2^63", (int64_t)1 << 30, FP8FLOW_ENOMEM },
     };
     for (size_t i = 0; i < COUNT(cases); i++) {
-        creation c = { .options = { "bf16", FP8FLOW_KEEP_ALL, cases[i].tokens, 1, F8_FOR_TRAINING } };
+        creation c = { .options = { .recipe = "bf16",
+                                    .checkpointing = FP8FLOW_KEEP_ALL,
+                                    .max_tokens = cases[i].tokens,
+                                    .sequence_length = 1,
+                                    .purpose = F8_FOR_TRAINING } };
         assert_ok(f8_model_config_parse("huge", cases[i].json, strlen(cases[i].json), &c.config, NULL));
         assert_fails(fp8flow_run_ranks(1, create_on_rank, &c), cases[i].status, cases[i].named);
     }

@@ -277,9 +277,20 @@ static void test_runs_and_threads_do_not_change_bits(void **state)
 
 /* ---- Reference against CPU ---- */
 
+static void check_values_agree(const moe_case *c, const moe_result *reference, const moe_result *cpu)
+{
+    double bound = strcmp(c->recipe, "bf16") == 0 ? 2e-4 : 2e-3;
+    int64_t matrix = c->router.num_experts * c->hidden * c->width;
+    check_rows_close(c, reference->y, cpu->y);
+    check_rows_close(c, reference->dx, cpu->dx);
+    check_gradients_close("fc1", reference->fc1, cpu->fc1, 2 * matrix, bound);
+    check_gradients_close("fc2", reference->fc2, cpu->fc2, matrix, bound);
+    check_gradients_close("router", reference->router, cpu->router, c->router.num_experts * c->hidden, 2e-4);
+}
+
 /* Routing, plans and everything that is moved or counted is class E: the same in both backends. Products are class R:
- * results differ by rounding, and where h or dx2 round to another BF16, by the code that follows; so do the gradients
- * of the gates, and with them the router's. */
+ * results differ by rounding, and where h or dx2 round to another BF16, by the code that follows. On a GPU, where FP8
+ * products are summed with fewer bits, that is more often: cuda_layer.c and cuda_ranks.c have bounds for it. */
 static void test_reference_and_cpu_backend_agree(void **state)
 {
     (void)state;
@@ -302,13 +313,7 @@ static void test_reference_and_cpu_backend_agree(void **state)
                 assert_int_equal(a->edge[e].casts, b->edge[e].casts);
             }
         }
-        double bound = strcmp(c.recipe, "bf16") == 0 ? 2e-4 : 2e-3;
-        int64_t matrix = c.router.num_experts * c.hidden * c.width;
-        check_rows_close(&c, reference.y, cpu.y);
-        check_rows_close(&c, reference.dx, cpu.dx);
-        check_gradients_close("fc1", reference.fc1, cpu.fc1, 2 * matrix, bound);
-        check_gradients_close("fc2", reference.fc2, cpu.fc2, matrix, bound);
-        check_gradients_close("router", reference.router, cpu.router, c.router.num_experts * c.hidden, bound);
+        if (tested_device() != TEST_ON_CUDA) check_values_agree(&c, &reference, &cpu);
         moe_free_result(&reference), moe_free_result(&cpu);
         moe_free_data(&data);
     }

@@ -122,6 +122,19 @@ static inline fp8flow_status try_run(run *r)
     return fp8flow_run_ranks(r->ranks, run_on_rank, r);
 }
 
+/* What a step has spent between ranks is there where there are others, and a part of it. */
+static inline void assert_seconds_between(const fp8flow_step_metrics *m, int32_t ranks, int32_t ep)
+{
+    double parts[] = { m->reduce_seconds, m->gather_seconds, m->dispatch_seconds, m->combine_seconds }, sum = 0.0;
+    for (int i = 0; i < 4; i++) {
+        int is_there = i < 2 ? ranks > 1 : ep > 1;
+        if (!(is_there ? parts[i] > 0.0 : parts[i] == 0.0))
+            fail_msg("%d ranks, EP %d, step %d: seconds[%d] = %g", ranks, ep, (int)m->step, i, parts[i]);
+        sum += parts[i];
+    }
+    if (!(sum < m->seconds)) fail_msg("step %d: %g of %g seconds between ranks", (int)m->step, sum, m->seconds);
+}
+
 /* The run with a fixed micro-batch per rank: batch sequences over all ranks, in one micro-batch each. */
 static inline void spread(run *r, int32_t ranks)
 {

@@ -46,7 +46,8 @@ typedef struct {
 
 /* What this rank has spent on collectives of one kind since the start, where there are several ranks. */
 typedef enum {
-    F8_EXCHANGE,
+    F8_EXCHANGE, /* and of counts */
+    F8_EXCHANGE_BACK,
     F8_ALL_REDUCE,
     F8_REDUCE_SCATTER,
     F8_ALL_GATHER,
@@ -56,13 +57,25 @@ typedef enum {
 
 typedef struct {
     int64_t bytes;  /* of the arrays (exchange: of the rows sent), however often the transport moves them */
-    double seconds; /* of the program in the call, waiting for the others included */
+    double seconds; /* in the calls, waiting for the others included: by f8_comm_clock */
 } f8_comm_spent;
+
+/* How long collectives take. Those on a stream are done after the call: an event before and one behind each say it,
+ * between f8_comm_clock_start and read. The events are kept for the next time. */
+typedef struct {
+    const f8_device *device; /* NULL: collectives are done when they return */
+    void *stream, *aside;    /* aside: of exchanges between begin and end, where a transport has both */
+    struct f8_comm_timed *call;
+    int64_t num_calls, capacity;
+    int is_running;
+    double began; /* the call, by the program's clock */
+} f8_comm_clock;
 
 struct fp8flow_comm {
     const f8_comm_ops *ops;
     int32_t rank, size;
     f8_comm_spent spent[F8_NUM_COLLECTIVES];
+    f8_comm_clock clock;
     int64_t exchanged_bytes;    /* sent by this rank in exchange, itself included */
     double timeout;             /* seconds that a collective waits for the other ranks; 0: as the transport has it */
     struct f8_comm_view *views; /* of it, for memory of devices: comm_device.c */
@@ -74,8 +87,12 @@ struct fp8flow_comm {
 fp8flow_status f8_comm_exchange(fp8flow_comm *comm, const f8_comm_part *part, int num_parts, const int32_t *send_rows,
                                 const int32_t *recv_rows);
 
-/* The same in two halves. What the parts point to is neither read nor written, and nothing else of `comm` is called,
- * between them; other work put on the rank's stream there is done meanwhile where the transport can do that. */
+/* The same, entered as F8_EXCHANGE_BACK: records of an exchange return to where they came from. */
+fp8flow_status f8_comm_exchange_back(fp8flow_comm *comm, const f8_comm_part *part, int num_parts,
+                                     const int32_t *send_rows, const int32_t *recv_rows);
+
+/* f8_comm_exchange in two halves. What the parts point to is neither read nor written, and nothing else of `comm` is
+ * called, between them; other work put on the rank's stream there is done meanwhile where the transport can do that. */
 fp8flow_status f8_comm_exchange_begin(fp8flow_comm *comm, const f8_comm_part *part, int num_parts,
                                       const int32_t *send_rows, const int32_t *recv_rows);
 fp8flow_status f8_comm_exchange_end(fp8flow_comm *comm);
@@ -113,6 +130,11 @@ fp8flow_status f8_comm_check(fp8flow_comm *comm);
  * for_device, before `host` ends. Collective over `host`. */
 fp8flow_status f8_comm_for_device(fp8flow_comm *host, const f8_device *device, void *stream, fp8flow_comm **comm);
 void f8_comm_release(fp8flow_comm *comm); /* NULL allowed */
+
+/* Seconds of a view are entered for the calls between start and read, by read: nothing waits if the stream has been
+ * waited for. Without start calls are not timed. Where the program's clock sees every call both do nothing. */
+void f8_comm_clock_start(fp8flow_comm *comm);
+fp8flow_status f8_comm_clock_read(fp8flow_comm *comm);
 
 /* A view through host memory (comm_staged.c), for any device; freed with f8_comm_free. Each collective waits for the
  * stream. */

@@ -287,6 +287,7 @@ static fp8flow_status create_aside(nccl_comm *n)
     int lowest = 0, highest = 0;
     CUDA_TRY("stream", cudaDeviceGetStreamPriorityRange(&lowest, &highest));
     CUDA_TRY("stream", cudaStreamCreateWithPriority(&n->aside, cudaStreamNonBlocking, highest));
+    n->base.clock.aside = n->aside;
     CUDA_TRY("event", cudaEventCreateWithFlags(&n->before, cudaEventDisableTiming));
     return check("event", cudaEventCreateWithFlags(&n->after, cudaEventDisableTiming));
 }
@@ -322,7 +323,11 @@ fp8flow_status f8_comm_nccl_create(fp8flow_comm *host, const f8_device *device, 
     F8_TRY(f8_nccl_load(&library));
     nccl_comm *n = calloc(1, sizeof *n);
     F8_REQUIRE(n, ENOMEM, "nccl: no memory for rank %d", host->rank);
-    n->base = (fp8flow_comm){ .ops = &nccl_ops, .rank = host->rank, .size = host->size, .timeout = host->timeout };
+    n->base = (fp8flow_comm){ .ops = &nccl_ops,
+                              .rank = host->rank,
+                              .size = host->size,
+                              .timeout = host->timeout,
+                              .clock = { .device = device, .stream = stream } };
     n->watch.host = host;
     n->device = device;
     n->stream = stream;

@@ -210,7 +210,9 @@ fp8flow_status f8_comm_staged_create(fp8flow_comm *host, const f8_device *device
     *comm = NULL;
     staged *s = calloc(1, sizeof *s);
     F8_REQUIRE(s, ENOMEM, "comm: no memory for rank %d on %s", host->rank, device->name);
-    s->base = (fp8flow_comm){ .ops = &staged_ops, .rank = host->rank, .size = host->size };
+    s->base = (fp8flow_comm){
+        .ops = &staged_ops, .rank = host->rank, .size = host->size, .clock = { .device = device, .stream = stream }
+    };
     s->host = host;
     s->device = device;
     s->stream = stream;

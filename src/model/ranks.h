@@ -17,7 +17,7 @@
 
 typedef struct {
     fp8flow_comm *world, *ep, *dp;
-    fp8flow_comm *world_device, *dp_device; /* the layers have ep's */
+    fp8flow_comm *world_device, *ep_device, *dp_device; /* the layers use ep's */
 } f8_ranks;
 
 /* expert_parallel: EP; 0: all ranks. Collective over world, which is borrowed. Errors: EINVAL naming both numbers, and
@@ -26,7 +26,11 @@ fp8flow_status f8_ranks_create(const fp8flow_context *context, fp8flow_comm *wor
                                f8_ranks *ranks);
 void f8_ranks_release(f8_ranks *ranks);
 
-/* What this rank has spent on the comms ending in _device. */
+/* f8_comm_clock_start and read of those ending in _device. */
+void f8_ranks_clock_start(const f8_ranks *ranks);
+fp8flow_status f8_ranks_clock_read(const f8_ranks *ranks);
+
+/* What this rank has spent on all of them. */
 f8_comm_spent f8_ranks_spent(const f8_ranks *ranks, f8_collective collective);
 
 #endif

@@ -83,22 +83,12 @@ fp8flow_status f8_ep_plan(fp8flow_moe *m, f8_arena *arena)
     return FP8FLOW_OK;
 }
 
-/* Of the program, in exchanges of counts and of records. */
-static double exchange_seconds(const fp8flow_moe *m)
-{
-    double seconds = m->comm->spent[F8_EXCHANGE].seconds;
-    if (m->comm_device != m->comm) seconds += m->comm_device->spent[F8_EXCHANGE].seconds;
-    return seconds;
-}
-
 static fp8flow_status exchange_counts(fp8flow_moe *m)
 {
     f8_moe_state *s = &m->state;
-    double start = exchange_seconds(m);
     F8_TRY(m->context->device->event_wait(m->rows_counted));
     memcpy(s->send_rows, m->row_counts, (size_t)m->comm->size * sizeof *m->row_counts);
     F8_TRY(f8_comm_counts(m->comm, s->send_rows, s->recv_rows));
-    m->dispatch_seconds += exchange_seconds(m) - start;
     s->sent = s->received = 0;
     for (int32_t r = 0; r < m->comm->size; r++) {
         s->sent += s->send_rows[r];
@@ -166,9 +156,7 @@ static fp8flow_status exchange_records(fp8flow_moe *m, f8_record record, const f
         part[num_parts++] = (f8_comm_part){ s->send_gate, s->recv_gate, top_k * 4 };
     }
     int64_t before = m->comm_device->exchanged_bytes;
-    double start = exchange_seconds(m);
     F8_DO(m, f8_comm_exchange_begin(m->comm_device, part, num_parts, s->send_rows, s->recv_rows));
-    m->dispatch_seconds += exchange_seconds(m) - start;
     int64_t moved = m->comm_device->exchanged_bytes - before;
     int64_t routing = record == F8_ROWS_AND_ROUTING ? s->sent * top_k * 8 : 0;
     *bytes += moved - routing;
@@ -219,9 +207,7 @@ static fp8flow_status return_records(fp8flow_moe *m, f8_record record, outgoing 
     f8_comm_part part[2] = { { from.rows->data, to.rows->data, from.rows->cols * 2 },
                              { from.gate, to.gate, top_k * 4 } };
     int num_parts = record == F8_ROWS_AND_ROUTING ? 2 : 1;
-    double start = exchange_seconds(m);
-    F8_DO(m, f8_comm_exchange(m->comm_device, part, num_parts, s->recv_rows, s->send_rows));
-    m->combine_seconds += exchange_seconds(m) - start;
+    F8_DO(m, f8_comm_exchange_back(m->comm_device, part, num_parts, s->recv_rows, s->send_rows));
     *bytes += m->comm_device->exchanged_bytes - before;
     return FP8FLOW_OK;
 }

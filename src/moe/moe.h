@@ -98,7 +98,6 @@ struct fp8flow_moe {
     int recomputing; /* backward is computing again what forward did not keep */
     f8_moe_state state;
     int forward_done;
-    double dispatch_seconds, combine_seconds; /* of the program in exchanges, since the layer was made */
     fp8flow_moe_report report;
     f8_moe_figures *figures;      /* own_figures, or a collector's */
     f8_moe_figures *own_figures;  /* cleared by each forward */

@@ -1,5 +1,4 @@
 /* figures.c - the figures of a step: where they lie, and what they say when they have come back from the device. */
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -93,30 +92,26 @@ static void measure_layers(fp8flow_trainer *t, fp8flow_step_metrics *metrics)
 
 f8_step_spent f8_step_find_spent(const fp8flow_trainer *t)
 {
-    const f8_model *m = t->model;
-    f8_comm_spent sums = f8_ranks_spent(&m->ranks, F8_ALL_REDUCE);
-    f8_step_spent spent = { .reduce = f8_ranks_spent(&m->ranks, F8_REDUCE_SCATTER),
-                            .gather = f8_ranks_spent(&m->ranks, F8_ALL_GATHER) };
+    const f8_ranks *ranks = &t->model->ranks;
+    f8_comm_spent sums = f8_ranks_spent(ranks, F8_ALL_REDUCE);
+    f8_step_spent spent = { .reduce = f8_ranks_spent(ranks, F8_REDUCE_SCATTER),
+                            .gather = f8_ranks_spent(ranks, F8_ALL_GATHER),
+                            .dispatch = f8_ranks_spent(ranks, F8_EXCHANGE),
+                            .combine = f8_ranks_spent(ranks, F8_EXCHANGE_BACK) };
     spent.reduce.bytes += sums.bytes;
     spent.reduce.seconds += sums.seconds;
-    for (int64_t layer = 0; layer < m->config.num_layers; layer++) {
-        if (!m->moe[layer]) continue;
-        spent.dispatch_seconds += m->moe[layer]->dispatch_seconds;
-        spent.combine_seconds += m->moe[layer]->combine_seconds;
-    }
     return spent;
 }
 
 static void measure_collectives(const fp8flow_trainer *t, fp8flow_step_metrics *metrics)
 {
     const f8_step_spent now = f8_step_find_spent(t), *before = &t->spent;
-    double seen = f8_on_host(t->context) ? 1.0 : (double)NAN; /* the program's clock sees them only here */
     metrics->reduce_bytes = now.reduce.bytes - before->reduce.bytes;
     metrics->gather_bytes = now.gather.bytes - before->gather.bytes;
-    metrics->reduce_seconds = seen * (now.reduce.seconds - before->reduce.seconds);
-    metrics->gather_seconds = seen * (now.gather.seconds - before->gather.seconds);
-    metrics->dispatch_seconds = seen * (now.dispatch_seconds - before->dispatch_seconds);
-    metrics->combine_seconds = seen * (now.combine_seconds - before->combine_seconds);
+    metrics->reduce_seconds = now.reduce.seconds - before->reduce.seconds;
+    metrics->gather_seconds = now.gather.seconds - before->gather.seconds;
+    metrics->dispatch_seconds = now.dispatch.seconds - before->dispatch.seconds;
+    metrics->combine_seconds = now.combine.seconds - before->combine.seconds;
 }
 
 fp8flow_status f8_step_measure(fp8flow_trainer *t, fp8flow_step_metrics *metrics)

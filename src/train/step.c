@@ -177,7 +177,8 @@ static fp8flow_status finish(fp8flow_trainer *t)
 {
     if (t->step < t->options.steps) (void)bring_tokens(t, t->step);
     F8_TRY(fp8flow_memory_copy(t->context, t->last_step, t->figures, f8_step_figures_bytes(t)));
-    return f8_comm_check(t->model->ranks.world_device); /* or they are not what all ranks have computed */
+    F8_TRY(f8_comm_check(t->model->ranks.world_device)); /* or they are not what all ranks have computed */
+    return f8_ranks_clock_read(&t->model->ranks);
 }
 
 /* What depends on whether the gradients were finite. The device does it while the program looks at the step. */
@@ -193,6 +194,7 @@ static fp8flow_status run_step(fp8flow_trainer *t, fp8flow_step_metrics *metrics
 {
     double lr = f8_learning_rate(&t->options, t->step + 1);
     t->spent = f8_step_find_spent(t);
+    f8_ranks_clock_start(&t->model->ranks);
     F8_TRY(bring_tokens(t, t->step));
     F8_TRY(clear_sums(t));
     F8_TRY(run_micro_batches(t));

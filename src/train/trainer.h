@@ -21,10 +21,9 @@ typedef struct {
     double loss_sum[]; /* [micro-batches]; behind them f8_moe_figures of each layer */
 } f8_step_figures;
 
-/* What the trainer's ranks and layers have spent since they were made. */
+/* What the trainer's ranks have spent since they were made. */
 typedef struct {
-    f8_comm_spent reduce, gather;
-    double dispatch_seconds, combine_seconds;
+    f8_comm_spent reduce, gather, dispatch, combine;
 } f8_step_spent;
 
 struct fp8flow_trainer {
