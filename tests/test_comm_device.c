@@ -284,7 +284,9 @@ static void test_an_exchange_aside_is_timed_on_both_streams(void **state)
                                      .free = free_nothing };
     static const int32_t one[] = { 1, 1 };
     int stream, aside;
-    fp8flow_comm comm = { .ops = &ops, .size = 2, .clock = { fake_device(), &stream, &aside } };
+    fp8flow_comm comm = { .ops = &ops,
+                          .size = 2,
+                          .clock = { .device = fake_device(), .stream = &stream, .aside = &aside } };
     f8_comm_part part = { 0 };
     (void)state;
     f8_comm_clock_start(&comm);
