@@ -7,8 +7,8 @@
 
 #include <math.h>
 #include <sched.h>
-#include <time.h>
 
+#include "base/clock.h"
 #include "comm/comm_nccl.h"
 #include "fp8flow.h"
 
@@ -377,13 +377,6 @@ static void test_groups_work_beside_each_other(void **state)
 
 /* ---- Failure ---- */
 
-static double seconds_now(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
-
 /* Rank 0 waits on its stream for rank 1, which makes `collectives` calls and then fails, or stays away. */
 typedef struct {
     int collectives, stays;
@@ -428,11 +421,11 @@ static void test_a_rank_that_fails_ends_the_wait_of_the_other(void **state)
     skip_below(2);
     for (int collectives = 0; collectives < 3; collectives++) {
         failure_case f = { .collectives = collectives };
-        double start = seconds_now();
+        double start = f8_seconds_now();
         assert_fails(run_gpus(2, failing_body, &f), FP8FLOW_EIO, "disk of rank 1 is full");
         assert_int_equal(f.seen, FP8FLOW_ECOMM);
         assert_non_null(strstr(f.message, "rank 1 has failed: disk of rank 1 is full"));
-        assert_true(seconds_now() - start < 20);
+        assert_true(f8_seconds_now() - start < 20);
     }
 }
 
@@ -442,10 +435,10 @@ static void test_a_rank_that_stays_away_ends_the_job_after_the_timeout(void **st
     skip_below(2);
     failure_case f = { .collectives = 1, .stays = 1 };
     gpu_job job = { failing_body, &f, 10 };
-    double start = seconds_now();
+    double start = f8_seconds_now();
     assert_fails(fp8flow_run_ranks(2, run_on_gpu, &job), FP8FLOW_ECOMM, "all_reduce (call 3) is not done after 10 s");
     assert_int_equal(f.seen, FP8FLOW_ECOMM);
-    assert_true(seconds_now() - start > 10 && seconds_now() - start < 40);
+    assert_true(f8_seconds_now() - start > 10 && f8_seconds_now() - start < 40);
 }
 
 static void test_a_job_after_a_failed_one_works(void **state)

@@ -2,7 +2,8 @@
 #include "comm/comm.h"
 
 #include <stdlib.h>
-#include <time.h>
+
+#include "base/clock.h"
 
 int32_t fp8flow_comm_rank(const fp8flow_comm *comm)
 {
@@ -15,13 +16,6 @@ int32_t fp8flow_comm_size(const fp8flow_comm *comm)
 }
 
 /* ---- What it costs ---- */
-
-static double seconds_now(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
 
 struct f8_comm_timed {
     void *begin, *end; /* events */
@@ -53,7 +47,7 @@ static fp8flow_status add_events(f8_comm_clock *clock)
 static fp8flow_status enter(fp8flow_comm *comm)
 {
     f8_comm_clock *clock = &comm->clock;
-    clock->began = seconds_now();
+    clock->began = f8_seconds_now();
     if (!clock->is_running) return FP8FLOW_OK;
     if (clock->num_calls == clock->capacity) F8_TRY(add_events(clock));
     return clock->device->event_record(clock->call[clock->num_calls].begin, clock->stream);
@@ -65,7 +59,7 @@ static fp8flow_status leave_on(void *stream, fp8flow_comm *comm, f8_collective c
 {
     f8_comm_clock *clock = &comm->clock;
     comm->spent[collective].bytes += bytes;
-    if (!clock->device) comm->spent[collective].seconds += seconds_now() - clock->began;
+    if (!clock->device) comm->spent[collective].seconds += f8_seconds_now() - clock->began;
     if (!clock->is_running || status != FP8FLOW_OK) return status;
     struct f8_comm_timed *call = &clock->call[clock->num_calls++];
     call->collective = collective;
@@ -126,6 +120,9 @@ static fp8flow_status exchange_by(exchange_way way, fp8flow_comm *comm, const f8
                    comm->rank, send_rows[r], recv_rows[r], r);
         rows += send_rows[r];
     }
+    F8_REQUIRE(send_rows[comm->rank] == recv_rows[comm->rank], ECOMM,
+               "exchange: rank %d expects %d rows from itself and sends %d", comm->rank, recv_rows[comm->rank],
+               send_rows[comm->rank]);
     for (int i = 0; i < num_parts; i++) row_bytes += part[i].row_bytes;
     comm->exchanged_bytes += rows * row_bytes;
     if (stays_in_place(comm, part, num_parts)) return FP8FLOW_OK;
@@ -233,6 +230,13 @@ fp8flow_status f8_comm_check(fp8flow_comm *comm)
 }
 
 /* ---- Arithmetic of the transports ---- */
+
+int64_t f8_comm_rows_before(const int32_t *rows, int32_t rank)
+{
+    int64_t sum = 0;
+    for (int32_t r = 0; r < rank; r++) sum += rows[r];
+    return sum;
+}
 
 int64_t f8_comm_element_bytes(f8_reduction reduction)
 {

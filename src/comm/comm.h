@@ -140,6 +140,10 @@ fp8flow_status f8_comm_clock_read(fp8flow_comm *comm);
  * stream. */
 fp8flow_status f8_comm_staged_create(fp8flow_comm *host, const f8_device *device, void *stream, fp8flow_comm **comm);
 
+/* For transports. Where the rows for or from `rank` begin in an exchange; how many go to this rank itself and come from
+ * it has been compared when a transport is called. */
+int64_t f8_comm_rows_before(const int32_t *rows, int32_t rank);
+
 /* For transports. result[i] = reduction over source[r][i], r ascending from zero (or the smallest number); a result may
  * be one of the sources. */
 void f8_comm_reduce(f8_reduction reduction, const void *const *source, int32_t num_sources, int64_t count,

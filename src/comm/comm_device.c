@@ -27,10 +27,9 @@ static fp8flow_status find_wanted(const char **wanted)
 }
 
 /* A rank that is alone needs no NCCL, unless somebody insists on it. */
-static fp8flow_status create(fp8flow_comm *host, const f8_device *device, void *stream, fp8flow_comm **comm)
+static fp8flow_status create(fp8flow_comm *host, const char *wanted, const f8_device *device, void *stream,
+                             fp8flow_comm **comm)
 {
-    const char *wanted;
-    F8_TRY(find_wanted(&wanted));
     int insists = strcmp(wanted, "nccl") == 0, is_free = strcmp(wanted, "auto") == 0;
     if (insists || (is_free && host->size > 1)) {
         fp8flow_status status = f8_comm_nccl_usable(host, device);
@@ -53,7 +52,7 @@ fp8flow_status f8_comm_for_device(fp8flow_comm *host, const f8_device *device, v
     while (v && (v->device != device || v->stream != stream)) v = v->next;
     if (!v) {
         fp8flow_comm *made;
-        F8_TRY(create(host, device, stream, &made));
+        F8_TRY(create(host, wanted, device, stream, &made));
         v = calloc(1, sizeof *v);
         if (!v) {
             f8_comm_free(made);

@@ -77,20 +77,10 @@ typedef struct {
     const int32_t *send_rows, *recv_rows;
 } records;
 
-static int64_t rows_before(const int32_t *rows, int32_t rank)
-{
-    int64_t sum = 0;
-    for (int32_t r = 0; r < rank; r++) sum += rows[r];
-    return sum;
-}
-
 static fp8flow_status copy_own_rows(const nccl_comm *n, const records *x, void *stream)
 {
     int32_t rank = n->base.rank;
-    int64_t send_at = rows_before(x->send_rows, rank), recv_at = rows_before(x->recv_rows, rank);
-    F8_REQUIRE(x->send_rows[rank] == x->recv_rows[rank], ECOMM,
-               "exchange: rank %d expects %d rows from itself and sends %d", rank, x->recv_rows[rank],
-               x->send_rows[rank]);
+    int64_t send_at = f8_comm_rows_before(x->send_rows, rank), recv_at = f8_comm_rows_before(x->recv_rows, rank);
     for (int i = 0; i < x->num_parts; i++) {
         int64_t bytes = x->part[i].row_bytes;
         F8_TRY(n->device->copy(stream, (char *)x->part[i].recv + recv_at * bytes,

@@ -116,13 +116,6 @@ static void threads_abort(fp8flow_comm *comm, const char *message)
     pthread_mutex_unlock(&j->mutex);
 }
 
-static int64_t rows_before(const int32_t *rows, int32_t rank)
-{
-    int64_t sum = 0;
-    for (int32_t r = 0; r < rank; r++) sum += rows[r];
-    return sum;
-}
-
 static fp8flow_status threads_exchange(fp8flow_comm *comm, const f8_comm_part *part, int num_parts,
                                        const int32_t *send_rows, const int32_t *recv_rows)
 {
@@ -138,7 +131,8 @@ static fp8flow_status threads_exchange(fp8flow_comm *comm, const f8_comm_part *p
                              recv_rows[source], source, (long long)rows);
             break;
         }
-        int64_t send_at = rows_before(from->send_rows, comm->rank), recv_at = rows_before(recv_rows, source);
+        int64_t send_at = f8_comm_rows_before(from->send_rows, comm->rank),
+                recv_at = f8_comm_rows_before(recv_rows, source);
         for (int i = 0; i < num_parts && rows; i++) {
             int64_t bytes = part[i].row_bytes;
             memcpy((char *)part[i].recv + recv_at * bytes, (const char *)from->part[i].send + send_at * bytes,

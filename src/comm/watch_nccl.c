@@ -7,15 +7,10 @@
 #include <string.h>
 #include <time.h>
 
+#include "base/clock.h"
+
 /* Once woken, a kernel of NCCL needs microseconds to start; polls without sleep before those with. */
 enum { LOOK_MS = 10, PATIENCE_MS = 2000, QUICK_POLLS = 1000, POLL_NS = 50000, DEFAULT_TIMEOUT = 60 };
-
-static double seconds_now(void)
-{
-    struct timespec now;
-    (void)clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
 
 static void sleep_ns(long nanoseconds)
 {
@@ -97,7 +92,7 @@ typedef struct {
 static void look_at_time(f8_nccl_watch *w, progress *p)
 {
     uint32_t finished = last_finished(w);
-    double now = seconds_now();
+    double now = f8_seconds_now();
     if (finished == w->begun || finished != p->finished) *p = (progress){ finished, now };
     double timeout = w->host->timeout > 0 ? w->host->timeout : DEFAULT_TIMEOUT;
     if (now - p->since <= timeout) return;
@@ -129,7 +124,7 @@ static void wait_a_moment(f8_nccl_watch *w)
 static void *watch(void *argument)
 {
     f8_nccl_watch *w = argument;
-    progress p = { 0, seconds_now() };
+    progress p = { 0, f8_seconds_now() };
     (void)cudaSetDevice(w->gpu);
     pthread_mutex_lock(&w->mutex);
     while (w->state == F8_NCCL_WORKING) {

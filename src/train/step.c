@@ -1,16 +1,9 @@
 /* step.c - one optimiser step and validation: micro-batches, gradient sums over ranks, clipping, update, figures. */
 #include <math.h>
 #include <stdio.h>
-#include <time.h>
 
+#include "base/clock.h"
 #include "train/trainer.h"
-
-static double seconds_now(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
 
 /* ---- Looking at the layers ---- */
 
@@ -216,13 +209,13 @@ fp8flow_status fp8flow_trainer_step(fp8flow_trainer *t, fp8flow_step_metrics *me
     F8_REQUIRE(t->step < t->options.steps, EINVAL, "trainer_step: all %lld steps are done",
                (long long)t->options.steps);
     observed each[F8_MAX_LAYERS];
-    double start = seconds_now();
+    double start = f8_seconds_now();
     *metrics = (fp8flow_step_metrics){ 0 };
     if (t->observer) observe_layers(t, each);
     fp8flow_status status = run_step(t, metrics);
     if (t->observer) observe_layers(t, NULL);
     t->observer = NULL;
-    metrics->seconds = seconds_now() - start;
+    metrics->seconds = f8_seconds_now() - start;
     return status;
 }
 
