@@ -123,22 +123,6 @@ static void on_one_rank(void (*test)(fp8flow_comm *comm))
     assert_ok(fp8flow_run_ranks(1, call_test, &body));
 }
 
-static moe_case large_case(void)
-{
-    moe_case c = moe_default_case();
-    c.tokens = 384;
-    c.hidden = 256;
-    c.width = 192;
-    c.shared_width = 64;
-    c.router.num_experts = 8;
-    c.router.top_k = 3;
-    c.router.sequence_length = 96;
-    c.router.aux_coef = 0.01f;
-    c.router.sequence_coef = 0.01f;
-    c.router.z_coef = 0.001f;
-    return c;
-}
-
 static fp8flow_context *cpu_context(void)
 {
     static fp8flow_context *context;
@@ -206,7 +190,7 @@ static void compare_case(fp8flow_comm *comm, moe_case c)
 /* Also widths that fill no block of 128 and no tile, a sigmoid router with groups, one token, none. */
 static void compare_cases(fp8flow_comm *comm)
 {
-    moe_case c = large_case();
+    moe_case c = moe_large_case();
     compare_case(comm, c);
     c.tokens = 97, c.hidden = 80, c.width = 48, c.shared_width = 16;
     c.router.num_experts = 6, c.router.top_k = 2, c.router.num_groups = 3, c.router.top_groups = 2;
@@ -229,7 +213,7 @@ static void test_near_the_cpu(void **state)
 
 static void compare_modes(fp8flow_comm *comm)
 {
-    moe_case c = large_case();
+    moe_case c = moe_large_case();
     moe_data d = moe_make_data(&c, 12);
     for (int r = 0; r < NUM_MOE_RECIPES; r++) {
         void *expected[NUM_OUTPUTS] = { NULL };
@@ -260,7 +244,7 @@ static void test_same_bits_in_every_mode(void **state)
  * (rounded once or twice), but the row forms are the same: y and dx are. */
 static void compare_fusions(fp8flow_comm *comm)
 {
-    moe_case c = large_case();
+    moe_case c = moe_large_case();
     moe_data d = moe_make_data(&c, 13);
     layer fused, apart;
     void *expected[NUM_OUTPUTS];
@@ -325,7 +309,7 @@ static void replay_with_other_tokens(fp8flow_comm *comm, const moe_case *c, cons
 
 static void replay_all(fp8flow_comm *comm)
 {
-    moe_case c = large_case();
+    moe_case c = moe_large_case();
     moe_data d = moe_make_data(&c, 14);
     for (int r = 0; r < NUM_MOE_RECIPES; r++)
         for (int mode = 0; mode < NUM_MODES; mode++) {

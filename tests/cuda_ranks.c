@@ -188,18 +188,8 @@ static void assert_same_figures(const moe_case *c, const moe_result *got, const 
 
 static moe_case ranks_case(void)
 {
-    moe_case c = moe_default_case();
-    c.tokens = 384;
-    c.hidden = 256;
-    c.width = 192;
-    c.shared_width = 64;
+    moe_case c = moe_large_case();
     c.num_ranks = 4;
-    c.router.num_experts = 8;
-    c.router.top_k = 3;
-    c.router.sequence_length = 96;
-    c.router.aux_coef = 0.01f;
-    c.router.sequence_coef = 0.01f;
-    c.router.z_coef = 0.001f;
     return c;
 }
 

@@ -54,6 +54,23 @@ static inline moe_case moe_default_case(void)
                        .loss_scale = 1 };
 }
 
+/* Several tiles and sequences, a shared expert, every loss. */
+static inline moe_case moe_large_case(void)
+{
+    moe_case c = moe_default_case();
+    c.tokens = 384;
+    c.hidden = 256;
+    c.width = 192;
+    c.shared_width = 64;
+    c.router.num_experts = 8;
+    c.router.top_k = 3;
+    c.router.sequence_length = 96;
+    c.router.aux_coef = 0.01f;
+    c.router.sequence_coef = 0.01f;
+    c.router.z_coef = 0.001f;
+    return c;
+}
+
 /* Inputs and parameters of the whole job; router_bias NULL unless asked for. */
 typedef struct {
     uint16_t *x, *dy, *fc1, *fc2, *shared_fc1, *shared_fc2;

@@ -29,29 +29,9 @@ enum { RECIPE_STEP = 4, FIRST_SPLIT = 3, NUM_SPLITS = 5 };
 enum { RECIPE_STEP = 1, FIRST_SPLIT = 0, NUM_SPLITS = 8 };
 #endif
 
-static const char *corpus_data[1];
-
 static int set_up(void **state)
 {
-    int failed = make_folder(state);
-    if (!failed) corpus_data[0] = strdup(put_corpus("corpus.txt", 20000, 1));
-    return failed;
-}
-
-static int tear_down(void **state)
-{
-    free((void *)(uintptr_t)corpus_data[0]);
-    return remove_folder(state);
-}
-
-/* Paths that live as long as the test. */
-static const char *kept(const char *name)
-{
-    static char paths[128][400];
-    static unsigned next;
-    char *path = paths[next++ % 128];
-    snprintf(path, sizeof paths[0], "%s/%s", test_folder, name);
-    return path;
+    return make_corpus_folder(state, 20000);
 }
 
 /* One micro-batch of one sequence per rank at eight ranks, of more at fewer. */
@@ -501,7 +481,7 @@ static void test_wrong_splits_are_named(void **state)
     assert_ok(try_run(&r));
 }
 
-#define parallel_test(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
+#define parallel_test(name) cmocka_unit_test_setup_teardown(name, set_up, remove_corpus_folder)
 
 int main(void)
 {

@@ -7,30 +7,10 @@
 static const char *const all_recipes[] = { "bf16", "tensorwise", "blockwise", "deepseek", "flow" };
 enum { NUM_RECIPES = 5 };
 
-static const char *corpus_data[1];
-
 /* A folder of its own, with a corpus, for every test. */
 static int set_up(void **state)
 {
-    int failed = make_folder(state);
-    if (!failed) corpus_data[0] = strdup(put_corpus("corpus.txt", 40000, 1));
-    return failed;
-}
-
-static int tear_down(void **state)
-{
-    free((void *)(uintptr_t)corpus_data[0]);
-    return remove_folder(state);
-}
-
-/* Paths of in_folder are few and short-lived; those of a run live as long as the test. */
-static const char *kept(const char *name)
-{
-    static char paths[64][400];
-    static unsigned next;
-    char *path = paths[next++ % 64];
-    snprintf(path, sizeof paths[0], "%s/%s", test_folder, name);
-    return path;
+    return make_corpus_folder(state, 40000);
 }
 
 static run micro_run(const char *json)
@@ -572,7 +552,7 @@ static void test_calls_out_of_range_are_refused(void **state)
     fp8flow_trainer_destroy(NULL);
 }
 
-#define train_test(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
+#define train_test(name) cmocka_unit_test_setup_teardown(name, set_up, remove_corpus_folder)
 
 int main(void)
 {

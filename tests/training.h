@@ -45,6 +45,32 @@ static inline const char *put_corpus(const char *name, size_t size, uint64_t see
 
 enum { MOST_STEPS = 64 };
 
+/* The data of a run: the corpus of the test's folder. */
+static const char *corpus_data[1];
+
+static inline int make_corpus_folder(void **state, size_t size)
+{
+    int failed = make_folder(state);
+    if (!failed) corpus_data[0] = strdup(put_corpus("corpus.txt", size, 1));
+    return failed;
+}
+
+static inline int remove_corpus_folder(void **state)
+{
+    free((void *)(uintptr_t)corpus_data[0]);
+    return remove_folder(state);
+}
+
+/* Paths of in_folder are few and short-lived; those of a run live as long as the test. */
+static inline const char *kept(const char *name)
+{
+    static char paths[128][400];
+    static unsigned next;
+    char *path = paths[next++ % 128];
+    snprintf(path, sizeof paths[0], "%s/%s", test_folder, name);
+    return path;
+}
+
 typedef struct {
     fp8flow_train_options options;
     fp8flow_status (*create_context)(const fp8flow_context_options *options, fp8flow_context **context);
